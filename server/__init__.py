@@ -1,0 +1,1 @@
+"""Pulsa: sells OTP credits and spends them."""

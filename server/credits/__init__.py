@@ -1,0 +1,1 @@
+"""The room of accounts, ledger, pricing and top-ups."""

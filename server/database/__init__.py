@@ -1,0 +1,1 @@
+"""The cellar: pool, batcher, named queries, migrations and the embedded PostgreSQL."""

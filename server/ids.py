@@ -1,0 +1,20 @@
+"""Time-ordered UUIDs: version 7 of RFC 9562."""
+
+import os
+import time
+from uuid import UUID
+
+_VERSION_7 = 0x7 << 76
+_VARIANT = 0b10 << 62
+_RANDOM_A = 0xFFF << 64
+_RANDOM_B = (1 << 62) - 1
+
+
+def new_id() -> UUID:
+    """A new UUID whose first 48 bits are the Unix time in milliseconds, the rest random.
+
+    Ids made in order land side by side in an index, so that inserting stays cheap as tables grow.
+    """
+    random = int.from_bytes(os.urandom(10), "big")
+    milliseconds = time.time_ns() // 1_000_000
+    return UUID(int=milliseconds << 80 | _VERSION_7 | (random & _RANDOM_A) | _VARIANT | (random & _RANDOM_B))

@@ -1,0 +1,1 @@
+"""The room of codes, admission, sending, verifying and limits."""

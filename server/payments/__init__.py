@@ -1,0 +1,1 @@
+"""The window to Stripe: the only importer of its SDK."""

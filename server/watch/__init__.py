@@ -1,0 +1,1 @@
+"""The night watch: finishes what a crash left half done."""
