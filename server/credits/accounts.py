@@ -1,0 +1,129 @@
+"""Accounts: one row and one balance for each organization."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from server.database.pool import Connection
+from server.database.queries import load_queries
+from server.ids import new_id
+
+SQL = load_queries(__file__)
+
+
+@dataclass(slots=True)
+class Account:
+    """An organization's credits, as read from its row; the caller that holds the row's lock may change it."""
+
+    organization_id: str
+    available_credits: int
+    last_sequence: int
+    low_balance_threshold: int
+    low_balance_since: datetime | None
+    """When the balance fell below the threshold; None while it is not low."""
+    window_start_time: datetime
+    """The start of the minute in which window_send_count sends were accepted."""
+    window_send_count: int
+    alert_email: str | None = None
+    stripe_customer_id: str | None = None
+
+    @property
+    def low_balance(self) -> bool:
+        """True while the balance is below the threshold."""
+        return self.available_credits < self.low_balance_threshold
+
+    def apply(self, credits: int, *, now: datetime) -> bool:
+        """Add (or, negative, take) credits and give the change its sequence.
+
+        True when this made the balance low. The caller has made sure that the balance stays at 0 or above.
+        """
+        self.available_credits += credits
+        self.last_sequence += 1
+        if not self.low_balance:
+            self.low_balance_since = None
+            return False
+        crossed = self.low_balance_since is None
+        if crossed:
+            self.low_balance_since = now
+        return crossed
+
+
+def empty_account(organization_id: str, *, low_balance_threshold: int, now: datetime) -> Account:
+    """What an organization without a row has: nothing."""
+    return Account(
+        organization_id=organization_id,
+        available_credits=0,
+        last_sequence=0,
+        low_balance_threshold=low_balance_threshold,
+        low_balance_since=now,
+        window_start_time=now,
+        window_send_count=0,
+    )
+
+
+async def read_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
+    """The accounts that exist, by organization."""
+    cursor = await connection.execute(SQL.read_accounts, {"organization_ids": list(organization_ids)})
+    return {row[0]: Account(*row) for row in await cursor.fetchall()}
+
+
+async def lock_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
+    """The accounts that exist, by organization; nobody else changes them until this transaction ends."""
+    cursor = await connection.execute(SQL.lock_accounts, {"organization_ids": sorted(set(organization_ids))})
+    return {row[0]: Account(*row) for row in await cursor.fetchall()}
+
+
+async def lock_or_create_account(
+    connection: Connection, organization_id: str, *, low_balance_threshold: int, now: datetime
+) -> Account:
+    """The organization's account, made when it has none; nobody else changes it until this transaction ends."""
+    await connection.execute(
+        SQL.create_account,
+        {"organization_id": organization_id, "low_balance_threshold": low_balance_threshold, "now": now},
+    )
+    return (await lock_accounts(connection, [organization_id]))[organization_id]
+
+
+async def write_balances(connection: Connection, accounts: Sequence[Account]) -> None:
+    """Store accounts that were changed under their locks."""
+    await connection.execute(
+        SQL.write_balances,
+        {
+            "organization_ids": [account.organization_id for account in accounts],
+            "available_credits": [account.available_credits for account in accounts],
+            "last_sequences": [account.last_sequence for account in accounts],
+            "low_balance_sinces": [account.low_balance_since for account in accounts],
+            "window_start_times": [account.window_start_time for account in accounts],
+            "window_send_counts": [account.window_send_count for account in accounts],
+        },
+    )
+
+
+async def announce_low_balances(connection: Connection, accounts: Sequence[Account], *, now: datetime) -> None:
+    """Put a notice into the outbox for each account that has just become low and has somebody to tell.
+
+    At most one for each time the line is crossed: the notice is named by the ledger entry that crossed it.
+    """
+    told = [account for account in accounts if account.alert_email]
+    if not told:
+        return
+    await connection.execute(
+        SQL.insert_low_balance_notices,
+        {
+            "organization_ids": [account.organization_id for account in told],
+            "notice_ids": [new_id() for _ in told],
+            "reference_ids": [str(account.last_sequence) for account in told],
+            "emails": [account.alert_email for account in told],
+            "details": [
+                json.dumps(
+                    {
+                        "available_credits": account.available_credits,
+                        "low_balance_threshold": account.low_balance_threshold,
+                    }
+                )
+                for account in told
+            ],
+            "now": now,
+        },
+    )

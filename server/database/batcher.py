@@ -1,0 +1,80 @@
+"""Turns many calls at once into few transactions: group commit for whole calls."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Batcher(Generic[Item, Answer]):
+    """Gathers concurrent `submit` calls and serves each gathering with one call of `flush`.
+
+    A lone call goes at once. While flushes are in flight, further calls gather, and leave together when a flush ends
+    or, after `linger_seconds`, when fewer than `flushes_at_once` are in flight. `flush` gets 1 to `batch_size` items
+    and gives one answer or one error for each, in order; when it raises, all its items fail with that error.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
+        *,
+        batch_size: int,
+        linger_seconds: float,
+        flushes_at_once: int = 1,
+    ) -> None:
+        self._flush = flush
+        self._batch_size = batch_size
+        self._linger_seconds = linger_seconds
+        self._flushes_at_once = flushes_at_once
+        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._flushing: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def submit(self, item: Item) -> Answer:
+        """The answer for this item, once the flush that carried it has ended; raises the item's error.
+
+        Cancelling the caller does not stop the flush: whether the item was served stays unknown to it.
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._start_flushes()
+        return await future
+
+    async def drain(self) -> None:
+        """Wait until nothing waits and nothing is in flight; new items submitted meanwhile are served as well."""
+        while self._flushing or self._waiting:
+            self._start_flushes()
+            await asyncio.wait(self._flushing)
+
+    def _start_flushes(self) -> None:
+        while self._waiting and len(self._flushing) < self._flushes_at_once:
+            batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+            task = asyncio.create_task(self._serve(batch))
+            self._flushing.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._flushing.discard(task)
+        if not self._waiting or self._timer is not None:
+            return
+        # Callers that were just answered are about to call again: waiting for them makes larger, cheaper batches.
+        self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self._lingered)
+
+    def _lingered(self) -> None:
+        self._timer = None
+        self._start_flushes()
+
+    async def _serve(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        try:
+            answers = await self._flush([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001 - every caller of the batch gets it
+            answers = [error] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():  # the caller was cancelled
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

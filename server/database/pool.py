@@ -1,0 +1,102 @@
+"""Connections to PostgreSQL, and what becomes of a call when there are none."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from server.errors import DatabaseUnavailable
+
+Result = TypeVar("Result")
+Connection = AsyncConnection[tuple[Any, ...]]
+Pool = AsyncConnectionPool[Connection]
+
+APPLICATION_ROLE = "pulsa_application"
+"""What the server may do: everything it needs, and no change or removal of a ledger entry. See migrate.py."""
+
+_RETRY_AFTER_SECONDS = 1.0
+_ATTEMPTS = 4
+# 40001 serialization failure, 40P01 deadlock, 57P01..57P03 the server goes down or comes up; 08… a lost connection.
+_TRANSIENT = ("40001", "40P01", "57P01", "57P02", "57P03")
+
+
+async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = APPLICATION_ROLE) -> Pool:
+    """A pool of `size` connections that act as `role`. Waits at most timeout_seconds for each connection it lends.
+
+    Does not wait for the database: a server that starts during an outage answers DATABASE_UNAVAILABLE until it is over.
+    """
+
+    async def configure(connection: Connection) -> None:
+        # A tiny batch with a plan of its own costs three times the generic plan; just-in-time compiling costs more.
+        await connection.execute(
+            sql.SQL("SET ROLE {}; SET plan_cache_mode = force_generic_plan; SET jit = off").format(sql.Identifier(role))
+        )
+
+    pool: Pool = AsyncConnectionPool(
+        url,
+        connection_class=AsyncConnection,
+        kwargs={"autocommit": True, "prepare_threshold": 0, "connect_timeout": max(2, round(timeout_seconds))},
+        min_size=size,
+        max_size=size,
+        timeout=timeout_seconds,
+        reconnect_timeout=timeout_seconds,
+        configure=configure,
+        open=False,
+    )
+    await pool.open(wait=False)
+    return pool
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection inside BEGIN … COMMIT; rolled back when the block raises.
+
+    Raises DatabaseUnavailable when there is no connection or it breaks. The transaction may then have been
+    committed all the same: only an idempotent caller may repeat it.
+    """
+    try:
+        async with pool.connection() as connection, connection.transaction():
+            yield connection
+    except (PoolTimeout, psycopg.OperationalError) as error:
+        raise await _unavailable(pool, error) from error
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection whose statements each commit alone. Raises DatabaseUnavailable as `transaction` does."""
+    try:
+        async with pool.connection() as lent:
+            yield lent
+    except (PoolTimeout, psycopg.OperationalError) as error:
+        raise await _unavailable(pool, error) from error
+
+
+async def repeat_transient(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run idempotent work again, up to 4 times, when PostgreSQL asks for it or the connection was lost."""
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.02, max=0.5),
+        reraise=True,
+    ):
+        with attempt:
+            return await work()
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _is_transient(error: BaseException) -> bool:
+    cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
+    if isinstance(cause, PoolTimeout) or not isinstance(cause, psycopg.OperationalError):
+        return False
+    return cause.sqlstate is None or cause.sqlstate.startswith("08") or cause.sqlstate in _TRANSIENT
+
+
+async def _unavailable(pool: Pool, error: Exception) -> DatabaseUnavailable:
+    if isinstance(error, psycopg.OperationalError):
+        # One dead connection means that its neighbours are dead as well: replace them all before the next call asks.
+        await pool.check()
+    return DatabaseUnavailable(retry_after_seconds=_RETRY_AFTER_SECONDS)

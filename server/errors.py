@@ -1,0 +1,238 @@
+"""Every error that a caller can meet, each with its gRPC code and its documented reason.
+
+DomainError
+├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, RequestIdReused
+├── InsufficientCredits
+├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
+├── StripeEventInvalid
+├── InvalidDestination, DestinationBlocked, ChannelNotConfigured
+├── WrongCode, OtpExpired, OtpCanceled, OtpAlreadyVerified, OtpAttemptsExhausted, OtpNotFound, DeliveryNotFound
+└── RetryLater: carries how long to wait
+    ├── Overloaded, DatabaseUnavailable, PaymentProviderUnavailable
+    └── ResendTooSoon, TooManySends, TooManyGuesses
+
+The first line of a class's docstring is the message that callers see; its fields are the metadata. Neither ever
+holds a code, a destination or a secret.
+"""
+
+import re
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from grpc import StatusCode
+
+_WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+@dataclass(eq=False)
+class DomainError(Exception):
+    """Something that a caller can understand and act on."""
+
+    code: ClassVar[StatusCode]
+    reason: ClassVar[str]
+    """The class's name as callers see it: INSUFFICIENT_CREDITS. Documented in pulsa.error.v1.ErrorReason."""
+
+    def __init_subclass__(cls, code: StatusCode | None = None) -> None:
+        if code is not None:
+            cls.code = code
+        cls.reason = _WORD_START.sub("_", cls.__name__).upper()
+
+    @property
+    def message(self) -> str:
+        """One sentence for people; programs use the reason and the metadata."""
+        return (type(self).__doc__ or "").partition("\n")[0]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The facts behind the reason, by name."""
+        return {field.name: str(getattr(self, field.name)) for field in fields(self)}
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field that breaks its rule."""
+
+    field: str
+    """The path from the request, such as `destination.email`."""
+    description: str
+    """What the rule is; never the value."""
+
+
+@dataclass(eq=False)
+class InvalidFields(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """Some fields break their rules; see the field violations."""
+
+    violations: tuple[FieldViolation, ...]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Which fields, in order."""
+        return {"fields": ",".join(violation.field for violation in self.violations)}
+
+
+class TokenInvalid(DomainError, code=StatusCode.UNAUTHENTICATED):
+    """A valid bearer token is needed."""
+
+
+@dataclass(eq=False)
+class PermissionMissing(DomainError, code=StatusCode.PERMISSION_DENIED):
+    """The token lacks the permission for this call."""
+
+    permission: str
+
+
+class OrganizationMismatch(DomainError, code=StatusCode.PERMISSION_DENIED):
+    """The token is of another organization."""
+
+
+class RequestIdReused(DomainError, code=StatusCode.ALREADY_EXISTS):
+    """This request_id was used with other arguments; nothing was changed."""
+
+
+@dataclass(eq=False)
+class InsufficientCredits(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """The account cannot pay for this."""
+
+    required_credits: int
+    available_credits: int
+
+
+@dataclass(eq=False)
+class TopUpBelowMinimum(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """A top-up buys at least the minimum of credits."""
+
+    minimum_credits: int
+
+
+@dataclass(eq=False)
+class TopUpAboveMaximum(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """A top-up buys at most the maximum of credits."""
+
+    maximum_credits: int
+
+
+@dataclass(eq=False)
+class CurrencyNotSold(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """Credits are not sold in this currency."""
+
+    currency_codes: str
+    """Those that are, separated by commas."""
+
+
+@dataclass(eq=False)
+class TopUpAlreadyOpen(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """An unpaid top-up is open: complete or cancel it first."""
+
+    top_up_id: str
+    hosted_invoice_url: str
+
+
+@dataclass(eq=False)
+class TopUpNotCancelable(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """Only an unpaid top-up can be canceled."""
+
+    status: str
+
+
+class TopUpNotFound(DomainError, code=StatusCode.NOT_FOUND):
+    """The organization has no such top-up."""
+
+
+class StripeEventInvalid(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """This is not an event that Stripe signed for this endpoint; nothing was stored."""
+
+
+@dataclass(eq=False)
+class InvalidDestination(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """The destination is not an address or number that can exist."""
+
+    field: str
+    """The path from the request, such as `destination.email`."""
+
+
+@dataclass(eq=False)
+class DestinationBlocked(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """This destination is not served."""
+
+    channel: str
+
+
+@dataclass(eq=False)
+class ChannelNotConfigured(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """No provider carries this channel here."""
+
+    channel: str
+
+
+@dataclass(eq=False)
+class WrongCode(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """The code is wrong; the guess was counted."""
+
+    attempts_remaining: int
+
+
+class OtpExpired(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """The OTP's time is over."""
+
+
+class OtpCanceled(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """The OTP was canceled."""
+
+
+class OtpAlreadyVerified(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """The code was accepted before; it is good once."""
+
+
+class OtpAttemptsExhausted(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """Too many wrong codes came for this OTP."""
+
+
+class OtpNotFound(DomainError, code=StatusCode.NOT_FOUND):
+    """The organization has no such OTP."""
+
+
+class DeliveryNotFound(DomainError, code=StatusCode.NOT_FOUND):
+    """The organization has no such delivery."""
+
+
+@dataclass(eq=False)
+class RetryLater(DomainError):
+    """Not now."""
+
+    retry_after_seconds: float
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The wait travels as RetryInfo instead."""
+        return {field.name: str(getattr(self, field.name)) for field in fields(self)[1:]}
+
+
+class Overloaded(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
+    """Too many calls are in flight; nothing was charged."""
+
+
+class DatabaseUnavailable(RetryLater, code=StatusCode.UNAVAILABLE):
+    """The database did not answer; repeat with the same request_id."""
+
+
+class PaymentProviderUnavailable(RetryLater, code=StatusCode.UNAVAILABLE):
+    """Stripe did not answer; repeat with the same request_id."""
+
+
+class ResendTooSoon(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
+    """The same destination and purpose had a send moments ago."""
+
+
+@dataclass(eq=False)
+class TooManySends(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
+    """A limit on sends is reached."""
+
+    limit: str
+    """The name of the setting that says how many."""
+
+
+class TooManyGuesses(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
+    """Too many wrong codes came for this destination."""
