@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -33,7 +33,9 @@ async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = 
     async def configure(connection: Connection) -> None:
         # A tiny batch with a plan of its own costs three times the generic plan; just-in-time compiling costs more.
         await connection.execute(
-            sql.SQL("SET ROLE {}; SET plan_cache_mode = force_generic_plan; SET jit = off").format(sql.Identifier(role))
+            "SELECT set_config('role', %s, false), set_config('plan_cache_mode', 'force_generic_plan', false),"
+            " set_config('jit', 'off', false)",
+            [role],
         )
 
     pool: Pool = AsyncConnectionPool(

@@ -1,0 +1,48 @@
+"""What every test may ask for: a real PostgreSQL, and a migrated database of its own in it."""
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from server.database import embedded
+from server.database.migrate import migrate
+from server.database.pool import Pool, open_pool
+
+TEMPLATE = "pulsa_template"
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server whose data need not survive, with a migrated template database in it."""
+    folder: Path = tmp_path_factory.mktemp("postgres")
+    with embedded.start(folder, settings={"fsync": "off", "max_connections": "200"}) as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        migrate(_url_of(server.url, TEMPLATE))
+        yield server.url
+
+
+@pytest.fixture
+def database_url(postgres: str) -> Iterator[str]:
+    """The URL of a new, migrated, empty database, as the owner of its schema."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        yield _url_of(postgres, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    """Connections to the test's own database, in the application's role."""
+    pool = await open_pool(database_url, size=4, timeout_seconds=5)
+    yield pool
+    await pool.close()
+
+
+def _url_of(url: str, database: str) -> str:
+    return psycopg.conninfo.make_conninfo(url, dbname=database)
