@@ -1,4 +1,4 @@
-"""What every test may ask for: a real PostgreSQL, and a migrated database of its own in it."""
+"""What every test may ask for: a real PostgreSQL, and a migrated database of its own in it, audited at the end."""
 
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
@@ -7,6 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from server.credits.audit import RULES
 from server.database import embedded
 from server.database.migrate import migrate
 from server.database.pool import Pool, open_pool
@@ -28,12 +29,14 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
-    """The URL of a new, migrated, empty database, as the owner of its schema."""
+    """The URL of a new, migrated, empty database, as its schema's owner. At the end every ledger in it must hold."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
         yield _url_of(postgres, name)
+        findings = _findings(_url_of(postgres, name))
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    assert findings == []
 
 
 @pytest.fixture
@@ -42,6 +45,13 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
     pool = await open_pool(database_url, size=4, timeout_seconds=5)
     yield pool
     await pool.close()
+
+
+def _findings(url: str) -> list[tuple[str, object]]:
+    """What `python -m server audit` would find."""
+    everything = {"organization_id": None, "deliveries_since": None, "limit": 10}
+    with psycopg.connect(url) as connection:
+        return [(rule, row) for rule, query in RULES.items() for row in connection.execute(query.encode(), everything)]
 
 
 def _url_of(url: str, database: str) -> str:

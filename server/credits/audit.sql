@@ -1,0 +1,89 @@
+-- Each finding_… query gives (organization_id, what is wrong) and nothing when all is well. All are of the same shape: one
+-- organization, or with NULL all of them; the first `limit` findings. PostgreSQL does the work on its disks, in bounded
+-- memory, and plans each with the values known, so that one organization is an index scan.
+
+-- count_entries
+SELECT count(*), coalesce(sum(entry_count), 0)::bigint
+FROM (
+    SELECT count(*) AS entry_count
+    FROM ledger_entries
+    WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+    GROUP BY organization_id
+) AS ledger;
+
+-- finding_broken_chain
+-- The sequence has no gaps, and every balance follows from the one before.
+SELECT organization_id, concat(
+    'entry ', sequence, ' of ', credits, ' leaves ', balance_after, '; entry ', previous_sequence, ' left ', previous_balance
+)
+FROM (
+    SELECT organization_id, sequence, credits, balance_after,
+        lag(sequence, 1, 0::bigint) OVER chain AS previous_sequence,
+        lag(balance_after, 1, 0::bigint) OVER chain AS previous_balance
+    FROM ledger_entries
+    WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+    WINDOW chain AS (PARTITION BY organization_id ORDER BY sequence)
+) AS link
+WHERE sequence <> previous_sequence + 1 OR balance_after <> previous_balance + credits
+LIMIT %(limit)s;
+
+-- finding_wrong_balance
+-- The account says what its entries add up to.
+SELECT coalesce(account.organization_id, ledger.organization_id), concat(
+    'the account has ', account.available_credits, ' credits at sequence ', account.last_sequence,
+    '; the entries make ', coalesce(ledger.credits, 0), ' at ', coalesce(ledger.last_sequence, 0)
+)
+FROM (
+    SELECT organization_id, available_credits, last_sequence
+    FROM accounts
+    WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+) AS account
+FULL JOIN (
+    SELECT organization_id, sum(credits) AS credits, max(sequence) AS last_sequence
+    FROM ledger_entries
+    WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+    GROUP BY organization_id
+) AS ledger ON ledger.organization_id = account.organization_id
+WHERE account.available_credits IS DISTINCT FROM coalesce(ledger.credits, 0)
+    OR account.last_sequence IS DISTINCT FROM coalesce(ledger.last_sequence, 0)
+LIMIT %(limit)s;
+
+-- finding_delivery_not_in_ledger
+-- Every delivery was charged what it says, and given back if and only if it says so.
+SELECT delivery.organization_id, concat(
+    'delivery ', delivery.delivery_id, ' costs ', delivery.credits, ' at sequence ', delivery.ledger_sequence,
+    ', refunded ', delivery.refunded, '; the ledger took ', -send.credits, ' at ', send.sequence,
+    ' and gave back ', coalesce(refund.credits, 0)
+)
+FROM deliveries AS delivery
+LEFT JOIN ledger_entries AS send ON send.organization_id = delivery.organization_id AND send.kind = 'SEND'
+    AND send.reference_id = delivery.delivery_id
+LEFT JOIN ledger_entries AS refund ON refund.organization_id = delivery.organization_id AND refund.kind = 'REFUND'
+    AND refund.reference_id = delivery.delivery_id
+WHERE (%(organization_id)s::text IS NULL OR delivery.organization_id = %(organization_id)s)
+    AND (send.credits IS DISTINCT FROM -delivery.credits
+        OR send.sequence IS DISTINCT FROM delivery.ledger_sequence
+        OR send.balance_after IS DISTINCT FROM delivery.balance_after
+        OR coalesce(refund.credits, 0) <> CASE WHEN delivery.refunded THEN delivery.credits ELSE 0 END)
+LIMIT %(limit)s;
+
+-- finding_send_without_delivery
+-- Every send was of a delivery. Deliveries older than deliveries_since may have been removed by retention.
+SELECT send.organization_id, concat('the ledger took ', -send.credits, ' at ', send.sequence, ' for no delivery')
+FROM ledger_entries AS send
+LEFT JOIN deliveries AS delivery ON delivery.organization_id = send.organization_id
+    AND delivery.delivery_id = send.reference_id
+WHERE (%(organization_id)s::text IS NULL OR send.organization_id = %(organization_id)s)
+    AND send.kind = 'SEND' AND delivery.delivery_id IS NULL
+    AND (%(deliveries_since)s::timestamptz IS NULL OR send.create_time >= %(deliveries_since)s)
+LIMIT %(limit)s;
+
+-- finding_refund_without_send
+-- Every refund gives back one whole send that came before it.
+SELECT refund.organization_id, concat('the ledger gave back ', refund.credits, ' at ', refund.sequence, ' for no such send')
+FROM ledger_entries AS refund
+LEFT JOIN ledger_entries AS send ON send.organization_id = refund.organization_id AND send.kind = 'SEND'
+    AND send.reference_id = refund.reference_id AND send.credits = -refund.credits AND send.sequence < refund.sequence
+WHERE (%(organization_id)s::text IS NULL OR refund.organization_id = %(organization_id)s)
+    AND refund.kind = 'REFUND' AND send.sequence IS NULL
+LIMIT %(limit)s;

@@ -1,0 +1,91 @@
+"""An operator's corrections: once each, never below zero."""
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+
+from server.credits.adjustments import adjust_credits
+from server.credits.audit import audit_all
+from server.credits.balances import Balance
+from server.credits.ledger import LedgerEntry, list_entries
+from server.database.pool import Pool, connection
+from server.errors import InsufficientCredits, RequestIdReused
+
+
+async def adjust(
+    pool: Pool, credits: int, *, request_id: UUID | None = None, reason: str = "goodwill"
+) -> tuple[LedgerEntry, Balance]:
+    return await adjust_credits(
+        pool,
+        "acme",
+        request_id=request_id or uuid4(),
+        credits=credits,
+        reason=reason,
+        created_by="operator",
+        low_balance_threshold=100,
+        now=datetime.now(UTC),
+    )
+
+
+async def entries_of(pool: Pool, organization_id: str) -> list[LedgerEntry]:
+    async with connection(pool) as lent:
+        return await list_entries(lent, organization_id, before_sequence=1 << 62, limit=500)
+
+
+async def test_a_correction_stays_in_the_ledger_with_its_reason_and_author(pool: Pool) -> None:
+    await adjust(pool, 1000)
+    entry, balance = await adjust(pool, -40, reason="entered twice")
+    assert (entry.sequence, entry.credits, entry.balance_after) == (2, -40, 960)
+    assert (entry.reason, entry.created_by) == ("entered twice", "operator")
+    assert balance == Balance("acme", 960, 100, 2)
+    assert (await entries_of(pool, "acme"))[0] == entry
+
+
+async def test_fifty_equal_corrections_at_once_are_one(pool: Pool) -> None:
+    request_id = uuid4()
+    answers = await asyncio.gather(*(adjust(pool, 500, request_id=request_id) for _ in range(50)))
+    assert {entry for entry, _ in answers} == {answers[0][0]}
+    assert [entry.credits for entry in await entries_of(pool, "acme")] == [500]
+
+
+async def test_a_repeat_tells_the_balance_of_now(pool: Pool) -> None:
+    request_id = uuid4()
+    first, _ = await adjust(pool, 500, request_id=request_id)
+    await adjust(pool, 7)
+    again, balance = await adjust(pool, 500, request_id=request_id)
+    assert again == first
+    assert balance.available_credits == 507
+
+
+@pytest.mark.parametrize(("credits", "reason"), [(501, "goodwill"), (500, "another reason")])
+async def test_a_request_id_with_other_arguments_changes_nothing(pool: Pool, credits: int, reason: str) -> None:
+    request_id = uuid4()
+    await adjust(pool, 500, request_id=request_id)
+    with pytest.raises(RequestIdReused):
+        await adjust(pool, credits, request_id=request_id, reason=reason)
+    assert len(await entries_of(pool, "acme")) == 1
+
+
+async def test_a_correction_cannot_make_the_balance_negative(pool: Pool) -> None:
+    await adjust(pool, 10)
+    with pytest.raises(InsufficientCredits) as refused:
+        await adjust(pool, -11)
+    assert refused.value.metadata == {"required_credits": "11", "available_credits": "10"}
+    assert len(await entries_of(pool, "acme")) == 1
+
+
+async def test_a_refused_first_correction_leaves_no_account(pool: Pool) -> None:
+    with pytest.raises(InsufficientCredits):
+        await adjust(pool, -1)
+    async with connection(pool) as lent:
+        assert await (await lent.execute("SELECT count(*) FROM accounts")).fetchone() == (0,)
+
+
+async def test_of_many_corrections_at_once_only_what_the_balance_allows_is_taken(pool: Pool) -> None:
+    await adjust(pool, 10)
+    outcomes = await asyncio.gather(*(adjust(pool, -1) for _ in range(30)), return_exceptions=True)
+    assert sum(isinstance(outcome, InsufficientCredits) for outcome in outcomes) == 20
+    report = await audit_all(pool)
+    assert (report.holds, report.entry_count) == (True, 11)
