@@ -36,6 +36,7 @@ the call's parameters or the event's data. A call or event meets the first fault
                         secret         later attempts are right
 
     GET    /_control/faults                    {"faults": [… with `seen` and `used`]}
+    GET    /_control/faults/{id}/met           answers once it has been met; for hold_*: once something is held
     POST   /_control/faults/{id}/release       what it holds goes on
     DELETE /_control/faults[/{id}]             one, or all
 
@@ -51,6 +52,7 @@ Looking inside.
     GET    /_control/invoices             {"count", "invoices"}: all of them, each with its `payments`
     GET    /_control/requests             {"count", "requests"}: calls so far; ?method=POST&path=/v1/invoices (globs)
     GET    /_control/deliveries           {"count", "deliveries"}: webhook attempts; ?event=ID&type=GLOB
+    GET    /_control/deliveries/done      answers once nothing is being delivered or waiting to be tried again
     GET    /_control/events               {"count", "events"}: id, type, object, held, undelivered; ?type=GLOB
     DELETE /_control/requests             forgets the log; likewise /_control/deliveries
 
@@ -85,6 +87,7 @@ _HANDLERS: dict[str, Callable[[Desk, web.Request], Awaitable[object]]] = {
     "POST /faults": control_acts.add_fault,
     "DELETE /faults": control_acts.clear_faults,
     "DELETE /faults/{id}": control_acts.remove_fault,
+    "GET /faults/{id}/met": control_acts.await_fault,
     "POST /faults/{id}/release": control_acts.release_fault,
     "GET /invoices": control_views.list_invoices,
     "POST /invoices/{id}/{action}": control_acts.act,
@@ -92,6 +95,7 @@ _HANDLERS: dict[str, Callable[[Desk, web.Request], Awaitable[object]]] = {
     "DELETE /requests": control_views.clear_requests,
     "GET /deliveries": control_views.list_deliveries,
     "DELETE /deliveries": control_views.clear_deliveries,
+    "GET /deliveries/done": control_views.await_deliveries,
     "GET /events": control_views.list_events,
     "POST /events": control_acts.emit,
     "POST /events/release": control_acts.release_events,

@@ -31,6 +31,13 @@ async def remove_fault(desk: Desk, request: web.Request) -> object:
     return {}
 
 
+async def await_fault(desk: Desk, request: web.Request) -> object:
+    """Answers once the fault has been met."""
+    fault = _fault(desk, request)
+    await fault.met.wait()
+    return fault.as_json()
+
+
 async def release_fault(desk: Desk, request: web.Request) -> object:
     """What the fault holds goes on."""
     fault = _fault(desk, request)

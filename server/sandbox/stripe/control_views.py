@@ -36,6 +36,12 @@ async def list_deliveries(desk: Desk, request: web.Request) -> object:
     return _matching("deliveries", list(desk.courier.log), request)
 
 
+async def await_deliveries(desk: Desk, _request: web.Request) -> object:
+    """Answers once every delivery has ended, in whatever way."""
+    await desk.courier.idle()
+    return {}
+
+
 async def clear_deliveries(desk: Desk, _request: web.Request) -> object:
     """Forget the webhook attempts so far."""
     desk.courier.log.clear()

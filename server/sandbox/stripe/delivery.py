@@ -104,6 +104,11 @@ class Courier:
         for identifier in list(self._books.undelivered):
             self._start(self._deliver_in_turn([self._books.find("event", identifier)], [], _USUAL))
 
+    async def idle(self) -> None:
+        """Until nothing is being delivered or waiting to be tried again."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def close(self) -> None:
         """Stop; nothing is delivered any more."""
         for task in self._tasks:

@@ -54,10 +54,12 @@ class Fault:
     skip: int = 0
     seen: int = 0
     used: int = 0
+    met: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def hold(self) -> None:
         """Wait until released, but no longer than the option `seconds`."""
+        self.met.set()
         try:
             async with asyncio.timeout(float(self.options.get("seconds", _DEFAULT_HOLD_SECONDS))):
                 await self.released.wait()
@@ -107,6 +109,8 @@ class Faults:
             fault.seen += 1
             if fault.seen > fault.skip:
                 fault.used += 1
+                if not fault.kind.startswith("hold_"):
+                    fault.met.set()
                 return fault
         return None
 

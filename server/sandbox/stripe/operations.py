@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from server.sandbox.stripe import invoicing, receipts, settling
 from server.sandbox.stripe.books import Books, Object
-from server.sandbox.stripe.parameters import Schema, decimal, flag, metadata, nested, span, text, texts, whole
+from server.sandbox.stripe.parameters import Schema, choice, decimal, flag, metadata, nested, span, text, texts, whole
 from server.sandbox.stripe.reading import page, view, within
 
 Run = Callable[[Books, str, Object], Object]
@@ -15,17 +15,20 @@ Run = Callable[[Books, str, Object], Object]
 _EXPAND: Schema = {"expand": texts}
 _PAGE: Schema = {"limit": whole, "starting_after": text, "ending_before": text, **_EXPAND}
 
+_COLLECTION = choice("charge_automatically", "send_invoice")
+_STATUS = choice("draft", "open", "paid", "uncollectible", "void")
+
 _CUSTOMER: Schema = {
     "address": nested, "balance": whole, "description": text, "email": text, "metadata": metadata, "name": text,
     "phone": text, "preferred_locales": texts,
 }  # fmt: skip
 _INVOICE: Schema = {
-    "auto_advance": flag, "automatic_tax": nested, "collection_method": text, "custom_fields": nested,
+    "auto_advance": flag, "automatic_tax": nested, "collection_method": _COLLECTION, "custom_fields": nested,
     "days_until_due": whole, "description": text, "due_date": whole, "footer": text, "metadata": metadata,
     "payment_settings": nested,
 }  # fmt: skip
 _NEW_INVOICE: Schema = {
-    **_INVOICE, "currency": text, "customer": text, "pending_invoice_items_behavior": text,
+    **_INVOICE, "currency": text, "customer": text, "pending_invoice_items_behavior": choice("exclude"),
 }  # fmt: skip
 _NEW_ITEM: Schema = {
     "amount": whole, "currency": text, "customer": text, "description": text, "invoice": text, "metadata": metadata,
@@ -156,7 +159,7 @@ OPERATIONS = (
     Operation("POST", "/v1/invoices", "InvoiceCreateParams", {**_NEW_INVOICE, **_EXPAND},
               _new(invoicing.create_invoice), required=("customer",)),
     Operation("GET", "/v1/invoices", "InvoiceListParams",
-              {**_PAGE, "created": span, "customer": text, "status": text, "collection_method": text},
+              {**_PAGE, "created": span, "customer": text, "status": _STATUS, "collection_method": _COLLECTION},
               _list("invoice", {**_DATED, "customer": _equal("customer"), "status": _equal("status"),
                                 "collection_method": _equal("collection_method")})),
     _get("invoice", "/v1/invoices/{id}", "InvoiceRetrieveParams"),

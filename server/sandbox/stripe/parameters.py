@@ -111,6 +111,17 @@ def metadata(name: str, value: Any) -> dict[str, str]:
     return entries
 
 
+def choice(*allowed: str) -> Reader:
+    """One of these words."""
+
+    def read(name: str, value: Any) -> str:
+        if text(name, value) not in allowed:
+            raise Refusal(f"Invalid {name}: must be one of {', '.join(allowed)}", param=name)
+        return str(value)
+
+    return read
+
+
 def span(name: str, value: Any) -> dict[str, int]:
     """A time filter: one Unix time, or limits named gt, gte, lt, lte."""
     if isinstance(value, str):

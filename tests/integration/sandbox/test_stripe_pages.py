@@ -1,0 +1,102 @@
+"""The page and the PDF behind an invoice's links, as a browser without JavaScript uses them."""
+
+import re
+
+import pytest
+
+from server.sandbox.stripe.money import display
+from tests.integration.sandbox.stripe_world import World
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "shown"),
+    [
+        (15_000_000, "idr", "Rp150.000"),
+        (15_000_050, "idr", "Rp150.000,50"),
+        (999_999_999_900, "idr", "Rp9.999.999.999"),
+        (1_000, "usd", "$10.00"),
+        (123_456_789, "usd", "$1,234,567.89"),
+        (1_000, "eur", "10.00 EUR"),
+    ],
+)
+def test_amounts_are_shown_as_people_write_them(amount: int, currency: str, shown: str) -> None:
+    assert display(amount, currency) == shown
+
+
+async def test_the_pay_button_of_the_hosted_page_pays(world: World) -> None:
+    invoice = await world.open(amount=15_000_000)
+    page = await text_of(world, str(invoice.hosted_invoice_url))
+    assert str(invoice.number) in page
+    assert "Pay Rp150.000" in page
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=.https?:", page)
+    form = re.search(r'<form method="post" action="([^"]+)"><button type="submit"', page)
+    assert form
+
+    async with world.session.post(world.sandbox.url + form[1]) as response:
+        after = await response.text()
+
+    assert response.url.path == form[1].removesuffix("/pay")
+    assert '<span class="status paid" id="status">Paid</span>' in after
+    assert "<form" not in after
+    assert (await world.fetch(invoice)).status == "paid"
+    await world.receiver.wait_for("invoice.finalized", "invoice.paid")
+
+
+async def test_a_page_left_open_cannot_pay_twice_or_pay_what_was_voided(world: World) -> None:
+    paid, voided = await world.open(), await world.open()
+    await world.act(paid, "pay")
+    await world.act(voided, "void")
+
+    for invoice in (paid, voided):
+        async with world.session.post(f"{invoice.hosted_invoice_url}/pay") as response:
+            assert response.status == 409
+    assert len(world.sandbox.books.objects["charge"]) == 1
+
+
+async def test_what_a_customer_is_called_cannot_change_the_page(world: World) -> None:
+    customer = await world.client().v1.customers.create_async({"name": "<script>alert(1)</script>"})
+    invoice = await world.open(customer=customer.id)
+
+    page = await text_of(world, str(invoice.hosted_invoice_url))
+
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+async def test_links_expire_and_fresh_ones_come_with_the_invoice(world: World) -> None:
+    invoice = await world.open()
+
+    await world.act(invoice, "expire_links")
+
+    async with world.session.get(str(invoice.hosted_invoice_url)) as response:
+        assert response.status == 404
+    fresh = await world.fetch(invoice)
+    assert "Pay Rp150.000" in await text_of(world, str(fresh.hosted_invoice_url))
+
+
+async def test_the_pdf_is_one_well_formed_page(world: World) -> None:
+    invoice = await world.open(amount=15_000_000)
+
+    async with world.session.get(str(invoice.invoice_pdf)) as response:
+        content = await response.read()
+
+    assert response.content_type == "application/pdf"
+    assert content.startswith(b"%PDF-1.4\n")
+    assert content.endswith(b"%%EOF\n")
+    assert f"(Invoice {invoice.number}) Tj".encode() in content
+    assert b"(Total: Rp150.000) Tj" in content
+    start = int(content.split(b"startxref\n")[1].split(b"\n")[0])
+    assert content[start:].startswith(b"xref\n")
+    offsets = [int(entry) for entry in re.findall(rb"(\d{10}) 00000 n ", content[start:])]
+    for number, offset in enumerate(offsets, start=1):
+        assert content[offset:].startswith(b"%d 0 obj\n" % number)
+    stream = re.search(rb"/Length (\d+) >>\nstream\n(.*?)\nendstream", content, re.DOTALL)
+    assert stream
+    assert len(stream[2]) == int(stream[1])
+
+
+async def text_of(world: World, url: str) -> str:
+    async with world.session.get(url) as response:
+        assert response.status == 200
+        return await response.text()
