@@ -78,6 +78,7 @@ async def test_lists_are_filtered_and_paged_newest_first(world: World) -> None:
     assert [invoice.id async for invoice in page.auto_paging_iter()] == [each.id for each in reversed(opened)]
     assert (await invoices.list_async({"customer": customer, "status": "draft"})).data == []
     assert (await invoices.list_async({"created": {"lt": opened[0].created}})).data == []
+    assert (await invoices.list_async({"created": {"gte": opened[0].created + 3_600}})).data == []
     before = await invoices.list_async({"customer": customer, "limit": 1, "ending_before": opened[0].id})
     assert [invoice.id for invoice in before.data] == [opened[1].id]
 
