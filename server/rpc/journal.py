@@ -1,0 +1,60 @@
+"""What the front door writes to the log: who called what, how it ended and how long it took; never what was said."""
+
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+
+import structlog
+
+from server.rpc.status import Failure
+
+_log = structlog.get_logger(__name__)
+_OVERLOAD_SECONDS = 1.0
+
+
+class Journal:
+    """A line for each failed call, and at level debug for the others too."""
+
+    def __init__(self) -> None:
+        self.tells_all: bool = _log.bind().is_enabled_for(logging.DEBUG)
+        self._refused = 0
+        self._refused_told = -_OVERLOAD_SECONDS
+
+    def ended(self, rpc: str, failure: Failure | None, *, organization_id: str, subject: str, seconds: float) -> None:
+        """Tell how a call ended."""
+        if failure is not None:
+            tell, code, reason = _log.info, failure.code.name, failure.reason
+        elif self.tells_all:
+            tell, code, reason = _log.debug, "OK", ""
+        else:
+            return
+        tell(
+            "call",
+            rpc=rpc,
+            grpc_code=code,
+            reason=reason,
+            organization_id=organization_id,
+            subject=subject,
+            milliseconds=round(seconds * 1000, 3),
+        )
+
+    def overloaded(self) -> None:
+        """Tell that calls are refused for want of room: once a second, as a line for each would add to the load."""
+        self._refused += 1
+        if time.monotonic() - self._refused_told >= _OVERLOAD_SECONDS:
+            _log.warning("overloaded", calls_refused=self._refused)
+            self._refused, self._refused_told = 0, time.monotonic()
+
+    def incident(self, rpc: str, incident_id: str, error: BaseException) -> None:
+        """Tell of something unexpected: what kind and where, without its text, which may hold a destination."""
+        _log.error("incident", alert=True, rpc=rpc, incident_id=incident_id, trace=list(_trace(error)))
+
+
+def _trace(error: BaseException | None) -> Iterator[str]:
+    while error is not None:
+        sqlstate = getattr(error, "sqlstate", None)
+        yield f"{type(error).__name__} {sqlstate}" if sqlstate else type(error).__name__
+        for frame in traceback.extract_tb(error.__traceback__):
+            yield f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+        error = error.__cause__ or error.__context__

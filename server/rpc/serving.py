@@ -1,0 +1,96 @@
+"""The gRPC server: where it listens, what it serves, and how it goes down without failing a call."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped] # has no types
+
+from server.rpc.certificates import Certificates, TlsFiles
+from server.rpc.door import Door
+
+# The largest request is RecordStripeEvent's 256 KiB.
+_LARGEST_MESSAGE_BYTES: Final = 1024 * 1024
+# A token may be 8 KiB; gRPC's own bound on all metadata is 8 KiB.
+_LARGEST_METADATA_BYTES: Final = 16 * 1024
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", _LARGEST_METADATA_BYTES),
+    # A connection that went silent is noticed within a minute and a half, so that streams do not outlive their callers.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Callers may ping an idle connection this often; more is answered with GOAWAY.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where and how to listen."""
+
+    address: str
+    """`host:port`; port 0 takes any free one."""
+    tls: TlsFiles | None = None
+    """None: plaintext."""
+    share_port: bool = False
+    """Several processes on one port (SO_REUSEPORT). Off, a second server on the port fails instead of sharing it."""
+    reflection: bool = False
+    """Lets tools such as `buf curl` ask which services there are."""
+
+
+class GrpcServer:
+    """A server that listens."""
+
+    def __init__(
+        self, server: grpc.aio.Server, port: int, door: Door, health_servicer: health.aio.HealthServicer
+    ) -> None:
+        self._server = server
+        self.port = port
+        """The port it listens on."""
+        self._door = door
+        self._health = health_servicer
+
+    async def drain(self, *, lame_duck_seconds: float, grace_seconds: float) -> None:
+        """Go down: say NOT_SERVING, serve on until callers have seen it, take no more, and let what is in finish.
+
+        Calls that take longer than grace_seconds are cancelled; streams end at once, with OK.
+        """
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(lame_duck_seconds)
+        self._door.end_streams()
+        await self._server.stop(grace_seconds)
+
+    async def wait(self) -> None:
+        """Return once the server has stopped."""
+        await self._server.wait_for_termination()
+
+
+async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Door, listening: Listening) -> GrpcServer:
+    """Serve each service's servicer behind the door, with health checks beside it, which pass no door.
+
+    Raises RuntimeError when the address cannot be listened on, LookupError as Door.handler does, OSError or ValueError
+    when TLS files cannot be used.
+    """
+    server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(listening.share_port))])
+    server.add_generic_rpc_handlers([door.handler(service, servicer) for service, servicer in services.items()])
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = [service.full_name for service in services]
+    for name in names:
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    if listening.reflection:
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    port = _listen(server, listening)
+    await server.start()
+    return GrpcServer(server, port, door, health_servicer)
+
+
+def _listen(server: grpc.aio.Server, listening: Listening) -> int:
+    if listening.tls is None:
+        return server.add_insecure_port(listening.address)
+    return server.add_secure_port(listening.address, Certificates(listening.tls).server_credentials())
