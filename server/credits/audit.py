@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from server.database.pool import Connection, Pool, transaction
@@ -15,6 +15,7 @@ RULES: Final[Mapping[str, str]] = {
 """By the name of what would be wrong, the query that gives each (organization_id, description) of it."""
 MAXIMUM_FINDINGS: Final = 100
 """Of each rule: more of them would say nothing new."""
+_CLOCK_DIFFERENCE = timedelta(hours=1)  # retention may run elsewhere, by a clock that is ahead of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +44,32 @@ class Report:
         return not self.findings
 
 
-async def audit_all(pool: Pool, *, deliveries_since: datetime | None = None) -> Report:
+async def audit_all(pool: Pool, *, deliveries_kept: timedelta | None = None) -> Report:
     """Replay every ledger and compare it with accounts, deliveries and top-ups.
 
-    Correct while the server works: all of it sees one snapshot. Sends before deliveries_since may lack their delivery,
-    because retention removes old ones; with None every send must have its delivery.
+    Right while the server works: all of it sees one snapshot. Sends older than deliveries_kept may lack their delivery,
+    because retention removes those; with None every send must have it.
     """
-    return await _audit(pool, None, deliveries_since)
+    return await _audit(pool, None, deliveries_kept)
 
 
-async def audit_organization(pool: Pool, organization_id: str, *, deliveries_since: datetime | None = None) -> Report:
+async def audit_organization(pool: Pool, organization_id: str, *, deliveries_kept: timedelta | None = None) -> Report:
     """`audit_all` for one organization, at the cost of its own entries only."""
-    return await _audit(pool, organization_id, deliveries_since)
+    return await _audit(pool, organization_id, deliveries_kept)
 
 
-async def _audit(pool: Pool, organization_id: str | None, deliveries_since: datetime | None) -> Report:
-    verify_time = datetime.now(UTC)
+async def _audit(pool: Pool, organization_id: str | None, deliveries_kept: timedelta | None) -> Report:
+    now = datetime.now(UTC)
+    deliveries_since = None if deliveries_kept is None else now - deliveries_kept + _CLOCK_DIFFERENCE
     async with transaction(pool) as connection:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        return await audit_snapshot(connection, organization_id, deliveries_since, verify_time=verify_time)
+        return await audit_snapshot(connection, organization_id, deliveries_since, verify_time=now)
 
 
 async def audit_snapshot(
     connection: Connection, organization_id: str | None, deliveries_since: datetime | None, *, verify_time: datetime
 ) -> Report:
-    """The report of what this transaction sees."""
+    """The report of what this transaction sees, where only sends since deliveries_since need their delivery."""
     await connection.execute("SELECT set_config('plan_cache_mode', 'force_custom_plan', true)")
     parameters = {
         "organization_id": organization_id,

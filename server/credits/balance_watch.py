@@ -7,9 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from server.credits.balances import Balance, Balances
-from server.errors import Overloaded
-
-_RETRY_AFTER_SECONDS = 10.0
 
 
 class BalanceWatch:
@@ -18,64 +15,45 @@ class BalanceWatch:
     Looking sees whatever any replica, or an operator by hand, has committed; it needs no connection per watcher.
     """
 
-    def __init__(
-        self, balances: Balances, *, poll_seconds: float, spending_seconds: float, maximum_streams: int
-    ) -> None:
+    def __init__(self, balances: Balances, *, poll_seconds: float, spending_seconds: float) -> None:
         """spending_seconds is the least time before a message that only says that credits were spent."""
         self._balances = balances
         self._poll_seconds = poll_seconds
         self._spending_seconds = spending_seconds
-        self._maximum_streams = maximum_streams
         self._streams: set[_Stream] = set()
-        self._joined = asyncio.Event()
+        self._look_now = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
-        self._closed = False
 
     async def follow(self, organization_id: str) -> AsyncGenerator[Balance, None]:
-        """The balance now, and again on each change that a page should show.
+        """The balance now, and again on each change that a page should show, for ever.
 
         At once when credits came or the low-balance line was crossed or moved; at most once in spending_seconds when
         credits were spent. A slow reader misses steps, never the latest. last_sequence never goes back.
-        Ends when the watch is closed. Raises Overloaded when too many streams are open, and DatabaseUnavailable when
-        the database stops answering.
+        Raises DatabaseUnavailable when the database stops answering.
         """
-        if len(self._streams) >= self._maximum_streams:
-            raise Overloaded(_RETRY_AFTER_SECONDS)
         stream = _Stream(organization_id)
         self._streams.add(stream)
-        self._look_soon()
-        try:
-            while (balance := await stream.next()) is not None:
-                yield balance
-        finally:
-            self._streams.discard(stream)
-
-    async def close(self) -> None:
-        """End every stream, also those that still come."""
-        self._closed = True
-        self._end_streams(None)
-        if self._poller is not None:
-            self._poller.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._poller
-
-    def _look_soon(self) -> None:
-        if self._closed:
-            self._end_streams(None)
-            return
-        self._joined.set()
+        self._look_now.set()
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
+        try:
+            while True:
+                yield await stream.next()
+        finally:
+            self._streams.discard(stream)
+            if not self._streams:
+                self._look_now.set()  # and, with nobody left, stop looking
 
     async def _poll(self) -> None:
         try:
             while self._streams:
-                self._joined.clear()
+                self._look_now.clear()
                 await self._look()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._joined.wait(), self._poll_seconds)
+                    await asyncio.wait_for(self._look_now.wait(), self._poll_seconds)
         except Exception as error:  # noqa: BLE001 - every stream gets it
-            self._end_streams(error)
+            for stream in self._streams:
+                stream.fail(error)
 
     async def _look(self) -> None:
         # Only those that were here before the question: an answer must not be older than the stream that gets it.
@@ -85,10 +63,6 @@ class BalanceWatch:
         for stream, balance in zip(streams, balances, strict=True):
             stream.offer(balance, now=now, spending_seconds=self._spending_seconds)
 
-    def _end_streams(self, error: Exception | None) -> None:
-        for stream in self._streams:
-            stream.end(error)
-
 
 @dataclass(slots=True, eq=False)
 class _Stream:
@@ -97,7 +71,6 @@ class _Stream:
     organization_id: str
     _shown: Balance | None = None
     _shown_at: float = 0.0
-    _ended: bool = False
     _error: Exception | None = None
     _unread: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -107,18 +80,19 @@ class _Stream:
             self._shown, self._shown_at = balance, now
             self._unread.set()
 
-    def end(self, error: Exception | None) -> None:
-        """Let the reader stop, with the error if there is one."""
-        self._ended, self._error = True, error
+    def fail(self, error: Exception) -> None:
+        """Let the reader end with this error."""
+        self._error = error
         self._unread.set()
 
-    async def next(self) -> Balance | None:
-        """What was shown and not yet read; None at the end."""
+    async def next(self) -> Balance:
+        """What was shown and not yet read. Raises the stream's error."""
         await self._unread.wait()
         self._unread.clear()
         if self._error is not None:
             raise self._error
-        return None if self._ended else self._shown
+        assert self._shown is not None  # noqa: S101 - there is something unread
+        return self._shown
 
     def _is_news(self, balance: Balance, *, seconds_passed: float, spending_seconds: float) -> bool:
         shown = self._shown

@@ -14,20 +14,18 @@ from server.credits.alerts import update_alerts
 from server.credits.balance_watch import BalanceWatch
 from server.credits.balances import Balance, Balances
 from server.database.pool import Pool
-from server.errors import DatabaseUnavailable, Overloaded
+from server.errors import DatabaseUnavailable
 
 
-def watch_with(pool: Pool, *, spending_seconds: float = 3600, maximum_streams: int = 100) -> BalanceWatch:
+def watch_with(pool: Pool, *, spending_seconds: float) -> BalanceWatch:
     balances = Balances(pool, low_balance_threshold=100, batch_size=500, linger_seconds=0.005)
-    return BalanceWatch(balances, poll_seconds=0.01, spending_seconds=spending_seconds, maximum_streams=maximum_streams)
+    return BalanceWatch(balances, poll_seconds=0.01, spending_seconds=spending_seconds)
 
 
 @pytest.fixture
-async def watch(pool: Pool) -> AsyncIterator[BalanceWatch]:
+def watch(pool: Pool) -> BalanceWatch:
     """A watch that shows mere spending so late that these tests never see it."""
-    watch = watch_with(pool)
-    yield watch
-    await watch.close()
+    return watch_with(pool, spending_seconds=3600)
 
 
 async def adjust(pool: Pool, credits: int, organization_id: str = "acme") -> None:
@@ -80,7 +78,6 @@ async def test_spending_is_shown_in_the_end(pool: Pool) -> None:
             await adjust(pool, -1)
         while seen[-1].available_credits != 495:
             seen.append(await next_of(stream))
-    await watch.close()
     assert [balance.last_sequence for balance in seen] == sorted({balance.last_sequence for balance in seen})
 
 
@@ -106,23 +103,12 @@ async def test_a_slow_reader_gets_the_latest(pool: Pool, watch: BalanceWatch) ->
         assert (await next_of(slow)).available_credits == 300
 
 
-async def test_streams_are_bounded_and_a_place_comes_free(pool: Pool) -> None:
-    watch = watch_with(pool, maximum_streams=1)
+async def test_nobody_looks_while_nobody_watches(watch: BalanceWatch) -> None:
     async with aclosing(watch.follow("acme")) as stream:
         await next_of(stream)
-        with pytest.raises(Overloaded):
-            await next_of(watch.follow("acme"))
-    async with aclosing(watch.follow("acme")) as stream:
-        assert (await next_of(stream)).organization_id == "acme"
-    await watch.close()
-
-
-async def test_the_drain_ends_streams_old_and_new(watch: BalanceWatch) -> None:
-    old = watch.follow("acme")
-    await next_of(old)
-    await watch.close()
-    assert [balance async for balance in old] == []
-    assert [balance async for balance in watch.follow("acme")] == []
+        assert watch._poller is not None
+        assert not watch._poller.done()
+    await asyncio.wait_for(watch._poller, 10)
 
 
 async def test_a_lost_database_ends_streams_with_its_error_and_later_streams_work(
