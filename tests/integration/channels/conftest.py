@@ -1,0 +1,103 @@
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from aiohttp.test_utils import TestServer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from server.channels.channel import ChannelName, Message, Outcome
+from server.channels.templates import Templates, load_templates
+from server.sandbox.providers import ProvidersSandbox
+
+PHONE = "+6281234567890"
+EMAIL = "bob.smith@example.com"
+CODE = "918273"
+SECRETS = (CODE, PHONE, PHONE.removeprefix("+"), EMAIL, "bob.smith")
+
+MakeMessage = Callable[..., Message]
+
+
+@pytest.fixture(scope="session")
+def templates() -> Templates:
+    return load_templates(None)
+
+
+@pytest.fixture
+def make_message() -> MakeMessage:
+    """A message with the code and the destinations that no output may hold."""
+
+    def make(
+        channel: ChannelName = ChannelName.SMS,
+        *,
+        destination: str = "",
+        locale: str = "en",
+        ttl: timedelta = timedelta(minutes=5),
+        domain: str = "",
+    ) -> Message:
+        normalized = destination or (EMAIL if channel is ChannelName.EMAIL else PHONE)
+        return Message(uuid4(), channel, normalized, CODE, "login", locale, datetime.now(UTC) + ttl, domain)
+
+    return make
+
+
+@pytest.fixture
+async def sandbox() -> ProvidersSandbox:
+    """Twilio, Vonage and WhatsApp behind `sandbox_url`."""
+    return ProvidersSandbox()
+
+
+@pytest.fixture
+async def sandbox_url(sandbox: ProvidersSandbox) -> AsyncIterator[str]:
+    async with TestServer(sandbox.application()) as server:
+        yield str(server.make_url(""))
+        sandbox.release()
+
+
+@pytest.fixture(scope="session")
+def self_signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The files of a certificate for 127.0.0.1 that nobody vouches for, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    certificate = (
+        builder.not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(*pem))
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+@pytest.fixture(autouse=True)
+def no_secret_leaves(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """After every test here: no outcome that was made, nothing logged at any level and nothing printed has a secret."""
+    made: list[str] = []
+    initialize = Outcome.__init__
+
+    def record(self: Outcome, *args: object, **kwargs: object) -> None:
+        made.append(f"{args} {kwargs}")
+        initialize(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Outcome, "__init__", record)
+    # The stand-ins' own debug lines are no output of ours.
+    for name in ("mail", "asyncio"):
+        caplog.set_level(logging.WARNING, logger=name)
+    caplog.set_level(logging.DEBUG)
+    yield
+    seen = "\n".join([*made, caplog.text, *capsys.readouterr()])
+    assert made
+    assert [secret for secret in SECRETS if secret in seen] == []
