@@ -100,7 +100,7 @@ _REPORTED_STATUSES = frozenset(
     }
 )
 _UUID = _matches("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", "a UUID in its usual form with hyphens")
-_NUMBER = _text(1, 32)
+_NUMBER = _matches(f"{_CHARACTER}{{1,32}}", "an international number of at most 32 characters")
 _ANYTHING = Rule("any", lambda _: True)
 _DATE = Rule("a day as YYYY-MM-DD", _is_day)
 _HOST_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -135,7 +135,9 @@ RULES: Final[Mapping[str, Rule]] = {
     "payload": Rule(f"at most {_LARGEST_PAYLOAD_BYTES} bytes", lambda value: len(value) <= _LARGEST_PAYLOAD_BYTES),
     "signature": _text(0, 4096),
     # OTPs; whether a destination can exist is the rooms' INVALID_DESTINATION
-    "email": _text(1, _LONGEST_EMAIL),
+    "email": _matches(
+        f"{_CHARACTER}{{1,{_LONGEST_EMAIL}}}", f"an e-mail address of at most {_LONGEST_EMAIL} characters"
+    ),
     "whatsapp": _NUMBER,
     "sms": _NUMBER,
     "purpose": _matches("[a-z][a-z0-9_]{0,31}", '1 to 32 lower-case letters, digits and "_", beginning with a letter'),
@@ -158,7 +160,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "code": _text(1, 16),
     "status": Rule("SENT, DELIVERED or FAILED", _REPORTED_STATUSES.__contains__),
     "failure_reason": _matches("[A-Za-z0-9_]{0,64}", 'at most 64 letters, digits and "_"'),
-    "report_time": Rule("a moment of the years 1 to 9999, or unset", _is_moment),
+    "report_time": Rule("a valid google.protobuf.Timestamp, or unset", _is_moment),
 }
 """By field name, for every field of a request but messages of our own: those are checked field by field."""
 

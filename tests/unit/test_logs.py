@@ -1,0 +1,68 @@
+"""The log: what it holds, and what it never does."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from server.logs import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("server")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_line_says_when_where_how_grave_and_what(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json")
+    structlog.get_logger("server.rpc").info("call", rpc="SendOtp", organization_id="acme@home.example")
+    structlog.get_logger("server.rpc").debug("call", rpc="GetOtp")
+
+    (line,) = lines(capsys)
+
+    assert line.pop("timestamp")
+    assert line == {
+        "event": "call",
+        "level": "info",
+        "logger": "server.rpc",
+        "organization_id": "acme@home.example",
+        "rpc": "SendOtp",
+    }
+
+
+def test_a_library_is_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="debug", style="json")
+    logging.getLogger("some.library").info("chatter")
+    logging.getLogger("some.library").warning("trouble with %s", "disks")
+
+    assert [line["event"] for line in lines(capsys)] == ["trouble with disks"]
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_what_must_not_be_logged_is_hidden(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json" if style == "json" else "console")
+    log = structlog.get_logger("server.otps")
+    secrets = ["918273", "jane@mail.example", "+6281234567890", "eyJhbGciOi.eyJzdWI.c2ln", "sk_test_51Abc", "whsec_9z"]
+    log.info("sent", code="918273", destination="jane@mail.example")
+    for secret in secrets[1:]:
+        log.info("careless", detail=f"text with {secret}.")
+        logging.getLogger("some.library").error("refused %s", secret)
+    failure = ValueError(f"cannot reach {secrets[1]}")
+    logging.getLogger("some.library").error("failed", exc_info=failure)
+
+    output = capsys.readouterr().err
+
+    assert output.count("[hidden]") >= 2 * len(secrets)
+    assert not [secret for secret in secrets if secret in output]
