@@ -1,0 +1,1 @@
+"""Calls Pulsa from Python: generated stubs, and a thin typed client over them."""

@@ -1,0 +1,77 @@
+"""Hands a webhook to the server over gRPC, as any caller would."""
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+import grpc
+import structlog
+from grpc import StatusCode
+from pulsa.credit.v1.credit_service_pb2 import RecordStripeEventRequest
+from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
+from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+_log = structlog.get_logger(__name__)
+
+_TRANSIENT: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED})
+_CHANNEL_OPTIONS: Final = (
+    # A server that restarts is found again at once: gRPC by itself would wait for up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class Relay:
+    """Asks CreditService.RecordStripeEvent, again while it is away, for no longer than Stripe waits."""
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        token: Callable[[], str],
+        credentials: grpc.ChannelCredentials | None,
+        timeout_seconds: float,
+    ) -> None:
+        """`token` is asked for at each call, so that it may change. Without credentials nothing is encrypted."""
+        self._channel = (
+            grpc.aio.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
+            if credentials
+            else grpc.aio.insecure_channel(server, options=_CHANNEL_OPTIONS)
+        )
+        self._stub = CreditServiceStub(self._channel)
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+
+    async def record(self, payload: bytes, signature: str) -> HTTPStatus:
+        """OK: the event is stored. BAD_REQUEST: Stripe did not sign it. SERVICE_UNAVAILABLE: it should come again."""
+        request = RecordStripeEventRequest(payload=payload, signature=signature)
+        end = asyncio.get_running_loop().time() + self._timeout_seconds
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception(_is_transient),
+                wait=wait_random_exponential(multiplier=0.1, max=1.0),
+                stop=stop_before_delay(self._timeout_seconds),
+                reraise=True,
+            ):
+                with attempt:
+                    await self._record_once(request, end - asyncio.get_running_loop().time())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is StatusCode.INVALID_ARGUMENT:
+                return HTTPStatus.BAD_REQUEST
+            _log.error("stripe_event_not_relayed", code=error.code().name)
+            return HTTPStatus.SERVICE_UNAVAILABLE
+        return HTTPStatus.OK
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._channel.close()
+
+    async def _record_once(self, request: RecordStripeEventRequest, timeout_seconds: float) -> None:
+        metadata = (("authorization", f"Bearer {self._token()}"),)
+        await self._stub.RecordStripeEvent(request, timeout=timeout_seconds, metadata=metadata)
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _TRANSIENT

@@ -1,0 +1,159 @@
+"""Strangers at the sidecar's door: it stays small, and serves the others."""
+
+import asyncio
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from http import HTTPStatus
+
+import aiohttp
+import pytest
+
+from server.webhook.intake import Limits
+from server.webhook.sidecar import Sidecar
+from tests.integration.webhook.credit_service import CreditService
+
+SIGNED = {"Stripe-Signature": "t=1,v1=abc"}
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def memory() -> Iterator[None]:
+    """Fails when Python held more than a few megabytes at any moment of the test."""
+    tracemalloc.start()
+    yield
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 * MEGABYTE
+
+
+async def chunks(count: int, size: int = 65_536) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b"x" * size
+
+
+@pytest.mark.usefixtures("memory")
+async def test_a_body_of_20_megabytes_is_refused_whether_announced_or_not(
+    http: aiohttp.ClientSession, webhook: str, service: CreditService
+) -> None:
+    announced = {"Content-Length": str(20 * MEGABYTE)}
+    for headers in (announced, {}):
+        async with http.post(webhook, data=chunks(320), headers=SIGNED | headers) as response:
+            assert response.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    assert service.events == []
+
+
+async def test_the_largest_body_is_taken_and_one_byte_more_is_not(
+    http: aiohttp.ClientSession, webhook: str, service: CreditService, limits: Limits
+) -> None:
+    statuses = []
+    for size in (limits.body_bytes, limits.body_bytes + 1):
+        async with http.post(webhook, data=chunks(1, size), headers=SIGNED) as response:
+            statuses.append(response.status)
+    assert statuses == [HTTPStatus.OK, HTTPStatus.REQUEST_ENTITY_TOO_LARGE]
+    assert [len(event.payload) for event in service.events] == [limits.body_bytes]
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    http: aiohttp.ClientSession, webhook: str, service: CreditService
+) -> None:
+    never = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await never.wait()
+
+    async with http.post(webhook, data=slow(), headers=SIGNED) as response:
+        assert response.status == HTTPStatus.REQUEST_TIMEOUT
+    assert service.events == []
+
+
+async def test_headers_that_do_not_come_are_not_waited_for(sidecar: Sidecar) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
+    writer.write(b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\n")
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_who_does_nothing_gives_way_to_who_asks(
+    sidecar: Sidecar, http: aiohttp.ClientSession, webhook: str, healthz: str, limits: Limits
+) -> None:
+    idle = [await asyncio.open_connection("127.0.0.1", sidecar.port) for _ in range(limits.connections_at_once)]
+    async with http.get(healthz) as response:
+        assert await response.text() == "ok\n"
+    async with http.post(webhook, data=b"{}", headers=SIGNED) as response:
+        assert response.status == HTTPStatus.OK
+    assert await asyncio.wait_for(idle[0][0].read(), 10) == b""
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_too_many_webhooks_at_once_are_answered_503_and_health_goes_on(
+    http: aiohttp.ClientSession, webhook: str, healthz: str, limits: Limits
+) -> None:
+    finish = asyncio.Event()
+    begun = asyncio.Queue[None]()
+
+    async def held() -> AsyncIterator[bytes]:
+        yield b"{"
+        begun.put_nowait(None)
+        await finish.wait()
+        yield b"}"
+
+    async def post(body: AsyncIterator[bytes] | bytes) -> int:
+        async with http.post(webhook, data=body, headers=SIGNED) as response:
+            return response.status
+
+    reading = [asyncio.create_task(post(held())) for _ in range(limits.requests_at_once)]
+    for _ in reading:
+        await begun.get()
+    async with asyncio.timeout(10):
+        while await post(b"{}") != HTTPStatus.SERVICE_UNAVAILABLE:
+            pass
+    async with http.get(healthz) as response:
+        assert response.status == HTTPStatus.OK
+    finish.set()
+    assert set(await asyncio.gather(*reading)) == {HTTPStatus.OK}
+    assert await post(b"{}") == HTTPStatus.OK
+
+
+JUNK = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"\x00" * 5000,
+    b"POST /stripe/webhook HTTP/1.1\r\n" + b"A: b\r\n" * 2000 + b"\r\n",
+    b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{}",
+    b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\nStripe-Signature: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\nStripe-Signature: \xff\xfe\r\nContent-Length: 2\r\n\r\n{}",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+]
+
+
+@pytest.mark.usefixtures("memory")
+async def test_a_thousand_junk_requests_change_nothing(
+    sidecar: Sidecar,
+    http: aiohttp.ClientSession,
+    healthz: str,
+    service: CreditService,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def throw(junk: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
+        try:
+            writer.write(junk)
+            writer.write_eof()
+            return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    answers: set[bytes] = set()
+    for _ in range(25):
+        answers.update(await asyncio.gather(*(throw(junk) for junk in JUNK * 4)))
+        async with http.get(healthz) as response:
+            assert response.status == HTTPStatus.OK
+    assert {answer.split(b" ", 2)[1] for answer in answers if answer} <= {b"400", b"404", b"405"}
+    assert service.events == []
+    assert caplog.text == ""
