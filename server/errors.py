@@ -1,7 +1,7 @@
 """Every error that a caller can meet, each with its gRPC code and its documented reason.
 
 DomainError
-├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, RequestIdReused
+├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, RequestIdReused, DeadlineExceeded
 ├── InsufficientCredits
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
 ├── StripeEventInvalid
@@ -90,6 +90,10 @@ class OrganizationMismatch(DomainError, code=StatusCode.PERMISSION_DENIED):
 
 class RequestIdReused(DomainError, code=StatusCode.ALREADY_EXISTS):
     """This request_id was used with other arguments; nothing was changed."""
+
+
+class DeadlineExceeded(DomainError, code=StatusCode.DEADLINE_EXCEEDED):
+    """The caller's deadline passed before the work began; nothing was charged."""
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from server.database.pool import Connection
+from server.database.pool import Connection, Cursor
 from server.database.queries import load_queries
 from server.ids import new_id
 
@@ -64,13 +64,21 @@ def empty_account(organization_id: str, *, low_balance_threshold: int, now: date
 
 async def read_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
     """The accounts that exist, by organization."""
-    cursor = await connection.execute(SQL.read_accounts, {"organization_ids": list(organization_ids)})
-    return {row[0]: Account(*row) for row in await cursor.fetchall()}
+    return await accounts_of(await connection.execute(SQL.read_accounts, {"organization_ids": list(organization_ids)}))
 
 
 async def lock_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
     """The accounts that exist, by organization; nobody else changes them until this transaction ends."""
-    cursor = await connection.execute(SQL.lock_accounts, {"organization_ids": sorted(set(organization_ids))})
+    return await accounts_of(await request_lock(connection, organization_ids))
+
+
+async def request_lock(connection: Connection, organization_ids: Iterable[str]) -> Cursor:
+    """As `lock_accounts`, for a pipeline: the accounts arrive when `accounts_of` fetches them."""
+    return await connection.execute(SQL.lock_accounts, {"organization_ids": sorted(set(organization_ids))})
+
+
+async def accounts_of(cursor: Cursor) -> dict[str, Account]:
+    """The accounts that a cursor holds, by organization."""
     return {row[0]: Account(*row) for row in await cursor.fetchall()}
 
 

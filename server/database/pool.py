@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -13,6 +13,7 @@ from server.errors import DatabaseUnavailable
 
 Result = TypeVar("Result")
 Connection = AsyncConnection[tuple[Any, ...]]
+Cursor = AsyncCursor[tuple[Any, ...]]
 Pool = AsyncConnectionPool[Connection]
 
 APPLICATION_ROLE = "pulsa_application"
@@ -63,6 +64,20 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
     try:
         async with pool.connection() as connection, connection.transaction():
             yield connection
+    except (PoolTimeout, psycopg.OperationalError) as error:
+        raise await _unavailable(pool, error) from error
+
+
+@asynccontextmanager
+async def pipelined_transaction(pool: Pool) -> AsyncIterator[tuple[Connection, AsyncPipeline]]:
+    """As `transaction`, with its statements sent without waiting for each other's results.
+
+    BEGIN leaves with the first statements and COMMIT with the last. Fetching a result, or `pipeline.sync()`, is the
+    round trip. An error may surface at a later statement, or at the end of the block.
+    """
+    try:
+        async with pool.connection() as lent, lent.pipeline() as pipeline, lent.transaction():
+            yield lent, pipeline
     except (PoolTimeout, psycopg.OperationalError) as error:
         raise await _unavailable(pool, error) from error
 

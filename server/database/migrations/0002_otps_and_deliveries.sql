@@ -33,6 +33,7 @@ CREATE TABLE deliveries (
     otp_id uuid NOT NULL,
     request_id uuid NOT NULL,
     request_fingerprint bytea NOT NULL,
+    purpose text NOT NULL,
     channel text NOT NULL,
     destination_digest bytea NOT NULL,
     destination_sealed bytea,

@@ -40,6 +40,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. The database did not answer. Repeat with the same request_id."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 8
     """INTERNAL. Pulsa's fault; the log has it under the metadata's `incident_id`."""
+    ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 9
+    """DEADLINE_EXCEEDED. The call's deadline passed before the work began; nothing was charged."""
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
     ERROR_REASON_TOP_UP_BELOW_MINIMUM: _ErrorReason.ValueType  # 21
@@ -110,6 +112,8 @@ ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 7
 """UNAVAILABLE with RetryInfo. The database did not answer. Repeat with the same request_id."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 8
 """INTERNAL. Pulsa's fault; the log has it under the metadata's `incident_id`."""
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 9
+"""DEADLINE_EXCEEDED. The call's deadline passed before the work began; nothing was charged."""
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
 ERROR_REASON_TOP_UP_BELOW_MINIMUM: ErrorReason.ValueType  # 21

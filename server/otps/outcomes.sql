@@ -1,0 +1,34 @@
+-- settle
+UPDATE deliveries
+SET status = settled.status,
+    provider = settled.provider,
+    provider_message_id = settled.provider_message_id,
+    failure_reason = settled.failure_reason,
+    refunded = settled.status = 'FAILED',
+    update_time = %(now)s
+FROM unnest(
+    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(statuses)s::text[], %(providers)s::text[],
+    %(provider_message_ids)s::text[], %(failure_reasons)s::text[]
+) AS settled (organization_id, delivery_id, status, provider, provider_message_id, failure_reason)
+WHERE deliveries.organization_id = settled.organization_id
+    AND deliveries.organization_id = ANY(%(organization_ids)s)
+    AND deliveries.delivery_id = settled.delivery_id
+    AND deliveries.status = 'QUEUED'
+RETURNING deliveries.delivery_id;
+
+-- remove_from_outbox
+DELETE FROM outbox
+USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS settled (organization_id, delivery_id)
+WHERE outbox.organization_id = settled.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s)
+    AND outbox.delivery_id = settled.delivery_id;
+
+-- postpone
+UPDATE outbox
+SET attempts = outbox.attempts + 1,
+    next_attempt_time = postponed.next_attempt_time
+FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(next_attempt_times)s::timestamptz[])
+    AS postponed (organization_id, delivery_id, next_attempt_time)
+WHERE outbox.organization_id = postponed.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s)
+    AND outbox.delivery_id = postponed.delivery_id;

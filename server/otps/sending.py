@@ -1,0 +1,148 @@
+"""The hot path: gathers sends, decides them under their accounts' locks, and records what was decided."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from server.credits.accounts import accounts_of, announce_low_balances, request_lock, write_balances
+from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
+from server.database.batcher import Batcher
+from server.database.pool import Connection, Pool, pipelined_transaction, repeat_transient
+from server.database.queries import load_queries
+from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, State, admit
+from server.otps.limits import DAY, RecentSend, SendLimits
+from server.otps.otp import Delivery, OtpStatus, delivery_of
+from server.otps.recording import insert_deliveries, insert_otps, insert_outbox
+
+SQL = load_queries(__file__)
+
+
+class Sender:
+    """Accepts sends: charged, recorded and handed over, or none of it.
+
+    Safe to repeat: a request_id is accepted once, however often and wherever it arrives.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        limits: SendLimits,
+        lease: timedelta,
+        hand_over: Callable[[Sequence[Admitted]], None],
+        batch_size: int,
+        linger_seconds: float,
+        one_organization_per_transaction: bool = False,
+    ) -> None:
+        """`hand_over` gets what was accepted right after the commit and must send it before `lease` has passed."""
+        self._pool = pool
+        self._limits = limits
+        self._lease = lease
+        self._hand_over = hand_over
+        self._one_organization_per_transaction = one_organization_per_transaction
+        self._batcher: Batcher[Send, Admitted | Replayed] = Batcher(
+            self._flush, batch_size=batch_size, linger_seconds=linger_seconds
+        )
+
+    async def send(self, send: Send) -> Admitted | Replayed:
+        """Accept the send, or raise why not."""
+        return await self._batcher.submit(send)
+
+    async def drain(self) -> None:
+        """Wait until every send that was submitted is decided."""
+        await self._batcher.drain()
+
+    async def _flush(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | Exception]:
+        if not self._one_organization_per_transaction:
+            return await self._accept(sends)
+        # Citus: a transaction stays on one shard.
+        positions = defaultdict(list)
+        for position, send in enumerate(sends):
+            positions[send.otp.organization_id].append(position)
+        answers: dict[int, Admitted | Replayed | Exception] = {}
+        for group in positions.values():
+            answers.update(zip(group, await self._accept([sends[position] for position in group]), strict=True))
+        return [answers[position] for position in range(len(sends))]
+
+    async def _accept(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | Exception]:
+        # Safe to run again after a lost connection, as every request_id is accepted once.
+        decisions = await repeat_transient(lambda: self._transact(sends))
+        self._hand_over([decision for decision in decisions if isinstance(decision, Admitted)])
+        return [decision.error if isinstance(decision, Refused) else decision for decision in decisions]
+
+    async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
+        async with pipelined_transaction(self._pool) as (connection, _):
+            now = datetime.now(UTC)
+            state = await _read_state(connection, sends, now=now)
+            decisions = admit(sends, state, now=now, limits=self._limits)
+            admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
+            if admitted:
+                await _record(connection, admitted, state, now=now, lease_expire_time=now + self._lease)
+        return decisions
+
+
+async def _read_state(connection: Connection, sends: Sequence[Send], *, now: datetime) -> State:
+    """What the decisions depend on, in one round trip; the accounts are locked first."""
+    requests = {(send.otp.organization_id, send.request_id) for send in sends}
+    destinations = {(send.otp.organization_id, send.target.destination_digest) for send in sends}
+    resent = {(send.otp.organization_id, send.otp.otp_id) for send in sends if send.resend}
+    locked = await request_lock(connection, (send.otp.organization_id for send in sends))
+    earlier = await connection.execute(
+        SQL.find_requests,
+        {"organization_ids": [key[0] for key in requests], "request_ids": [key[1] for key in requests]},
+    )
+    recent = await connection.execute(
+        SQL.find_recent_sends,
+        {
+            "organization_ids": [key[0] for key in destinations],
+            "digests": [key[1] for key in destinations],
+            "since": now - DAY,
+        },
+    )
+    state = State(await accounts_of(locked))
+    for delivery in map(delivery_of, await earlier.fetchall()):
+        state.deliveries[delivery.organization_id, delivery.request_id] = delivery
+    for organization_id, digest, create_time, purpose in await recent.fetchall():
+        state.recent_sends.setdefault((organization_id, digest), []).append(RecentSend(create_time, purpose))
+    if resent:
+        statuses = await connection.execute(
+            SQL.find_otp_statuses,
+            {"organization_ids": [key[0] for key in resent], "otp_ids": [key[1] for key in resent]},
+        )
+        state.otp_statuses = {otp_id: OtpStatus(status) for otp_id, status in await statuses.fetchall()}
+    return state
+
+
+async def _record(
+    connection: Connection,
+    admitted: Sequence[Admitted],
+    state: State,
+    *,
+    now: datetime,
+    lease_expire_time: datetime,
+) -> None:
+    """Write what was decided, to leave with the COMMIT in one round trip."""
+    deliveries = [one.delivery for one in admitted]
+    otps = [one.send.otp for one in admitted if not one.send.resend]
+    touched = {delivery.organization_id for delivery in deliveries}
+    await write_balances(connection, [state.accounts[organization_id] for organization_id in touched])
+    await insert_entries(connection, [_entry(delivery) for delivery in deliveries], now=now)
+    if otps:
+        await insert_otps(connection, otps, now=now)
+    await insert_deliveries(connection, deliveries, now=now)
+    await insert_outbox(connection, admitted, lease_expire_time=lease_expire_time)
+    await announce_low_balances(connection, state.newly_low, now=now)
+
+
+def _entry(delivery: Delivery) -> LedgerEntry:
+    return LedgerEntry(
+        organization_id=delivery.organization_id,
+        sequence=delivery.ledger_sequence,
+        kind=LedgerEntryKind.SEND,
+        credits=-delivery.credits,
+        balance_after=delivery.balance_after,
+        reference_id=delivery.delivery_id,
+        reason="",
+        created_by="",
+        create_time=delivery.create_time,
+    )

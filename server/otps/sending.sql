@@ -1,0 +1,21 @@
+-- find_requests
+-- Joined pair by pair: two ANY conditions would probe the index for every organization with every request_id.
+SELECT organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
+    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, status, refunded, failure_reason,
+    create_time
+FROM unnest(%(organization_ids)s::text[], %(request_ids)s::uuid[]) AS wanted (organization_id, request_id)
+JOIN deliveries USING (organization_id, request_id)
+WHERE organization_id = ANY(%(organization_ids)s);
+
+-- find_recent_sends
+SELECT organization_id, destination_digest, create_time, purpose
+FROM unnest(%(organization_ids)s::text[], %(digests)s::bytea[]) AS wanted (organization_id, destination_digest)
+JOIN deliveries USING (organization_id, destination_digest)
+WHERE organization_id = ANY(%(organization_ids)s) AND create_time > %(since)s
+ORDER BY create_time;
+
+-- find_otp_statuses
+SELECT otp_id, status
+FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
+JOIN otps USING (organization_id, otp_id)
+WHERE organization_id = ANY(%(organization_ids)s);

@@ -1,0 +1,114 @@
+"""Verifies codes in batches: every guess is counted and committed before it is answered."""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from server.database.batcher import Batcher
+from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
+from server.database.queries import load_queries
+from server.errors import DomainError
+from server.otps.admission import DestinationKey
+from server.otps.guessing import Guess, GuessBudget, GuessLimits, GuessState, judge
+from server.otps.otp import Otp, otp_of
+from server.otps.vault import Vault
+
+SQL = load_queries(__file__)
+
+
+class Verifier:
+    """Says OK only for the right code, once. A repeat with the request_id that got the OK gets it again."""
+
+    def __init__(
+        self, pool: Pool, vault: Vault, *, limits: GuessLimits, batch_size: int, linger_seconds: float
+    ) -> None:
+        self._pool = pool
+        self._vault = vault
+        self._limits = limits
+        self._batcher: Batcher[Guess, Otp] = Batcher(self._flush, batch_size=batch_size, linger_seconds=linger_seconds)
+
+    async def verify(self, guess: Guess) -> Otp:
+        """The verified OTP. Raises WrongCode, TooManyGuesses, OtpNotFound, or why the OTP is closed."""
+        return await self._batcher.submit(guess)
+
+    async def drain(self) -> None:
+        """Wait until every guess that was submitted is decided."""
+        await self._batcher.drain()
+
+    async def _flush(self, guesses: Sequence[Guess]) -> Sequence[Otp | Exception]:
+        return await repeat_transient(lambda: self._transact(guesses))
+
+    async def _transact(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+        async with pipelined_transaction(self._pool) as (connection, _):
+            now = datetime.now(UTC)
+            state = await self._lock(connection, guesses, now=now)
+            decisions = judge(guesses, state, now=now, limits=self._limits)
+            if state.changed_otps:
+                await _write_otps(connection, list(state.changed_otps.values()))
+            if state.changed_budgets:
+                await _write_budgets(connection, state.changed_budgets)
+        return decisions
+
+    async def _lock(self, connection: Connection, guesses: Sequence[Guess], *, now: datetime) -> GuessState:
+        """The OTPs and budgets that these guesses are about, with the guesses looked at."""
+        keys = {
+            "organization_ids": [guess.organization_id for guess in guesses],
+            "otp_ids": [guess.otp_id for guess in guesses],
+        }
+        otps = await connection.execute(SQL.lock_otps, keys)
+        budgets = await connection.execute(SQL.lock_guess_budgets, keys)
+        state = GuessState({(row[0], row[1]): otp_of(row) for row in await otps.fetchall()}, await _budgets_of(budgets))
+        wrong = set()
+        for guess in guesses:
+            otp = state.otps.get((guess.organization_id, guess.otp_id))
+            guess.right = otp is not None and self._is_right(guess, otp)
+            if otp is not None and not guess.right:
+                wrong.add((guess.organization_id, otp.destination_digest))
+        if missing := wrong - state.budgets.keys():
+            await connection.execute(
+                SQL.create_guess_budgets,
+                {
+                    "organization_ids": [key[0] for key in missing],
+                    "destination_digests": [key[1] for key in missing],
+                    "now": now,
+                },
+            )
+            state.budgets = await _budgets_of(await connection.execute(SQL.lock_guess_budgets, keys))
+        return state
+
+    def _is_right(self, guess: Guess, otp: Otp) -> bool:
+        # The guess's context makes the code: under another context it is another code.
+        code = self._vault.code_of(replace(otp, context_digest=guess.context_digest))
+        return hmac.compare_digest(code.encode(), guess.code.encode())
+
+
+async def _budgets_of(cursor: Cursor) -> dict[DestinationKey, GuessBudget]:
+    return {(row[0], row[1]): GuessBudget(*row[2:]) for row in await cursor.fetchall()}
+
+
+async def _write_otps(connection: Connection, otps: Sequence[Otp]) -> None:
+    await connection.execute(
+        SQL.write_otps,
+        {
+            "organization_ids": [otp.organization_id for otp in otps],
+            "otp_ids": [otp.otp_id for otp in otps],
+            "statuses": [otp.status.value for otp in otps],
+            "attempts": [otp.attempts for otp in otps],
+            "verify_times": [otp.verify_time for otp in otps],
+            "verify_request_ids": [otp.verify_request_id for otp in otps],
+        },
+    )
+
+
+async def _write_budgets(connection: Connection, budgets: dict[DestinationKey, GuessBudget]) -> None:
+    await connection.execute(
+        SQL.write_guess_budgets,
+        {
+            "organization_ids": [key[0] for key in budgets],
+            "destination_digests": [key[1] for key in budgets],
+            "wrong_guesses": [budget.wrong_guesses for budget in budgets.values()],
+            "window_start_times": [budget.window_start_time for budget in budgets.values()],
+            "last_guess_times": [budget.last_guess_time for budget in budgets.values()],
+        },
+    )
