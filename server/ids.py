@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import datetime
 from uuid import UUID
 
 _VERSION_7 = 0x7 << 76
@@ -18,3 +19,9 @@ def new_id() -> UUID:
     random = int.from_bytes(os.urandom(10), "big")
     milliseconds = time.time_ns() // 1_000_000
     return UUID(int=milliseconds << 80 | _VERSION_7 | (random & _RANDOM_A) | _VARIANT | (random & _RANDOM_B))
+
+
+def first_id(moment: datetime) -> UUID:
+    """The smallest id that can be made at a moment: where a range of time begins in a range of ids."""
+    milliseconds = round(moment.timestamp() * 1000)
+    return UUID(int=milliseconds << 80 | _VERSION_7 | _VARIANT)

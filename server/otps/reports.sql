@@ -1,0 +1,16 @@
+-- lock_delivery
+SELECT organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
+    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, status, refunded, failure_reason,
+    create_time
+FROM deliveries
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
+FOR NO KEY UPDATE;
+
+-- write_report
+UPDATE deliveries
+SET status = %(status)s, refunded = %(refunded)s, failure_reason = %(failure_reason)s, update_time = %(now)s
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;
+
+-- remove_from_outbox
+DELETE FROM outbox
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;

@@ -1,0 +1,38 @@
+"""What an organization sent, day by day."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+from server.channels.channel import ChannelName
+from server.database.pool import Connection
+from server.database.queries import load_queries
+from server.ids import first_id
+
+SQL = load_queries(__file__)
+
+
+@dataclass(frozen=True, slots=True)
+class DailyUsage:
+    """What was sent on one day, in UTC, through one channel."""
+
+    date: date
+    channel: ChannelName
+    sends: int
+    credits: int
+    """Refunds deducted."""
+    otps: int
+    """Those first sent on that day and channel."""
+    verified_otps: int
+
+
+async def read_usage(connection: Connection, organization_id: str, *, start: date, end: date) -> list[DailyUsage]:
+    """The days from start to end, both included, by date and channel; days without sends are left out."""
+    cursor = await connection.execute(
+        SQL.read_usage,
+        {
+            "organization_id": organization_id,
+            "first_id": first_id(datetime.combine(start, time(), UTC)),
+            "end_id": first_id(datetime.combine(end + timedelta(days=1), time(), UTC)),
+        },
+    )
+    return [DailyUsage(row[0], ChannelName(row[1]), *row[2:]) for row in await cursor.fetchall()]
