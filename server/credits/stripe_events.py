@@ -138,8 +138,10 @@ class StripeInbox:
         values = {"event_id": event.event_id, "type": event.type, "payload": event.payload, "status": status}
         async with connection(self._changes.pool) as lent:
             cursor = await lent.execute(SQL.insert_event, values | {"now": self._changes.clock()})
-        await self._changes.reached("commit event")
-        return cursor.rowcount == 1
+        new = cursor.rowcount == 1
+        if new:
+            await self._changes.reached("commit event")
+        return new
 
     def _start(self, event_id: str) -> None:
         if len(self._tasks) < _TASKS:

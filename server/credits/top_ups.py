@@ -80,6 +80,7 @@ class TopUps:
                 return await self._record(connection, purchase, created_by=created_by)
 
         top_up = await repeat_transient(once)
+        await self._changes.reached("commit create")
         return await self._finish(top_up, wait_seconds=wait_seconds)
 
     async def get(self, organization_id: str, top_up_id: UUID) -> TopUp:

@@ -73,7 +73,8 @@ def parse_event(payload: str) -> StripeEvent:
 
 def read_event(fields: Mapping[str, Any]) -> StripeEvent:
     """The event in an answer of Stripe's API."""
-    return _event(fields, json.dumps(fields, separators=(",", ":")))
+    # The SDK reads decimal amounts as Decimal.
+    return _event(fields, json.dumps(fields, default=str, separators=(",", ":")))
 
 
 def _is_signed(payload: bytes, signature: str, *, secret: str, now: datetime) -> bool:
