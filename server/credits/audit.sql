@@ -87,3 +87,24 @@ LEFT JOIN ledger_entries AS send ON send.organization_id = refund.organization_i
 WHERE (%(organization_id)s::text IS NULL OR refund.organization_id = %(organization_id)s)
     AND refund.kind = 'REFUND' AND send.sequence IS NULL
 LIMIT %(limit)s;
+
+-- finding_top_up_not_in_ledger
+-- A top-up is credited as ordered if and only if it is PAID.
+SELECT top_up.organization_id, concat(
+    'top-up ', top_up.top_up_id, ' of ', top_up.credits, ' is ', top_up.status, '; the ledger gave ', coalesce(entry.credits, 0)
+)
+FROM top_ups AS top_up
+LEFT JOIN ledger_entries AS entry ON entry.organization_id = top_up.organization_id AND entry.kind = 'TOP_UP'
+    AND entry.reference_id = top_up.top_up_id
+WHERE (%(organization_id)s::text IS NULL OR top_up.organization_id = %(organization_id)s)
+    AND coalesce(entry.credits, 0) <> CASE WHEN top_up.status = 'PAID' THEN top_up.credits ELSE 0 END
+LIMIT %(limit)s;
+
+-- finding_credit_without_top_up
+-- Whatever was bought has its top-up.
+SELECT entry.organization_id, concat('the ledger gave ', entry.credits, ' at ', entry.sequence, ' for no top-up')
+FROM ledger_entries AS entry
+LEFT JOIN top_ups AS top_up ON top_up.organization_id = entry.organization_id AND top_up.top_up_id = entry.reference_id
+WHERE (%(organization_id)s::text IS NULL OR entry.organization_id = %(organization_id)s)
+    AND entry.kind = 'TOP_UP' AND top_up.top_up_id IS NULL
+LIMIT %(limit)s;

@@ -62,13 +62,32 @@ async def send(pool: Pool, organization_id: str, *, credits: int = 3, refunded: 
     return delivery_id
 
 
+async def buy(pool: Pool, organization_id: str) -> None:
+    """A paid top-up as the top-ups' room writes it."""
+    top_up_id = uuid4()
+    async with transaction(pool) as connection:
+        account = await lock_or_create_account(connection, organization_id, low_balance_threshold=100, now=NOW)
+        await append_entry(
+            connection, account, kind=LedgerEntryKind.TOP_UP, credits=1000, reference_id=top_up_id, now=NOW
+        )
+        await connection.execute(
+            "INSERT INTO top_ups (organization_id, top_up_id, request_id, request_fingerprint, status, credits,"
+            " currency_code, unit_price, total, created_by, create_time, stripe_parameters, attempt_time,"
+            " stripe_invoice_id, paid_time, next_check_time)"
+            " VALUES (%(organization_id)s, %(id)s, %(id)s, '', 'PAID', 1000, 'IDR', 150, 150000, '', %(now)s, '{}',"
+            " %(now)s, 'in_1', %(now)s, %(now)s)",
+            {"organization_id": organization_id, "id": top_up_id, "now": NOW},
+        )
+
+
 @pytest.fixture
 async def ledgers(pool: Pool) -> Pool:
-    """Two organizations: acme with funds, a send, a refunded send and a send; other with funds."""
+    """Two organizations: acme with funds, a send, a refunded send, a send and a top-up; other with funds."""
     await fund(pool, "acme")
     await send(pool, "acme")
     await send(pool, "acme", refunded=True)
     await send(pool, "acme", credits=1)
+    await buy(pool, "acme")
     await fund(pool, "other")
     return pool
 
@@ -89,8 +108,8 @@ async def test_ledgers_that_hold_are_counted(ledgers: Pool) -> None:
     report = await audit_all(ledgers)
     of_acme = await audit_organization(ledgers, "acme")
     of_nobody = await audit_organization(ledgers, "nobody")
-    assert (report.holds, report.organization_count, report.entry_count) == (True, 2, 6)
-    assert (of_acme.holds, of_acme.organization_count, of_acme.entry_count) == (True, 1, 5)
+    assert (report.holds, report.organization_count, report.entry_count) == (True, 2, 7)
+    assert (of_acme.holds, of_acme.organization_count, of_acme.entry_count) == (True, 1, 6)
     assert (of_nobody.holds, of_nobody.entry_count) == (True, 0)
 
 
@@ -98,7 +117,7 @@ async def test_ledgers_that_hold_are_counted(ledgers: Pool) -> None:
     ("damage", "where", "rules"),
     [
         ("DELETE FROM ledger_entries", "sequence = 2", {"broken_chain", "wrong_balance", "delivery_not_in_ledger"}),
-        ("DELETE FROM ledger_entries", "sequence = 5", {"wrong_balance", "delivery_not_in_ledger"}),
+        ("DELETE FROM ledger_entries", "sequence = 6", {"wrong_balance", "top_up_not_in_ledger"}),
         ("UPDATE ledger_entries SET balance_after = 5", "sequence = 2", {"broken_chain", "delivery_not_in_ledger"}),
         ("UPDATE ledger_entries SET credits = 999", "sequence = 1", {"broken_chain", "wrong_balance"}),
         ("UPDATE accounts SET available_credits = available_credits + 1", "true", {"wrong_balance"}),
@@ -110,6 +129,9 @@ async def test_ledgers_that_hold_are_counted(ledgers: Pool) -> None:
         ("UPDATE deliveries SET ledger_sequence = 9", "credits = 1", {"delivery_not_in_ledger"}),
         ("UPDATE deliveries SET balance_after = 9", "credits = 1", {"delivery_not_in_ledger"}),
         ("DELETE FROM deliveries", "credits = 1", {"send_without_delivery"}),
+        ("UPDATE top_ups SET credits = 999", "true", {"top_up_not_in_ledger"}),
+        ("UPDATE top_ups SET status = 'OPEN', paid_time = NULL", "true", {"top_up_not_in_ledger"}),
+        ("DELETE FROM top_ups", "true", {"credit_without_top_up"}),
         (
             "UPDATE ledger_entries SET reference_id = gen_random_uuid()",
             "kind = 'REFUND'",
