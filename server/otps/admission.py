@@ -14,9 +14,10 @@ from server.errors import (
     OtpAttemptsExhausted,
     OtpCanceled,
     OtpExpired,
+    OtpNotFound,
     RequestIdReused,
 )
-from server.otps.limits import RecentSend, SendLimits, check_destination, count_send
+from server.otps.limits import RecentSend, SendLimits, check_limits, count_send
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpStatus, Target
 
 
@@ -61,6 +62,7 @@ class Refused:
 
 Decision = Admitted | Replayed | Refused
 RequestKey = tuple[str, UUID]
+OtpKey = tuple[str, UUID]
 DestinationKey = tuple[str, bytes]
 
 CLOSED: Mapping[OtpStatus, type[DomainError]] = {
@@ -81,7 +83,7 @@ class State:
     """The earlier deliveries with the same request_ids."""
     recent_sends: dict[DestinationKey, list[RecentSend]] = field(default_factory=dict)
     """Of the last day, oldest first."""
-    otp_statuses: dict[UUID, OtpStatus] = field(default_factory=dict)
+    otp_statuses: dict[OtpKey, OtpStatus] = field(default_factory=dict)
     """Of the OTPs that are to be sent again."""
     newly_low: list[Account] = field(default_factory=list)
     """The accounts whose balance these sends made low."""
@@ -111,6 +113,7 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
         recent = _check(send, account, state, now, limits)
     except DomainError as error:
         return Refused(error)
+    count_send(account, now=now)
     if account.apply(-target.credits, now=now):
         state.newly_low.append(account)
     delivery = _delivery(send, account, now)
@@ -125,15 +128,16 @@ def _check(send: Send, account: Account, state: State, now: datetime, limits: Se
     if send.deadline is not None and now >= send.deadline:
         raise DeadlineExceeded
     if send.resend:
-        status = state.otp_statuses[otp.otp_id]
+        status = state.otp_statuses.get((otp.organization_id, otp.otp_id))
+        if status is None:
+            raise OtpNotFound
         otp.status = status
         if closed := CLOSED.get(otp.status_at(now)):
             raise closed
     if account.available_credits < target.credits:
         raise InsufficientCredits(required_credits=target.credits, available_credits=account.available_credits)
     recent = state.recent_sends.setdefault((otp.organization_id, target.destination_digest), [])
-    check_destination(recent, otp.purpose, now=now, limits=limits)
-    count_send(account, now=now, limits=limits)
+    check_limits(account, recent, otp.purpose, now=now, limits=limits)
     return recent
 
 

@@ -6,10 +6,8 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from server.errors import DeadlineExceeded, DomainError, OtpNotFound, TooManyGuesses, WrongCode
-from server.otps.admission import CLOSED, DestinationKey
+from server.otps.admission import CLOSED, DestinationKey, OtpKey
 from server.otps.otp import Otp, OtpStatus
-
-OtpKey = tuple[str, UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,14 @@ class GuessBudget:
 
     def wait(self, *, now: datetime, limits: GuessLimits) -> timedelta:
         """How long no guess at this destination is looked at; zero or less when one is."""
-        if now >= self.window_start_time + limits.window:
-            return timedelta()
+        until_new_window = self.window_start_time + limits.window - now
         if self.wrong_guesses >= limits.wrong_guesses:
-            return self.window_start_time + limits.window - now
+            return until_new_window
         excess = self.wrong_guesses - limits.free_guesses
         if excess < 0:
             return timedelta()
-        pause = min(limits.first_pause * float(2 ** min(excess, 20)), limits.longest_pause)
-        return self.last_guess_time + pause - now
+        pause = min(limits.first_pause * (1 << min(excess, 20)), limits.longest_pause)
+        return min(self.last_guess_time + pause - now, until_new_window)
 
     def count(self, *, now: datetime, limits: GuessLimits) -> None:
         """Count a wrong guess, in a new window when the current one is over."""
@@ -89,7 +86,7 @@ def judge(
     """Decide each guess as if they had come one after another: the verified OTP, or the error to answer.
 
     A wrong guess is counted on its OTP and on the destination. The last allowed attempt is accepted when it is right.
-    A repeat of the request that verified the OTP gets the OTP again.
+    A repeat of the request that verified the OTP, with the same code, gets the OTP again.
     """
     return [_decide(guess, state, now, limits) for guess in guesses]
 
@@ -98,7 +95,7 @@ def _decide(guess: Guess, state: GuessState, now: datetime, limits: GuessLimits)
     otp = state.otps.get((guess.organization_id, guess.otp_id))
     if otp is None:
         return OtpNotFound()
-    if otp.status is OtpStatus.VERIFIED and otp.verify_request_id == guess.request_id:
+    if otp.status is OtpStatus.VERIFIED and otp.verify_request_id == guess.request_id and guess.right:
         return otp
     destination = (guess.organization_id, otp.destination_digest)
     budget = state.budgets.get(destination)

@@ -1,6 +1,6 @@
 """How often an organization and a destination may be sent to: counts within windows, exact to the second."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -31,11 +31,33 @@ class RecentSend:
     purpose: str
 
 
-def check_destination(recent: Sequence[RecentSend], purpose: str, *, now: datetime, limits: SendLimits) -> None:
-    """Raise ResendTooSoon or TooManySends when one more send is too much; `recent` is oldest first."""
+def check_limits(
+    account: Account, recent: Sequence[RecentSend], purpose: str, *, now: datetime, limits: SendLimits
+) -> None:
+    """Raise ResendTooSoon or TooManySends when one more send is too much.
+
+    `recent` has the sends to the destination, oldest first. Of several limits the one that takes longest to pass is
+    raised, so that whoever waits as long as it says is not refused by the next.
+    """
+    refusals = [*_of_destination(recent, purpose, now, limits), *_of_organization(account, now, limits)]
+    if refusals:
+        raise max(refusals, key=lambda refusal: refusal.retry_after_seconds)
+
+
+def count_send(account: Account, *, now: datetime) -> None:
+    """Count one send of the organization in its current minute, or in a new one when that is over."""
+    if now >= account.window_start_time + MINUTE:
+        account.window_start_time = now
+        account.window_send_count = 0
+    account.window_send_count += 1
+
+
+def _of_destination(
+    recent: Sequence[RecentSend], purpose: str, now: datetime, limits: SendLimits
+) -> Iterator[RetryLater]:
     earlier = [send.create_time for send in recent if send.purpose == purpose]
     if earlier and (wait := earlier[-1] + limits.cooldown - now) > timedelta():
-        raise ResendTooSoon(retry_after_seconds=wait.total_seconds())
+        yield ResendTooSoon(retry_after_seconds=wait.total_seconds())
     for window, most, name in (
         (HOUR, limits.sends_per_destination_per_hour, "sends_per_destination_per_hour"),
         (DAY, limits.sends_per_destination_per_day, "sends_per_destination_per_day"),
@@ -43,18 +65,14 @@ def check_destination(recent: Sequence[RecentSend], purpose: str, *, now: dateti
         within = [send.create_time for send in recent if send.create_time > now - window]
         if most and len(within) >= most:
             # One more fits once all but most - 1 of them have left the window.
-            raise _too_many(within[len(within) - most] + window - now, name)
+            yield _too_many(within[len(within) - most] + window - now, name)
 
 
-def count_send(account: Account, *, now: datetime, limits: SendLimits) -> None:
-    """Count one send of the organization in its current minute, or raise TooManySends."""
-    if now >= account.window_start_time + MINUTE:
-        account.window_start_time = now
-        account.window_send_count = 0
+def _of_organization(account: Account, now: datetime, limits: SendLimits) -> Iterator[RetryLater]:
     most = limits.sends_per_organization_per_minute
-    if most and account.window_send_count >= most:
-        raise _too_many(account.window_start_time + MINUTE - now, "sends_per_organization_per_minute")
-    account.window_send_count += 1
+    end = account.window_start_time + MINUTE
+    if most and account.window_send_count >= most and now < end:
+        yield _too_many(end - now, "sends_per_organization_per_minute")
 
 
 def _too_many(wait: timedelta, name: str) -> RetryLater:

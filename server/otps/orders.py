@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from server.channels.channel import ChannelName
 from server.channels.destinations import parse_email, parse_phone
+from server.clock import Clock, utc_now
 from server.database.pool import Pool, connection
 from server.errors import ChannelNotConfigured, InvalidDestination, OtpNotFound
 from server.ids import new_id
@@ -75,17 +76,26 @@ class Accepted:
 class Orders:
     """Takes orders to send and to resend."""
 
-    def __init__(self, pool: Pool, vault: Vault, sender: Sender, *, channel_credits: Mapping[ChannelName, int]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        vault: Vault,
+        sender: Sender,
+        *,
+        channel_credits: Mapping[ChannelName, int],
+        clock: Clock = utc_now,
+    ) -> None:
         """`channel_credits` has the price of every channel that is configured, and of no other."""
         self._pool = pool
         self._vault = vault
         self._sender = sender
         self._channel_credits = channel_credits
+        self._clock = clock
 
     async def send(self, order: SendOrder) -> Accepted:
         """Charge and send a new OTP, or raise why not. A repeat gives what the first call was given."""
         target = self.target(order.organization_id, order.address)
-        now = datetime.now(UTC)
+        now = self._clock()
         otp = Otp(
             organization_id=order.organization_id,
             otp_id=new_id(),

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from server.channels.channel import Outcome, OutcomeKind
+from server.clock import Clock, utc_now
 from server.credits.accounts import Account, lock_accounts, write_balances
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.batcher import Batcher
@@ -62,8 +63,9 @@ class Report:
 class Outcomes:
     """Records outcomes in batches. Only the first final outcome of a delivery counts; a repeat changes nothing."""
 
-    def __init__(self, pool: Pool, *, batch_size: int, linger_seconds: float) -> None:
+    def __init__(self, pool: Pool, *, batch_size: int, linger_seconds: float, clock: Clock = utc_now) -> None:
         self._pool = pool
+        self._clock = clock
         self._batcher: Batcher[Report, None] = Batcher(
             self._flush, batch_size=batch_size, linger_seconds=linger_seconds
         )
@@ -77,9 +79,12 @@ class Outcomes:
         return [None] * len(reports)
 
     async def _transact(self, reports: Sequence[Report]) -> None:
-        now = datetime.now(UTC)
+        now = self._clock()
         postponed = [(report, time) for report in reports if (time := report.next_attempt_time(now))]
-        final = [report for report in reports if not report.next_attempt_time(now)]
+        # One of each delivery: of two in one UPDATE the database would take either.
+        final = list(
+            {report.delivery_id: report for report in reports[::-1] if not report.next_attempt_time(now)}.values()
+        )
         failed = [report for report in final if report.status is DeliveryStatus.FAILED]
         async with pipelined_transaction(self._pool) as (connection, _):
             # Accounts before deliveries: every transaction locks in this order.

@@ -12,7 +12,7 @@ from server.otps.otp import Delivery, Otp
 SQL = load_queries(__file__)
 
 
-async def insert_otps(connection: Connection, otps: Sequence[Otp], *, now: datetime) -> None:
+async def insert_otps(connection: Connection, otps: Sequence[Otp]) -> None:
     """Record new OTPs."""
     await connection.execute(
         SQL.insert_otps,
@@ -28,8 +28,8 @@ async def insert_otps(connection: Connection, otps: Sequence[Otp], *, now: datet
             "web_otp_domains": [otp.web_otp_domain for otp in otps],
             "metadata": [json.dumps(otp.metadata) for otp in otps],
             "max_attempts": [otp.max_attempts for otp in otps],
+            "create_times": [otp.create_time for otp in otps],
             "expire_times": [otp.expire_time for otp in otps],
-            "now": now,
         },
     )
 

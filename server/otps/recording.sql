@@ -4,15 +4,16 @@ INSERT INTO otps (
     web_otp_domain, metadata, max_attempts, create_time, expire_time
 )
 SELECT otp.organization_id, otp.otp_id, otp.purpose, otp.locale, otp.destination_digest, otp.code_key_id,
-    otp.code_length, otp.context_digest, otp.web_otp_domain, otp.metadata, otp.max_attempts, %(now)s, otp.expire_time
+    otp.code_length, otp.context_digest, otp.web_otp_domain, otp.metadata, otp.max_attempts, otp.create_time,
+    otp.expire_time
 FROM unnest(
     %(organization_ids)s::text[], %(otp_ids)s::uuid[], %(purposes)s::text[], %(locales)s::text[],
     %(destination_digests)s::bytea[], %(code_key_ids)s::text[], %(code_lengths)s::smallint[],
     %(context_digests)s::bytea[], %(web_otp_domains)s::text[], %(metadata)s::jsonb[], %(max_attempts)s::smallint[],
-    %(expire_times)s::timestamptz[]
+    %(create_times)s::timestamptz[], %(expire_times)s::timestamptz[]
 ) AS otp (
     organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
-    web_otp_domain, metadata, max_attempts, expire_time
+    web_otp_domain, metadata, max_attempts, create_time, expire_time
 );
 
 -- insert_deliveries

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from server.clock import Clock, utc_now
 from server.credits.accounts import accounts_of, announce_low_balances, request_lock, write_balances
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.batcher import Batcher
@@ -33,12 +34,14 @@ class Sender:
         batch_size: int,
         linger_seconds: float,
         one_organization_per_transaction: bool = False,
+        clock: Clock = utc_now,
     ) -> None:
         """`hand_over` gets what was accepted right after the commit and must send it before `lease` has passed."""
         self._pool = pool
         self._limits = limits
         self._lease = lease
         self._hand_over = hand_over
+        self._clock = clock
         self._one_organization_per_transaction = one_organization_per_transaction
         self._batcher: Batcher[Send, Admitted | Replayed] = Batcher(
             self._flush, batch_size=batch_size, linger_seconds=linger_seconds
@@ -66,14 +69,15 @@ class Sender:
 
     async def _accept(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | Exception]:
         # Safe to run again after a lost connection, as every request_id is accepted once.
-        decisions = await repeat_transient(lambda: self._transact(sends))
+        decisions = list(map(_accepted_now, sends, await repeat_transient(lambda: self._transact(sends))))
         self._hand_over([decision for decision in decisions if isinstance(decision, Admitted)])
         return [decision.error if isinstance(decision, Refused) else decision for decision in decisions]
 
     async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
         async with pipelined_transaction(self._pool) as (connection, _):
-            now = datetime.now(UTC)
-            state = await _read_state(connection, sends, now=now)
+            state = await _read_state(connection, sends, since=self._clock() - DAY)
+            # Only now, as waiting for the locks may have taken a while: a deadline may have passed.
+            now = self._clock()
             decisions = admit(sends, state, now=now, limits=self._limits)
             admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
             if admitted:
@@ -81,7 +85,14 @@ class Sender:
         return decisions
 
 
-async def _read_state(connection: Connection, sends: Sequence[Send], *, now: datetime) -> State:
+def _accepted_now(send: Send, decision: Decision) -> Decision:
+    """The decision; a send that finds its own delivery was accepted by a COMMIT whose answer got lost."""
+    if isinstance(decision, Replayed) and decision.delivery.delivery_id == send.delivery_id:
+        return Admitted(send, decision.delivery, decision.low_balance)
+    return decision
+
+
+async def _read_state(connection: Connection, sends: Sequence[Send], *, since: datetime) -> State:
     """What the decisions depend on, in one round trip; the accounts are locked first."""
     requests = {(send.otp.organization_id, send.request_id) for send in sends}
     destinations = {(send.otp.organization_id, send.target.destination_digest) for send in sends}
@@ -96,7 +107,7 @@ async def _read_state(connection: Connection, sends: Sequence[Send], *, now: dat
         {
             "organization_ids": [key[0] for key in destinations],
             "digests": [key[1] for key in destinations],
-            "since": now - DAY,
+            "since": since,
         },
     )
     state = State(await accounts_of(locked))
@@ -109,7 +120,7 @@ async def _read_state(connection: Connection, sends: Sequence[Send], *, now: dat
             SQL.find_otp_statuses,
             {"organization_ids": [key[0] for key in resent], "otp_ids": [key[1] for key in resent]},
         )
-        state.otp_statuses = {otp_id: OtpStatus(status) for otp_id, status in await statuses.fetchall()}
+        state.otp_statuses = {(row[0], row[1]): OtpStatus(row[2]) for row in await statuses.fetchall()}
     return state
 
 
@@ -128,7 +139,7 @@ async def _record(
     await write_balances(connection, [state.accounts[organization_id] for organization_id in touched])
     await insert_entries(connection, [_entry(delivery) for delivery in deliveries], now=now)
     if otps:
-        await insert_otps(connection, otps, now=now)
+        await insert_otps(connection, otps)
     await insert_deliveries(connection, deliveries, now=now)
     await insert_outbox(connection, admitted, lease_expire_time=lease_expire_time)
     await announce_low_balances(connection, state.newly_low, now=now)

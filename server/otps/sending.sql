@@ -15,7 +15,7 @@ WHERE organization_id = ANY(%(organization_ids)s) AND create_time > %(since)s
 ORDER BY create_time;
 
 -- find_otp_statuses
-SELECT otp_id, status
+SELECT organization_id, otp_id, status
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
 JOIN otps USING (organization_id, otp_id)
 WHERE organization_id = ANY(%(organization_ids)s);

@@ -10,6 +10,9 @@ from server.ids import first_id
 
 SQL = load_queries(__file__)
 
+_LONGEST_CALL = timedelta(hours=1)
+"""A delivery's id is made at most so long before the delivery is accepted."""
+
 
 @dataclass(frozen=True, slots=True)
 class DailyUsage:
@@ -27,12 +30,16 @@ class DailyUsage:
 
 async def read_usage(connection: Connection, organization_id: str, *, start: date, end: date) -> list[DailyUsage]:
     """The days from start to end, both included, by date and channel; days without sends are left out."""
+    start_time = datetime.combine(start, time(), UTC)
+    end_time = datetime.combine(end + timedelta(days=1), time(), UTC)
     cursor = await connection.execute(
         SQL.read_usage,
         {
             "organization_id": organization_id,
-            "first_id": first_id(datetime.combine(start, time(), UTC)),
-            "end_id": first_id(datetime.combine(end + timedelta(days=1), time(), UTC)),
+            "first_id": first_id(start_time - _LONGEST_CALL),
+            "start_time": start_time,
+            "end_time": end_time,
+            "end_id": first_id(end_time),
         },
     )
     return [DailyUsage(row[0], ChannelName(row[1]), *row[2:]) for row in await cursor.fetchall()]

@@ -1,6 +1,6 @@
 -- read_usage
--- Ids are ordered by time, so that a range of days is a range of the primary key. An OTP counts on the day and channel
--- of its first delivery.
+-- Ids are ordered by time, so that a range of days is about a range of the primary key; create_time decides. An OTP
+-- counts on the day and channel of its first delivery.
 SELECT (delivery.create_time AT TIME ZONE 'UTC')::date AS day,
     delivery.channel,
     count(*),
@@ -19,5 +19,6 @@ LEFT JOIN LATERAL (
 WHERE delivery.organization_id = %(organization_id)s
     AND otps.organization_id = %(organization_id)s
     AND delivery.delivery_id >= %(first_id)s AND delivery.delivery_id < %(end_id)s
+    AND delivery.create_time >= %(start_time)s AND delivery.create_time < %(end_time)s
 GROUP BY day, delivery.channel
 ORDER BY day, delivery.channel;

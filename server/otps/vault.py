@@ -79,7 +79,8 @@ class Vault:
 
     @staticmethod
     def _prefix(key_id: str) -> bytes:
-        return bytes([len(key_id)]) + key_id.encode()
+        name = key_id.encode()
+        return bytes([len(name)]) + name
 
 
 def _derive(secret: bytes, use: bytes) -> bytes:

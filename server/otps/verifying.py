@@ -2,9 +2,9 @@
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
+from server.clock import Clock, utc_now
 from server.database.batcher import Batcher
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
@@ -21,11 +21,19 @@ class Verifier:
     """Says OK only for the right code, once. A repeat with the request_id that got the OK gets it again."""
 
     def __init__(
-        self, pool: Pool, vault: Vault, *, limits: GuessLimits, batch_size: int, linger_seconds: float
+        self,
+        pool: Pool,
+        vault: Vault,
+        *,
+        limits: GuessLimits,
+        batch_size: int,
+        linger_seconds: float,
+        clock: Clock = utc_now,
     ) -> None:
         self._pool = pool
         self._vault = vault
         self._limits = limits
+        self._clock = clock
         self._batcher: Batcher[Guess, Otp] = Batcher(self._flush, batch_size=batch_size, linger_seconds=linger_seconds)
 
     async def verify(self, guess: Guess) -> Otp:
@@ -41,8 +49,7 @@ class Verifier:
 
     async def _transact(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
         async with pipelined_transaction(self._pool) as (connection, _):
-            now = datetime.now(UTC)
-            state = await self._lock(connection, guesses, now=now)
+            state, now = await self._lock(connection, guesses)
             decisions = judge(guesses, state, now=now, limits=self._limits)
             if state.changed_otps:
                 await _write_otps(connection, list(state.changed_otps.values()))
@@ -50,8 +57,8 @@ class Verifier:
                 await _write_budgets(connection, state.changed_budgets)
         return decisions
 
-    async def _lock(self, connection: Connection, guesses: Sequence[Guess], *, now: datetime) -> GuessState:
-        """The OTPs and budgets that these guesses are about, with the guesses looked at."""
+    async def _lock(self, connection: Connection, guesses: Sequence[Guess]) -> tuple[GuessState, datetime]:
+        """The OTPs and budgets that these guesses are about, with the guesses looked at, and when they were locked."""
         keys = {
             "organization_ids": [guess.organization_id for guess in guesses],
             "otp_ids": [guess.otp_id for guess in guesses],
@@ -59,13 +66,15 @@ class Verifier:
         otps = await connection.execute(SQL.lock_otps, keys)
         budgets = await connection.execute(SQL.lock_guess_budgets, keys)
         state = GuessState({(row[0], row[1]): otp_of(row) for row in await otps.fetchall()}, await _budgets_of(budgets))
+        # Only now, as waiting for the locks may have taken a while.
+        now = self._clock()
         wrong = set()
         for guess in guesses:
             otp = state.otps.get((guess.organization_id, guess.otp_id))
             guess.right = otp is not None and self._is_right(guess, otp)
             if otp is not None and not guess.right:
                 wrong.add((guess.organization_id, otp.destination_digest))
-        if missing := wrong - state.budgets.keys():
+        if missing := sorted(wrong - state.budgets.keys()):
             await connection.execute(
                 SQL.create_guess_budgets,
                 {
@@ -75,12 +84,16 @@ class Verifier:
                 },
             )
             state.budgets = await _budgets_of(await connection.execute(SQL.lock_guess_budgets, keys))
-        return state
+        return state, now
 
     def _is_right(self, guess: Guess, otp: Otp) -> bool:
-        # The guess's context makes the code: under another context it is another code.
-        code = self._vault.code_of(replace(otp, context_digest=guess.context_digest))
-        return hmac.compare_digest(code.encode(), guess.code.encode())
+        try:
+            code = self._vault.code_of(otp)
+        except KeyError:
+            # Its key left the ring: nobody can know the code any more. The other guesses of the batch go on.
+            return False
+        same_context = hmac.compare_digest(otp.context_digest, guess.context_digest)
+        return hmac.compare_digest(code.encode(), guess.code.encode()) and same_context
 
 
 async def _budgets_of(cursor: Cursor) -> dict[DestinationKey, GuessBudget]:
