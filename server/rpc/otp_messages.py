@@ -38,8 +38,7 @@ def record_message(record: OtpRecord, *, now: datetime, cooldown: timedelta) -> 
     message.send_count = len(record.deliveries)
     message.deliveries.extend(map(delivery_message, record.deliveries))
     if record.deliveries:
-        available = timestamp(record.deliveries[-1].create_time + cooldown)
-        message.resend_available_time.CopyFrom(available)
+        message.resend_available_time.FromDatetime(record.deliveries[-1].create_time + cooldown)
     return message
 
 

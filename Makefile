@@ -1,0 +1,77 @@
+# Needs python3 (3.11 or newer), pip and make; sets everything else up in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python
+STUBS := clients/python
+PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
+SERVICES = $(filter %_service.proto,$(PROTOS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test generate format lint types check clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/ready  ## Set up .venv; every other target does so by itself
+
+.venv/ready: requirements/development.txt Makefile
+	@echo "Setting up .venv (about half a minute) …"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv --clear --without-pip .venv
+	@$(PYTHON) -m pip --python $(RUN) install --require-hashes --disable-pip-version-check --progress-bar on \
+		--requirement requirements/development.txt | grep --line-buffered -E '^(Installing|Successfully)' || \
+		{ echo "The packages could not be installed; see above." >&2; exit 1; }
+	@$(RUN) -c 'import site, pathlib; root = pathlib.Path.cwd(); \
+		pathlib.Path(site.getsitepackages()[0], "pulsa.pth").write_text(f"{root}\n{root}/$(STUBS)\n")'
+	@touch $@
+
+run: .venv/ready  ## Run everything on this machine, with nothing configured; Ctrl-C stops it
+	@$(RUN) -m server dev
+
+demo: .venv/ready  ## Play the story of a top-up and three sends; starts what it needs
+	@$(RUN) -m server demo
+
+test: .venv/ready  ## Run the test suite
+	$(RUN) -m pytest $(ARGS)
+
+generate: .venv/ready  ## Generate the stubs in clients/ from protos/
+	@find $(STUBS)/pulsa -name '*_pb2*' -delete
+	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy --python_out=$(STUBS) \
+		--mypy_out=quiet:$(STUBS) $(PROTOS)
+	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy_grpc \
+		--grpc_python_out=$(STUBS) --mypy_grpc_out=quiet:$(STUBS) $(SERVICES)
+
+verify-generate: .venv/ready  ## Check that the stubs are those of the protos
+	@$(MAKE) --no-print-directory generate >/dev/null
+	@test -z "$$(git status --porcelain -- $(STUBS)/pulsa)" || \
+		{ git status --short -- $(STUBS)/pulsa; echo "The stubs are not current: run make generate and commit" >&2; exit 1; }
+
+format: .venv/ready  ## Format Python and protos
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/buf format --write
+
+lint: .venv/ready verify-generate  ## Check style, the direction of imports, the protos and the generated stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against '.git#ref=$(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)'
+
+types: .venv/ready  ## Check types, strictly
+	$(BIN)/mypy server tests clients/python/pulsa/client.py
+
+check: lint types test  ## What CI runs
+
+lock: .venv/ready  ## Resolve pyproject.toml's dependencies into requirements/, with hashes
+	$(PYTHON) -m venv --clear build/lock && build/lock/bin/pip install --quiet uv
+	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--quiet --upgrade pyproject.toml --output-file requirements/server.txt
+	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--quiet --upgrade --extra development --constraint requirements/server.txt pyproject.toml \
+		--output-file requirements/development.txt
+
+clean:  ## Remove what was built; the data of make run stays in data/
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,44 @@
+"""`python -m server COMMAND`: everything that can be run."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from server.commands import audit, development, migration, serve, token, webhook
+from server.database.embedded import EmbeddedPostgresError
+from server.environment import SettingsError
+
+Command = Callable[[argparse.Namespace], int | None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code. What an operator can mend is one line on standard error."""
+    parsed = _parser().parse_args(arguments)
+    command: Command = parsed.command
+    try:
+        return command(parsed) or 0
+    except (SettingsError, EmbeddedPostgresError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m server", description="Sells OTP credits and spends them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, explanation: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=explanation, description=explanation)
+        added.set_defaults(command=command)
+        return added
+
+    add("serve", lambda _: serve.serve(), "the gRPC server")
+    add("webhook", lambda _: webhook.webhook(), "the sidecar that takes Stripe's webhooks in")
+    add("dev", lambda _: development.dev(), "everything on this machine, with nothing configured")
+    add("migrate", lambda _: migration.migrate_database(), "bring the database's schema up to date")
+    add("audit", lambda _: audit.audit(), "replay every ledger and say whether all of them hold")
+    token.add_arguments(add("token", token.token, "mint a token with the development key"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

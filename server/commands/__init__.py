@@ -1,0 +1,1 @@
+"""What `python -m server` can do: one file per command."""

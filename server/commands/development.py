@@ -1,0 +1,156 @@
+"""`dev`: everything on this machine with nothing configured. What `make run` runs."""
+
+import os
+import secrets
+import sys
+from base64 import b64encode
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from server.app import running
+from server.channels.console import Console
+from server.commands.serve import database, until_told_to_stop
+from server.environment import load_settings
+from server.logs import configure_logging
+from server.metrics_page import metrics_page
+from server.rpc.development_key import DevelopmentKey, development_key
+from server.rpc.permissions import ALL_PERMISSIONS, STRIPE_RELAY
+from server.rpc.tokens import ANY_ORGANIZATION, mint
+from server.sandbox.messages import PORT as MESSAGES_PORT
+from server.sandbox.messages import message_page
+from server.sandbox.stripe import start_stripe_sandbox
+from server.settings import KEY_BYTES, Settings
+from server.webhook.intake import PATH
+from server.webhook.relay import Relay
+from server.webhook.sidecar import start_sidecar
+
+ORGANIZATION: Final = "demo"
+STRIPE_PORT: Final = 12111
+_STRIPE_KEY: Final = "sk_test_sandbox"
+_WEBHOOK_SECRET: Final = "whsec_sandbox"  # noqa: S105 - the stand-in's
+_DAY_SECONDS: Final = 24 * 60 * 60
+
+_WELCOME: Final = """
+Pulsa is running, with nothing but this machine.
+
+  gRPC       {grpc}
+  webhook    http://{webhook}/stripe/webhook
+  Stripe     http://127.0.0.1:{stripe}   (a stand-in; its invoices have a Pay button)
+  messages   http://127.0.0.1:{messages}/messages
+  metrics    http://{metrics}/metrics
+
+A token for the organization "{organization}", good for a day:
+
+  export TOKEN={token}
+
+Three commands to try, in another terminal in this folder:
+
+  {curl} -d '{{"organization_id": "{organization}"}}' \\
+    http://{grpc}/pulsa.credit.v1.CreditService/GetBalance
+
+  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$(python3 -c 'import uuid; print(uuid.uuid4())')'", \
+"credits": 1000, "currency_code": "IDR", "billing_email": "billing@example.com"}}' \\
+    http://{grpc}/pulsa.credit.v1.CreditService/CreateTopUp
+
+  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$(python3 -c 'import uuid; print(uuid.uuid4())')'", \
+"destination": {{"email": "you@example.com"}}, "purpose": "login"}}' \\
+    http://{grpc}/pulsa.otp.v1.OtpService/SendOtp
+
+`make demo` in another terminal plays the whole story. Ctrl-C stops everything.
+"""
+_CURL: Final = '.venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer $TOKEN"'
+
+
+def dev() -> None:
+    """Run everything until Ctrl-C. What it keeps is in the data folder."""
+    data = load_settings(os.environ).data
+    key = development_key(data)
+    settings = load_settings(
+        os.environ,
+        {
+            "environment": "development",
+            "reflection": True,
+            "lame_duck_seconds": 0,
+            "log": {"level": "warning", "format": "console"},
+            "token": {"keys": key.public_key_file},
+            "secret": _secrets(data),
+            "stripe": {
+                "api_key": _STRIPE_KEY,
+                "webhook_secrets": _WEBHOOK_SECRET,
+                "base_url": f"http://127.0.0.1:{STRIPE_PORT}",
+            },
+            "channel": {"email": "console", "whatsapp": "console", "sms": "console"},
+        },
+    )
+    configure_logging(level=settings.log.level, style=settings.log.format)
+    print("Starting PostgreSQL …", flush=True)
+    with database(settings) as url:
+        uvloop.run(_run(settings, url, key))
+
+
+async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
+    console = Console(sys.stdout)
+    async with AsyncExitStack() as stack:
+        stripe = await start_stripe_sandbox(
+            port=STRIPE_PORT,
+            api_key=_STRIPE_KEY,
+            webhook_secret=_WEBHOOK_SECRET,
+            webhook_url=f"http://{settings.webhook.listen}{PATH}",
+            state_file=settings.data / "stripe.json",
+        )
+        stack.push_async_callback(stripe.close)
+        await stack.enter_async_context(message_page(console))
+        await stack.enter_async_context(metrics_page(settings.metrics.listen))
+        await stack.enter_async_context(running(settings, database_url=url, console=console))
+        relay = Relay(
+            settings.listen,
+            token=lambda: _token(key, "sidecar", ANY_ORGANIZATION, STRIPE_RELAY),
+            credentials=None,
+            timeout_seconds=settings.webhook.timeout_seconds,
+        )
+        host, _, port = settings.webhook.listen.rpartition(":")
+        sidecar = await start_sidecar(relay, host=host, port=int(port))
+        stack.push_async_callback(sidecar.stop)
+        _welcome(settings, key)
+        await until_told_to_stop()
+        print("\nStopping …", flush=True)
+
+
+def _welcome(settings: Settings, key: DevelopmentKey) -> None:
+    token = _token(key, "developer", ORGANIZATION, *sorted(ALL_PERMISSIONS))
+    print(
+        _WELCOME.format(
+            grpc=settings.listen,
+            webhook=settings.webhook.listen,
+            stripe=STRIPE_PORT,
+            messages=MESSAGES_PORT,
+            metrics=settings.metrics.listen,
+            organization=ORGANIZATION,
+            token=token,
+            curl=_CURL,
+        ),
+        flush=True,
+    )
+
+
+def _token(key: DevelopmentKey, subject: str, organization_id: str, *permissions: str) -> str:
+    return mint(
+        key.private_key(),
+        subject=subject,
+        organization_id=organization_id,
+        permissions=permissions,
+        lifetime_seconds=_DAY_SECONDS,
+    )
+
+
+def _secrets(folder: Path) -> dict[str, str]:
+    """The data folder's own keys, made on first use."""
+    file = folder / "development-secrets"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text("\n".join(b64encode(secrets.token_bytes(KEY_BYTES)).decode() for _ in range(2)))
+    ring_key, digest_key = file.read_text().split()
+    return {"keys": f"development:{ring_key}", "digest_key": digest_key}

@@ -1,0 +1,293 @@
+"""Every setting, read once from the environment.
+
+A name is `PULSA_`, the group and the field below, joined by `_`: `PULSA_STRIPE_API_KEY` is `settings.stripe.api_key`.
+With `_FILE` behind it, it names a file that holds the value, for secrets.
+"""
+
+import json
+from base64 import b64decode
+from binascii import Error as Base64Error
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+KEY_BYTES = 32
+
+
+def _words(value: object) -> object:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _json(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+_Words = BeforeValidator(_words)
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Log(Group):
+    """What the log says; never a destination, a code or a secret."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the least that is written")
+    format: Literal["json", "console"] = Field(default="json", description="for machines or for people")
+
+
+class Metrics(Group):
+    """Prometheus metrics over HTTP, at /metrics."""
+
+    listen: str = Field(default="127.0.0.1:9464", description="host:port; off: none")
+
+
+class Database(Group):
+    """PostgreSQL 15 or newer."""
+
+    url: SecretStr | None = Field(
+        default=None, description="URL of PostgreSQL; unset: an embedded one in the data folder"
+    )
+    owner_url: SecretStr | None = Field(
+        default=None, description="URL for migrations, as the schema's owner; unset: url"
+    )
+    connections: int = Field(default=8, ge=2, le=200, description="connections per process")
+    timeout_seconds: float = Field(default=5, gt=0, le=60, description="longest wait for a connection")
+    migrate: bool = Field(default=True, description="bring the schema up to date at start")
+
+
+class Tls(Group):
+    """Encryption of the gRPC port; files are read again when they change."""
+
+    certificate: Path | None = Field(
+        default=None, description="PEM file of the server's certificate chain; unset: plaintext"
+    )
+    key: Path | None = Field(default=None, description="PEM file of its private key")
+    client_ca: Path | None = Field(default=None, description="PEM file of the CAs of callers; set: mutual TLS")
+
+
+class Token(Group):
+    """Who may call."""
+
+    keys: Path | None = Field(
+        default=None, description="JWKS or PEM file of the public keys; read again when it changes"
+    )
+    audience: str = Field(default="pulsa", min_length=1, description="the aud that tokens must have")
+    leeway_seconds: float = Field(default=30, ge=0, le=300, description="how far clocks may differ")
+
+
+class Secret(Group):
+    """Keys of codes, sealed destinations and digests."""
+
+    keys: SecretStr | None = Field(
+        default=None,
+        description="the key ring: id:base64 of 32 bytes, separated by commas; the last one makes, all read",
+    )
+    digest_key: SecretStr | None = Field(
+        default=None, description="base64 of 32 bytes; changing it restarts the limits"
+    )
+
+    def key_ring(self) -> dict[str, bytes]:
+        """The keys by id, oldest first. Raises ValueError for what is not such a ring."""
+        ring = {}
+        for entry in (self.keys.get_secret_value() if self.keys else "").split(","):
+            name, _, value = entry.strip().partition(":")
+            if not name or name in ring:
+                raise ValueError("PULSA_SECRET_KEYS: must be id:base64 entries with different ids")
+            ring[name] = _key("PULSA_SECRET_KEYS", value)
+        return ring
+
+    def digest(self) -> bytes:
+        """The digest key. Raises ValueError when it is not one."""
+        return _key("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value() if self.digest_key else "")
+
+
+class Limit(Group):
+    """How much is too much; 0 switches a limit on sends off."""
+
+    cooldown_seconds: float = Field(
+        default=30, ge=0, le=3600, description="between sends to a destination for one purpose"
+    )
+    sends_per_destination_per_hour: int = Field(default=10, ge=0, description="sends to one destination in any hour")
+    sends_per_destination_per_day: int = Field(default=30, ge=0, description="sends to one destination in any 24 hours")
+    sends_per_organization_per_minute: int = Field(
+        default=60_000, ge=0, description="sends of one organization in a minute"
+    )
+    wrong_guesses: int = Field(
+        default=50, ge=1, le=100, description="wrong codes at one destination in guess_window_hours"
+    )
+    guess_window_hours: float = Field(default=24, gt=0, le=720, description="how long a wrong code counts")
+    free_guesses: int = Field(
+        default=10, ge=1, description="wrong codes before pauses begin, each twice the one before"
+    )
+    calls_at_once: int = Field(default=2000, ge=1, description="calls in flight per process; further ones are refused")
+    streams_at_once: int = Field(default=1000, ge=1, description="WatchBalance streams per process")
+
+
+class Delivery(Group):
+    """Sending messages."""
+
+    lease_seconds: float = Field(
+        default=60, ge=5, description="after this another replica takes a silent delivery over"
+    )
+    concurrency: int = Field(default=200, ge=1, description="deliveries under way per process")
+    queue: int = Field(default=10_000, ge=1, description="deliveries that wait in memory; more wait in the database")
+    refund_reported_failures: bool = Field(default=False, description="refund a failure reported after acceptance")
+    batch_size: int = Field(default=256, ge=1, le=5000, description="calls that share a transaction, at most")
+    linger_ms: float = Field(
+        default=5, ge=0, le=100, description="how long a busy batch gathers; a lone call never waits"
+    )
+    retention_days: int = Field(
+        default=90, ge=1, description="how long OTPs and deliveries are kept; the ledger is for ever"
+    )
+
+
+class Stripe(Group):
+    """The Stripe account that sells credits."""
+
+    api_key: SecretStr | None = Field(default=None, description="secret or restricted key")
+    webhook_secrets: SecretStr | None = Field(
+        default=None,
+        description="signing secrets of the webhook endpoint, separated by commas; two while one is rolled",
+    )
+    base_url: str | None = Field(default=None, description="address of the API; unset: Stripe's")
+    api_version: str | None = Field(default=None, description="Stripe-Version, for preview features; unset: the SDK's")
+    account_id: str | None = Field(default=None, description="the account that events must be of; unset: any")
+    timeout_seconds: float = Field(default=10, gt=0, le=80, description="for each call to Stripe")
+    wait_seconds: float = Field(default=15, gt=0, description="how long CreateTopUp and CancelTopUp wait for Stripe")
+    days_until_due: int = Field(default=7, ge=1, le=90, description="days to pay an invoice")
+    expire_grace_hours: float = Field(
+        default=24, ge=0, description="after due time, before an unpaid invoice is voided"
+    )
+    trust_out_of_band: bool = Field(default=False, description="credit invoices that a person marked as paid")
+    payment_methods: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_json)] = Field(
+        default={},
+        description='JSON, by currency: {"IDR": ["id_bank_transfer"]}; unset: the account\'s invoice template',
+    )
+
+
+class Webhook(Group):
+    """The sidecar that takes Stripe's webhooks in."""
+
+    listen: str = Field(default="127.0.0.1:8080", description="host:port of its HTTP")
+    server: str = Field(default="127.0.0.1:50051", description="host:port of the gRPC server that it relays to")
+    token: Path | None = Field(default=None, description="file with its bearer token; read again for each webhook")
+    ca: Path | None = Field(default=None, description="PEM file of the server's CA; set: TLS")
+    timeout_seconds: float = Field(
+        default=15, gt=0, le=20, description="for a relay, retries included; Stripe waits 20 s"
+    )
+
+
+class Channel(Group):
+    """Which providers carry which channel, in order; the next is asked when one surely did not send."""
+
+    email: Annotated[tuple[Literal["console", "smtp"], ...], _Words] = Field(default=(), description="smtp")
+    whatsapp: Annotated[tuple[Literal["console", "whatsapp"], ...], _Words] = Field(default=(), description="whatsapp")
+    sms: Annotated[tuple[Literal["console", "twilio", "vonage"], ...], _Words] = Field(
+        default=(), description="twilio, vonage, or both separated by a comma"
+    )
+    templates: Path | None = Field(
+        default=None, description="folder of message templates that replace the built-in ones"
+    )
+    concurrency: int = Field(default=50, ge=1, description="messages under way per provider and process")
+    wait_seconds: float = Field(default=5, gt=0, description="longest wait for a free place at a provider")
+    failures_to_open: int = Field(default=5, ge=1, description="failures in a row after which a provider is left alone")
+    cooldown_seconds: float = Field(default=30, gt=0, description="how long it is left alone")
+
+
+class Smtp(Group):
+    """An e-mail relay."""
+
+    host: str = Field(default="", description="its host name")
+    port: int = Field(default=587, ge=1, le=65535, description="its port")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="tls is from the first byte, port 465"
+    )
+    sender: str = Field(default="", description="the From address")
+    sender_name: str = Field(default="", description="the name before it")
+    username: str = Field(default="", description="unset: no login")
+    password: SecretStr = Field(default=SecretStr(""), description="for the login")
+    ca_file: Path | None = Field(default=None, description="PEM file of its CA; unset: the system's")
+    timeout_seconds: float = Field(default=20, gt=0, description="for a whole delivery")
+
+
+class Whatsapp(Group):
+    """A number of the WhatsApp Cloud API."""
+
+    phone_number_id: str = Field(default="", description="the sending number's id")
+    access_token: SecretStr = Field(default=SecretStr(""), description="Meta's token")
+    template_name: str = Field(default="", description="an approved AUTHENTICATION template")
+    template_languages: Annotated[tuple[str, ...], _Words] = Field(
+        default=("en",), description="its approved languages, separated by commas; the first is the default"
+    )
+    version: str = Field(default="v23.0", description="of the API")
+    base_url: str = Field(default="https://graph.facebook.com", description="of the API")
+    timeout_seconds: float = Field(default=10, gt=0, description="for a call")
+
+
+class Twilio(Group):
+    """A Twilio account."""
+
+    account_sid: str = Field(default="", description="the account")
+    auth_token: SecretStr = Field(default=SecretStr(""), description="its token, or the secret of api_key_sid")
+    sender: str = Field(default="", description="a number in E.164, a sender id, or a messaging service (MG…)")
+    api_key_sid: str = Field(default="", description="unset: auth_token is the account's")
+    status_callback_url: str = Field(default="", description="where Twilio posts delivery reports; unset: nowhere")
+    base_url: str = Field(default="https://api.twilio.com", description="of the API")
+    timeout_seconds: float = Field(default=10, gt=0, description="for a call")
+
+
+class Vonage(Group):
+    """A Vonage account."""
+
+    api_key: str = Field(default="", description="the account")
+    api_secret: SecretStr = Field(default=SecretStr(""), description="its secret")
+    sender: str = Field(default="", description="a number without its plus sign, or a sender id")
+    base_url: str = Field(default="https://rest.nexmo.com", description="of the API")
+    timeout_seconds: float = Field(default=10, gt=0, description="for a call")
+
+
+class Settings(Group):
+    """All of them, checked, and never changed."""
+
+    environment: str = Field(
+        default="production",
+        pattern=r"^[a-z0-9-]{1,32}$",
+        description="tells deployments that share a Stripe account apart",
+    )
+    data: Path = Field(default=Path("data"), description="folder of the embedded PostgreSQL and the development keys")
+    listen: str = Field(default="127.0.0.1:50051", description="host:port of gRPC; port 0 takes a free one")
+    reflection: bool = Field(default=False, description="lets tools ask which rpcs there are")
+    pricing: Path | None = Field(default=None, description="TOML file of prices; unset: the built-in one")
+    workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")
+    drain_seconds: float = Field(default=20, ge=0, description="how long calls may finish when the server goes down")
+    lame_duck_seconds: float = Field(default=1, ge=0, description="between NOT_SERVING and the last new call")
+
+    log: Log = Log()
+    metrics: Metrics = Metrics()
+    database: Database = Database()
+    tls: Tls = Tls()
+    token: Token = Token()
+    secret: Secret = Secret()
+    limit: Limit = Limit()
+    delivery: Delivery = Delivery()
+    stripe: Stripe = Stripe()
+    webhook: Webhook = Webhook()
+    channel: Channel = Channel()
+    smtp: Smtp = Smtp()
+    whatsapp: Whatsapp = Whatsapp()
+    twilio: Twilio = Twilio()
+    vonage: Vonage = Vonage()
+
+
+def _key(name: str, value: str) -> bytes:
+    try:
+        key = b64decode(value, validate=True)
+    except Base64Error:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{name}: must be base64 of {KEY_BYTES} bytes")
+    return key
