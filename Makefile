@@ -36,16 +36,18 @@ test: .venv/ready  ## Run the test suite
 	$(RUN) -m pytest $(ARGS)
 
 generate: .venv/ready  ## Generate the stubs in clients/ from protos/
+	@mkdir -p $(STUBS)/pulsa
 	@find $(STUBS)/pulsa -name '*_pb2*' -delete
-	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy --python_out=$(STUBS) \
-		--mypy_out=quiet:$(STUBS) $(PROTOS)
+	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy \
+		--python_out=$(STUBS) --mypy_out=quiet:$(STUBS) $(PROTOS)
 	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy_grpc \
 		--grpc_python_out=$(STUBS) --mypy_grpc_out=quiet:$(STUBS) $(SERVICES)
 
 verify-generate: .venv/ready  ## Check that the stubs are those of the protos
-	@$(MAKE) --no-print-directory generate >/dev/null
-	@test -z "$$(git status --porcelain -- $(STUBS)/pulsa)" || \
-		{ git status --short -- $(STUBS)/pulsa; echo "The stubs are not current: run make generate and commit" >&2; exit 1; }
+	@rm -rf build/stubs
+	@$(MAKE) --no-print-directory generate STUBS=build/stubs >/dev/null
+	@diff --recursive --brief --exclude='__pycache__' --exclude=py.typed --exclude=client.py --exclude=errors.py --exclude=tokens.py build/stubs/pulsa clients/python/pulsa || \
+		{ echo "The stubs are not current: run make generate" >&2; exit 1; }
 
 format: .venv/ready  ## Format Python and protos
 	$(BIN)/ruff format .
@@ -58,7 +60,7 @@ lint: .venv/ready verify-generate  ## Check style, the direction of imports, the
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
-	$(BIN)/buf breaking --against '.git#ref=$(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)'
+	$(BIN)/buf breaking --against '.git#ref=$(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)'
 
 types: .venv/ready  ## Check types, strictly
 	$(BIN)/mypy server tests clients/python/pulsa/client.py

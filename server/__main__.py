@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from server.commands import audit, development, migration, serve, token, webhook
+from server.commands import audit, demo, development, migration, serve, token, webhook
 from server.database.embedded import EmbeddedPostgresError
 from server.environment import SettingsError
 
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     add("serve", lambda _: serve.serve(), "the gRPC server")
     add("webhook", lambda _: webhook.webhook(), "the sidecar that takes Stripe's webhooks in")
     add("dev", lambda _: development.dev(), "everything on this machine, with nothing configured")
+    add("demo", lambda _: demo.demo(), "the story of a top-up and three sends, played through gRPC and HTTP")
     add("migrate", lambda _: migration.migrate_database(), "bring the database's schema up to date")
     add("audit", lambda _: audit.audit(), "replay every ledger and say whether all of them hold")
     token.add_arguments(add("token", token.token, "mint a token with the development key"))

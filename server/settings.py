@@ -250,6 +250,13 @@ class Vonage(Group):
     timeout_seconds: float = Field(default=10, gt=0, description="for a call")
 
 
+class Sandbox(Group):
+    """The stand-ins of `python -m server dev`."""
+
+    stripe_port: int = Field(default=12111, description="port of the stand-in for Stripe on 127.0.0.1")
+    messages_port: int = Field(default=12112, description="port of the page with the messages on 127.0.0.1")
+
+
 class Settings(Group):
     """All of them, checked, and never changed."""
 
@@ -281,6 +288,7 @@ class Settings(Group):
     whatsapp: Whatsapp = Whatsapp()
     twilio: Twilio = Twilio()
     vonage: Vonage = Vonage()
+    sandbox: Sandbox = Sandbox()
 
 
 def _key(name: str, value: str) -> bytes:

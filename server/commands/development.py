@@ -19,7 +19,6 @@ from server.metrics_page import metrics_page
 from server.rpc.development_key import DevelopmentKey, development_key
 from server.rpc.permissions import ALL_PERMISSIONS, STRIPE_RELAY
 from server.rpc.tokens import ANY_ORGANIZATION, mint
-from server.sandbox.messages import PORT as MESSAGES_PORT
 from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.settings import KEY_BYTES, Settings
@@ -28,7 +27,6 @@ from server.webhook.relay import Relay
 from server.webhook.sidecar import start_sidecar
 
 ORGANIZATION: Final = "demo"
-STRIPE_PORT: Final = 12111
 _STRIPE_KEY: Final = "sk_test_sandbox"
 _WEBHOOK_SECRET: Final = "whsec_sandbox"  # noqa: S105 - the stand-in's
 _DAY_SECONDS: Final = 24 * 60 * 60
@@ -51,22 +49,24 @@ Three commands to try, in another terminal in this folder:
   {curl} -d '{{"organization_id": "{organization}"}}' \\
     http://{grpc}/pulsa.credit.v1.CreditService/GetBalance
 
-  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$(python3 -c 'import uuid; print(uuid.uuid4())')'", \
+  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$({uuid})'", \
 "credits": 1000, "currency_code": "IDR", "billing_email": "billing@example.com"}}' \\
     http://{grpc}/pulsa.credit.v1.CreditService/CreateTopUp
 
-  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$(python3 -c 'import uuid; print(uuid.uuid4())')'", \
+  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$({uuid})'", \
 "destination": {{"email": "you@example.com"}}, "purpose": "login"}}' \\
     http://{grpc}/pulsa.otp.v1.OtpService/SendOtp
 
 `make demo` in another terminal plays the whole story. Ctrl-C stops everything.
 """
+_UUID: Final = "python3 -c 'import uuid; print(uuid.uuid4())'"
 _CURL: Final = '.venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer $TOKEN"'
 
 
 def dev() -> None:
     """Run everything until Ctrl-C. What it keeps is in the data folder."""
-    data = load_settings(os.environ).data
+    given = load_settings(os.environ)
+    data = given.data
     key = development_key(data)
     settings = load_settings(
         os.environ,
@@ -80,7 +80,7 @@ def dev() -> None:
             "stripe": {
                 "api_key": _STRIPE_KEY,
                 "webhook_secrets": _WEBHOOK_SECRET,
-                "base_url": f"http://127.0.0.1:{STRIPE_PORT}",
+                "base_url": f"http://127.0.0.1:{given.sandbox.stripe_port}",
             },
             "channel": {"email": "console", "whatsapp": "console", "sms": "console"},
         },
@@ -95,14 +95,14 @@ async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
     console = Console(sys.stdout)
     async with AsyncExitStack() as stack:
         stripe = await start_stripe_sandbox(
-            port=STRIPE_PORT,
+            port=settings.sandbox.stripe_port,
             api_key=_STRIPE_KEY,
             webhook_secret=_WEBHOOK_SECRET,
             webhook_url=f"http://{settings.webhook.listen}{PATH}",
             state_file=settings.data / "stripe.json",
         )
         stack.push_async_callback(stripe.close)
-        await stack.enter_async_context(message_page(console))
+        await stack.enter_async_context(message_page(console, port=settings.sandbox.messages_port))
         await stack.enter_async_context(metrics_page(settings.metrics.listen))
         await stack.enter_async_context(running(settings, database_url=url, console=console))
         relay = Relay(
@@ -125,12 +125,13 @@ def _welcome(settings: Settings, key: DevelopmentKey) -> None:
         _WELCOME.format(
             grpc=settings.listen,
             webhook=settings.webhook.listen,
-            stripe=STRIPE_PORT,
-            messages=MESSAGES_PORT,
+            stripe=settings.sandbox.stripe_port,
+            messages=settings.sandbox.messages_port,
             metrics=settings.metrics.listen,
             organization=ORGANIZATION,
             token=token,
             curl=_CURL,
+            uuid=_UUID,
         ),
         flush=True,
     )

@@ -2,17 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 from aiohttp import web
 
 from server.channels.console import Console
 
-PORT: Final = 12112
-
 
 @asynccontextmanager
-async def message_page(console: Console, *, port: int = PORT) -> AsyncIterator[None]:
+async def message_page(console: Console, *, port: int) -> AsyncIterator[None]:
     """`GET /messages?to=…` on this machine while the block runs: the newest messages first, as JSON."""
 
     async def messages(request: web.Request) -> web.Response:
