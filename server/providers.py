@@ -15,7 +15,8 @@ from server.channels.templates import Templates
 from server.channels.twilio import Twilio, TwilioSettings
 from server.channels.vonage import Vonage, VonageSettings
 from server.channels.whatsapp import WhatsApp, WhatsAppSettings
-from server.settings import Group, Settings
+from server.settings import Settings
+from server.settings.group import Group
 
 
 def open_channels(settings: Settings, templates: Templates, *, console: Console | None) -> dict[ChannelName, Channel]:

@@ -30,7 +30,7 @@ from server.settings import Settings
 _START_SECONDS: Final = 90
 _PAID_SECONDS: Final = 10
 _HOUR_SECONDS: Final = 3600
-# Every change of the balance that the story makes, oldest first: the top-up, then an e-mail, a WhatsApp message, an SMS.
+# The balance after each change that the story makes: the top-up, then an e-mail, a WhatsApp message, an SMS.
 _BALANCES: Final = (1000, 999, 997, 994)
 
 

@@ -4,32 +4,17 @@ A name is `PULSA_`, the group and the field below, joined by `_`: `PULSA_STRIPE_
 With `_FILE` behind it, it names a file that holds the value, for secrets.
 """
 
-import json
 from base64 import b64decode
 from binascii import Error as Base64Error
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
+
+from server.settings.group import Group, Json, Words
+from server.settings.providers import Sandbox, Smtp, Twilio, Vonage, Whatsapp
 
 KEY_BYTES = 32
-
-
-def _words(value: object) -> object:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
-
-
-def _json(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) else value
-
-
-_Words = BeforeValidator(_words)
-
-
-class Group(BaseModel):
-    """Settings that belong together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Log(Group):
@@ -163,7 +148,7 @@ class Stripe(Group):
         default=24, ge=0, description="after due time, before an unpaid invoice is voided"
     )
     trust_out_of_band: bool = Field(default=False, description="credit invoices that a person marked as paid")
-    payment_methods: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_json)] = Field(
+    payment_methods: Annotated[dict[str, tuple[str, ...]], Json] = Field(
         default={},
         description='JSON, by currency: {"IDR": ["id_bank_transfer"]}; unset: the account\'s invoice template',
     )
@@ -184,9 +169,9 @@ class Webhook(Group):
 class Channel(Group):
     """Which providers carry which channel, in order; the next is asked when one surely did not send."""
 
-    email: Annotated[tuple[Literal["console", "smtp"], ...], _Words] = Field(default=(), description="smtp")
-    whatsapp: Annotated[tuple[Literal["console", "whatsapp"], ...], _Words] = Field(default=(), description="whatsapp")
-    sms: Annotated[tuple[Literal["console", "twilio", "vonage"], ...], _Words] = Field(
+    email: Annotated[tuple[Literal["console", "smtp"], ...], Words] = Field(default=(), description="smtp")
+    whatsapp: Annotated[tuple[Literal["console", "whatsapp"], ...], Words] = Field(default=(), description="whatsapp")
+    sms: Annotated[tuple[Literal["console", "twilio", "vonage"], ...], Words] = Field(
         default=(), description="twilio, vonage, or both separated by a comma"
     )
     templates: Path | None = Field(
@@ -196,65 +181,6 @@ class Channel(Group):
     wait_seconds: float = Field(default=5, gt=0, description="longest wait for a free place at a provider")
     failures_to_open: int = Field(default=5, ge=1, description="failures in a row after which a provider is left alone")
     cooldown_seconds: float = Field(default=30, gt=0, description="how long it is left alone")
-
-
-class Smtp(Group):
-    """An e-mail relay."""
-
-    host: str = Field(default="", description="its host name")
-    port: int = Field(default=587, ge=1, le=65535, description="its port")
-    security: Literal["starttls", "tls", "none"] = Field(
-        default="starttls", description="tls is from the first byte, port 465"
-    )
-    sender: str = Field(default="", description="the From address")
-    sender_name: str = Field(default="", description="the name before it")
-    username: str = Field(default="", description="unset: no login")
-    password: SecretStr = Field(default=SecretStr(""), description="for the login")
-    ca_file: Path | None = Field(default=None, description="PEM file of its CA; unset: the system's")
-    timeout_seconds: float = Field(default=20, gt=0, description="for a whole delivery")
-
-
-class Whatsapp(Group):
-    """A number of the WhatsApp Cloud API."""
-
-    phone_number_id: str = Field(default="", description="the sending number's id")
-    access_token: SecretStr = Field(default=SecretStr(""), description="Meta's token")
-    template_name: str = Field(default="", description="an approved AUTHENTICATION template")
-    template_languages: Annotated[tuple[str, ...], _Words] = Field(
-        default=("en",), description="its approved languages, separated by commas; the first is the default"
-    )
-    version: str = Field(default="v23.0", description="of the API")
-    base_url: str = Field(default="https://graph.facebook.com", description="of the API")
-    timeout_seconds: float = Field(default=10, gt=0, description="for a call")
-
-
-class Twilio(Group):
-    """A Twilio account."""
-
-    account_sid: str = Field(default="", description="the account")
-    auth_token: SecretStr = Field(default=SecretStr(""), description="its token, or the secret of api_key_sid")
-    sender: str = Field(default="", description="a number in E.164, a sender id, or a messaging service (MG…)")
-    api_key_sid: str = Field(default="", description="unset: auth_token is the account's")
-    status_callback_url: str = Field(default="", description="where Twilio posts delivery reports; unset: nowhere")
-    base_url: str = Field(default="https://api.twilio.com", description="of the API")
-    timeout_seconds: float = Field(default=10, gt=0, description="for a call")
-
-
-class Vonage(Group):
-    """A Vonage account."""
-
-    api_key: str = Field(default="", description="the account")
-    api_secret: SecretStr = Field(default=SecretStr(""), description="its secret")
-    sender: str = Field(default="", description="a number without its plus sign, or a sender id")
-    base_url: str = Field(default="https://rest.nexmo.com", description="of the API")
-    timeout_seconds: float = Field(default=10, gt=0, description="for a call")
-
-
-class Sandbox(Group):
-    """The stand-ins of `python -m server dev`."""
-
-    stripe_port: int = Field(default=12111, description="port of the stand-in for Stripe on 127.0.0.1")
-    messages_port: int = Field(default=12112, description="port of the page with the messages on 127.0.0.1")
 
 
 class Settings(Group):
