@@ -40,7 +40,7 @@ class GuessBudget:
         if self.wrong_guesses >= limits.wrong_guesses:
             return until_new_window
         excess = self.wrong_guesses - limits.free_guesses
-        if excess < 0:
+        if excess < 0 or not self.wrong_guesses:
             return timedelta()
         pause = min(limits.first_pause * (1 << min(excess, 20)), limits.longest_pause)
         return min(self.last_guess_time + pause - now, until_new_window)

@@ -11,7 +11,7 @@ from server.database.queries import load_queries
 from server.errors import DomainError
 from server.otps.admission import DestinationKey
 from server.otps.guessing import Guess, GuessBudget, GuessLimits, GuessState, judge
-from server.otps.otp import Otp, otp_of
+from server.otps.otp import Otp, OtpStatus, otp_of
 from server.otps.vault import Vault
 
 SQL = load_queries(__file__)
@@ -72,7 +72,7 @@ class Verifier:
         for guess in guesses:
             otp = state.otps.get((guess.organization_id, guess.otp_id))
             guess.right = otp is not None and self._is_right(guess, otp)
-            if otp is not None and not guess.right:
+            if otp is not None and not guess.right and otp.status_at(now) is OtpStatus.PENDING:
                 wrong.add((guess.organization_id, otp.destination_digest))
         if missing := sorted(wrong - state.budgets.keys()):
             await connection.execute(

@@ -1,0 +1,52 @@
+"""Guesses, and the database in a dictionary that they are judged by."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from server.errors import DomainError, RetryLater, WrongCode
+from server.otps.guessing import Guess, GuessBudget, GuessLimits, GuessState, judge
+from server.otps.otp import Otp, OtpStatus
+
+ACME = "acme"
+
+
+def a_guess(
+    otp_id: UUID, *, right: bool, request_id: int = 1, organization_id: str = ACME, deadline: datetime | None = None
+) -> Guess:
+    return Guess(organization_id, otp_id, UUID(int=request_id), "", b"", deadline, right)
+
+
+@dataclass
+class Cells:
+    """What is committed: OTPs and guess budgets. Only what `judge` says it changed is written back."""
+
+    otps: dict[tuple[str, UUID], Otp]
+    budgets: dict[tuple[str, bytes], GuessBudget] = field(default_factory=dict)
+
+    def judge(self, guesses: Sequence[Guess], *, now: datetime, limits: GuessLimits) -> list[Otp | DomainError]:
+        state = GuessState(deepcopy(self.otps), deepcopy(self.budgets))
+        for guess in guesses:
+            otp = state.otps.get((guess.organization_id, guess.otp_id))
+            if otp is not None and not guess.right and otp.status_at(now) is OtpStatus.PENDING:
+                destination = (guess.organization_id, otp.destination_digest)
+                state.budgets.setdefault(destination, GuessBudget(0, now, now))
+        answers = judge(guesses, state, now=now, limits=limits)
+        self.otps |= state.changed_otps
+        self.budgets |= state.changed_budgets
+        return answers
+
+
+def verdict(answer: Otp | DomainError) -> tuple[object, ...]:
+    """What a caller sees of an answer."""
+    match answer:
+        case Otp():
+            return ("OK", answer.status, answer.verify_time)
+        case RetryLater():
+            return ("wait", timedelta(seconds=answer.retry_after_seconds))
+        case WrongCode():
+            return ("WrongCode", answer.attempts_remaining)
+        case _:
+            return (type(answer).__name__,)

@@ -1,0 +1,152 @@
+"""What `judge` decides, case by case."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from server.errors import DomainError
+from server.otps.guessing import Guess, GuessLimits
+from server.otps.otp import Otp, OtpStatus
+from tests.unit.otps.books import START, an_otp
+from tests.unit.otps.guesses import ACME, Cells, a_guess, verdict
+
+LIMITS = GuessLimits()
+INSTANT = timedelta(microseconds=1)
+
+
+def holding(*otps: Otp) -> Cells:
+    return Cells({(otp.organization_id, otp.otp_id): otp for otp in otps})
+
+
+def judge(cells: Cells, *guesses: Guess, now: datetime = START) -> list[tuple[object, ...]]:
+    return [verdict(answer) for answer in cells.judge(guesses, now=now, limits=LIMITS)]
+
+
+def test_the_right_code_is_good_once() -> None:
+    otp = an_otp()
+    first, second = a_guess(otp.otp_id, right=True), a_guess(otp.otp_id, right=True, request_id=2)
+    assert judge(holding(otp), first, second) == [("OK", OtpStatus.VERIFIED, START), ("OtpAlreadyVerified",)]
+
+
+def test_a_repeat_of_the_request_that_verified_gets_the_same_answer() -> None:
+    otp = an_otp()
+    cells = holding(otp)
+    judge(cells, a_guess(otp.otp_id, right=True))
+    late = otp.expire_time + timedelta(hours=1)
+    assert judge(cells, a_guess(otp.otp_id, right=True), now=late) == [("OK", OtpStatus.VERIFIED, START)]
+
+
+def test_a_repeat_with_a_wrong_code_is_no_repeat() -> None:
+    otp = an_otp()
+    cells = holding(otp)
+    judge(cells, a_guess(otp.otp_id, right=True))
+    assert judge(cells, a_guess(otp.otp_id, right=False)) == [("OtpAlreadyVerified",)]
+
+
+def test_a_wrong_guess_is_counted_and_says_how_many_remain() -> None:
+    otp = an_otp(max_attempts=3)
+    cells = holding(otp)
+    wrong = a_guess(otp.otp_id, right=False)
+    assert judge(cells, wrong, wrong) == [("WrongCode", 2), ("WrongCode", 1)]
+    assert cells.otps[ACME, otp.otp_id].attempts == 2
+    assert cells.budgets[ACME, otp.destination_digest].wrong_guesses == 2
+
+
+def test_the_last_attempt_is_accepted_when_it_is_right() -> None:
+    otp = an_otp(max_attempts=2)
+    guesses = [a_guess(otp.otp_id, right=right) for right in (False, True)]
+    assert judge(holding(otp), *guesses) == [("WrongCode", 1), ("OK", OtpStatus.VERIFIED, START)]
+
+
+def test_after_the_last_attempt_the_right_code_comes_too_late() -> None:
+    otp = an_otp(max_attempts=1)
+    guesses = [a_guess(otp.otp_id, right=right) for right in (False, True)]
+    assert judge(holding(otp), *guesses) == [("WrongCode", 0), ("OtpAttemptsExhausted",)]
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize(
+    ("status", "refusal"),
+    [
+        (OtpStatus.VERIFIED, "OtpAlreadyVerified"),
+        (OtpStatus.CANCELED, "OtpCanceled"),
+        (OtpStatus.ATTEMPTS_EXHAUSTED, "OtpAttemptsExhausted"),
+        (OtpStatus.EXPIRED, "OtpExpired"),
+    ],
+)
+def test_a_closed_otp_takes_no_guess_and_counts_none(status: OtpStatus, refusal: str, *, right: bool) -> None:
+    otp = an_otp()
+    otp.status = status
+    cells = holding(otp)
+    assert judge(cells, a_guess(otp.otp_id, right=right)) == [(refusal,)]
+    assert cells == holding(otp)
+
+
+def test_a_code_is_good_until_the_instant_it_expires() -> None:
+    otp = an_otp()
+    right = a_guess(otp.otp_id, right=True)
+    assert judge(holding(otp), right, now=otp.expire_time) == [("OtpExpired",)]
+    assert judge(holding(otp), right, now=otp.expire_time - INSTANT)[0][0] == "OK"
+
+
+def test_the_otp_of_another_organization_is_not_found() -> None:
+    otp = an_otp()
+    assert judge(holding(otp), a_guess(otp.otp_id, right=True, organization_id="other")) == [("OtpNotFound",)]
+
+
+def test_from_the_deadline_on_nothing_is_counted() -> None:
+    otp = an_otp()
+    cells = holding(otp)
+    late = [a_guess(otp.otp_id, right=right, deadline=START) for right in (False, True)]
+    assert judge(cells, *late) == [("DeadlineExceeded",)] * 2
+    assert cells == holding(otp)
+
+
+def guess_wrongly(destination_guesses: int, cells: Cells, now: datetime) -> tuple[list[timedelta], datetime]:
+    """Guess wrongly at new OTPs of one destination, as soon as each pause allows; the pauses, and the time then."""
+    pauses = []
+    for _ in range(destination_guesses):
+        otp = an_otp()
+        otp.expire_time = now + timedelta(days=2)
+        cells.otps[ACME, otp.otp_id] = otp
+        (answer,) = cells.judge([a_guess(otp.otp_id, right=False)], now=now, limits=LIMITS)
+        assert isinstance(answer, DomainError)
+        (refusal,) = judge(cells, a_guess(otp.otp_id, right=True), now=now)
+        pause = refusal[1] if refusal[0] == "wait" else timedelta()
+        if refusal[0] != "wait":
+            cells.otps[ACME, otp.otp_id].status = OtpStatus.VERIFIED
+        assert isinstance(pause, timedelta)
+        pauses.append(pause)
+        now += pause
+    return pauses, now
+
+
+def test_pauses_double_after_the_free_guesses_up_to_the_longest() -> None:
+    pauses, _ = guess_wrongly(22, Cells({}), START)
+    assert [pause.total_seconds() for pause in pauses] == [0] * 9 + [
+        1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900,
+    ]  # fmt: skip
+
+
+def test_new_otps_do_not_renew_the_budget_and_it_is_exact() -> None:
+    cells = Cells({})
+    pauses, now = guess_wrongly(LIMITS.wrong_guesses, cells, START)
+    assert cells.budgets[ACME, b"bob"].wrong_guesses == LIMITS.wrong_guesses
+    # The last wait leads to the end of the window, and there the count begins anew.
+    assert now == START + LIMITS.window
+    assert pauses[-1] > LIMITS.longest_pause
+    guess_wrongly(1, cells, now)
+    assert cells.budgets[ACME, b"bob"].wrong_guesses == 1
+
+
+def test_nobody_else_waits_for_a_destination_that_is_guessed_at() -> None:
+    cells = Cells({})
+    guess_wrongly(LIMITS.wrong_guesses - 1, cells, START)
+    same_person_elsewhere, other_person = an_otp(organization_id="other"), an_otp(destination=b"eve")
+    cells.otps |= holding(same_person_elsewhere, other_person).otps
+    answers = judge(
+        cells,
+        a_guess(same_person_elsewhere.otp_id, right=True, organization_id="other"),
+        a_guess(other_person.otp_id, right=True),
+    )
+    assert [answer[0] for answer in answers] == ["OK", "OK"]

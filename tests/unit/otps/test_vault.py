@@ -1,0 +1,127 @@
+"""Codes and seals: bound to what they are for, readable after a rotation, and of no use without the secret."""
+
+import hmac
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+import pytest
+from cryptography.exceptions import InvalidTag
+
+from server.otps.otp import Otp
+from server.otps.vault import DIGEST_BYTES, KEY_BYTES, Vault
+from tests.unit.otps.books import an_otp
+
+OLD, NEW, DIGEST = b"1" * KEY_BYTES, b"2" * KEY_BYTES, b"3" * KEY_BYTES
+VAULT = Vault({"k1": OLD, "k2": NEW}, digest_secret=DIGEST)
+
+
+def hotp(key: bytes, counter: int, digits: int) -> str:
+    """RFC 4226, section 5.3, from its text."""
+    mac = hmac.digest(key, counter.to_bytes(8, "big"), "sha1")
+    offset = mac[-1] & 0xF
+    number = int.from_bytes(mac[offset : offset + 4], "big") & 0x7FFF_FFFF
+    return str(number % 10**digits).zfill(digits)
+
+
+def hkdf(secret: bytes, info: bytes) -> bytes:
+    """RFC 5869 with SHA-256, no salt and one block."""
+    extracted = hmac.digest(bytes(32), secret, "sha256")
+    return hmac.digest(extracted, info + b"\x01", "sha256")
+
+
+def test_the_yardstick_gives_the_codes_of_rfc_4226_appendix_d() -> None:
+    secret = b"12345678901234567890"
+    assert [hotp(secret, counter, 6) for counter in range(10)] == [
+        "755224", "287082", "359152", "969429", "338314", "254676", "287922", "162583", "399871", "520489",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("code_length", [6, 7, 8])
+@pytest.mark.parametrize("key_id", ["k1", "k2"])
+def test_a_code_is_the_hotp_of_a_key_that_only_its_otp_has(key_id: str, code_length: int) -> None:
+    otp = replace(an_otp(otp_id=UUID(int=5)), code_key_id=key_id, code_length=code_length, context_digest=b"c" * 16)
+    binding = b"acme\x00" + UUID(int=5).bytes + b"\x00login\x00" + b"c" * 16
+    secret = {"k1": OLD, "k2": NEW}[key_id]
+    key = hmac.digest(hkdf(secret, b"pulsa code"), binding, "sha256")
+    assert VAULT.code_of(otp) == hotp(key, 0, code_length)
+
+
+def test_the_same_otp_has_the_same_code_on_every_replica_and_at_every_time() -> None:
+    otp = an_otp()
+    replica = Vault({"k1": OLD, "k2": NEW}, digest_secret=DIGEST)
+    later = replace(otp, attempts=3, metadata={"a": "b"}, locale="id", max_attempts=9)
+    assert VAULT.code_of(otp) == replica.code_of(later)
+
+
+def codes(otps: list[Otp], vault: Vault = VAULT) -> list[str]:
+    return [vault.code_of(replace(otp, code_length=8)) for otp in otps]
+
+
+def test_a_code_is_bound_to_organization_otp_purpose_context_and_key() -> None:
+    otps = [an_otp(otp_id=UUID(int=number)) for number in range(20)]
+    sets = [
+        codes(otps),
+        codes([replace(otp, organization_id="other") for otp in otps]),
+        codes([replace(otp, otp_id=uuid4()) for otp in otps]),
+        codes([replace(otp, purpose="payment") for otp in otps]),
+        codes([replace(otp, context_digest=VAULT.context_digest("IDR 100")) for otp in otps]),
+        codes([replace(otp, code_key_id="k2") for otp in otps]),
+        codes(otps, Vault({"k1": DIGEST}, digest_secret=DIGEST)),
+    ]
+    assert len({tuple(one) for one in sets}) == len(sets)
+    assert all(len(set(one)) == len(otps) for one in sets)
+
+
+def test_contexts_are_told_apart_without_being_kept() -> None:
+    digests = {VAULT.context_digest(context) for context in ("", "IDR 100", "IDR 101")}
+    assert digests == {b"", VAULT.digest("IDR 100"), VAULT.digest("IDR 101")}
+    assert len(VAULT.digest("IDR 100")) == DIGEST_BYTES
+
+
+def test_digests_and_fingerprints_tell_nothing_without_the_secret() -> None:
+    same = Vault({"other": NEW}, digest_secret=DIGEST)
+    foreign = Vault({"k1": OLD, "k2": NEW}, digest_secret=OLD)
+    assert VAULT.digest("bob@example.com") == same.digest("bob@example.com") != foreign.digest("bob@example.com")
+    assert VAULT.fingerprint(b"x") == same.fingerprint(b"x") != foreign.fingerprint(b"x")
+    assert VAULT.fingerprint(b"x") != VAULT.digest("x")
+
+
+def test_what_is_sealed_opens_for_its_organization_only() -> None:
+    sealed = VAULT.seal("bob@example.com", organization_id="acme")
+    assert VAULT.unseal(sealed, organization_id="acme") == "bob@example.com"
+    with pytest.raises(InvalidTag):
+        VAULT.unseal(sealed, organization_id="other")
+
+
+def test_a_seal_never_looks_the_same_twice_nor_shows_what_it_holds() -> None:
+    first, second = (VAULT.seal("bob@example.com", organization_id="acme") for _ in range(2))
+    assert first != second
+    assert b"bob" not in first
+
+
+def test_a_changed_seal_does_not_open() -> None:
+    sealed = VAULT.seal("bob@example.com", organization_id="acme")
+    with pytest.raises(InvalidTag):
+        VAULT.unseal(sealed[:-1] + bytes([sealed[-1] ^ 1]), organization_id="acme")
+
+
+def test_after_a_rotation_old_seals_and_codes_are_read_and_new_ones_are_made_with_the_new_key() -> None:
+    before, otp = Vault({"k1": OLD}, digest_secret=DIGEST), an_otp()
+    sealed = before.seal("bob@example.com", organization_id="acme")
+    assert (before.current_key_id, VAULT.current_key_id) == ("k1", "k2")
+    assert VAULT.unseal(sealed, organization_id="acme") == "bob@example.com"
+    assert VAULT.code_of(otp) == before.code_of(otp)
+    assert [Vault.sealed_with(one) for one in (sealed, VAULT.seal("x", organization_id="acme"))] == ["k1", "k2"]
+
+
+def test_when_a_key_has_left_the_ring_what_it_made_is_lost() -> None:
+    after = Vault({"k2": NEW}, digest_secret=DIGEST)
+    with pytest.raises(KeyError):
+        after.unseal(Vault({"k1": OLD}, digest_secret=DIGEST).seal("x", organization_id="acme"), organization_id="acme")
+    with pytest.raises(KeyError):
+        after.code_of(an_otp())
+
+
+def test_a_key_may_have_any_name() -> None:
+    vault = Vault({"schlüssel": OLD}, digest_secret=DIGEST)
+    assert vault.unseal(vault.seal("x", organization_id="acme"), organization_id="acme") == "x"
