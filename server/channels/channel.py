@@ -46,6 +46,8 @@ class Message:
     """After this the code is worthless and must not be sent."""
     web_otp_domain: str
     """Adds the `@domain #code` line to a text message; empty for none."""
+    reference: str
+    """What delivery reports name it by: `<organization_id>/<delivery_id in hexadecimal>`, at most 97 characters."""
 
 
 @dataclass(frozen=True, slots=True)

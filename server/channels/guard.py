@@ -53,7 +53,7 @@ class Guard:
     async def deliver(self, message: Message) -> Outcome:
         """What the provider made of the message.
 
-        NOT_SENT `busy` when no place came free in time, NOT_SENT `expired` when the code was worthless by then,
+        NOT_SENT `busy` when no place came free in time, NOT_SENT `otp_expired` when the code was worthless by then,
         and `circuit_open` while the provider is left alone.
         """
         outcome = await self._deliver(message)
@@ -73,7 +73,7 @@ class Guard:
         try:
             # Only now: waiting may have taken long enough to change both answers.
             if message.expire_time <= datetime.now(UTC):
-                return Outcome(OutcomeKind.NOT_SENT, self.provider, failure_reason="expired")
+                return Outcome(OutcomeKind.NOT_SENT, self.provider, failure_reason="otp_expired")
             return self._breaker.refusal() or await self._ask(message)
         finally:
             self._places.release()

@@ -105,7 +105,11 @@ def kind_of_status(status: int) -> OutcomeKind:
 
 def message_id(value: object) -> str:
     """The provider's id of a message; empty when this is none."""
-    return value if isinstance(value, str) and value.isascii() and len(value) <= _MESSAGE_ID_LIMIT else ""
+    return (
+        value
+        if isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= _MESSAGE_ID_LIMIT
+        else ""
+    )
 
 
 async def _note_connected(_session: object, context: SimpleNamespace, _params: object) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -31,7 +32,7 @@ class TwilioSettings:
     api_key_sid: str = ""
     """With it, `auth_token` is that key's secret; without it, the account's token."""
     status_callback_url: str = ""
-    """Where Twilio posts delivery reports; empty for none."""
+    """Where Twilio posts delivery reports, with the message's reference as a query parameter; empty for none."""
     base_url: str = "https://api.twilio.com"
     timeout_seconds: float = 10.0
 
@@ -75,7 +76,7 @@ class Twilio:
             "ValidityPeriod": str(min(max(remaining, 1), _LONGEST_VALIDITY_SECONDS)),
         }
         if settings.status_callback_url:
-            form["StatusCallback"] = settings.status_callback_url
+            form["StatusCallback"] = _with_reference(settings.status_callback_url, message.reference)
         return form
 
     def _judge(self, reply: Reply) -> Outcome:
@@ -88,3 +89,7 @@ class Twilio:
         reason = f"twilio_http_{reply.status}" if code is None else f"twilio_{code}"
         kind = _KINDS.get(code, kind_of_status(reply.status))
         return Outcome(kind, self.provider, sid, reason, reply.retry_after_seconds)
+
+
+def _with_reference(url: str, reference: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{urlencode({'reference': reference})}"

@@ -66,7 +66,7 @@ class Vonage:
             "to": message.destination.removeprefix("+"),
             "text": text,
             "ttl": str(max(remaining_ms, _SHORTEST_TTL_MS)),
-            "client-ref": str(message.delivery_id),
+            "client-ref": message.reference,
         }
         if segments(text).encoding is Encoding.UCS_2:
             form["type"] = "unicode"

@@ -78,6 +78,8 @@ class WhatsApp:
             "recipient_type": "individual",
             "to": message.destination.removeprefix("+"),
             "type": "template",
+            # Comes back in Meta's delivery reports.
+            "biz_opaque_callback_data": message.reference,
             "template": {
                 "name": self._settings.template_name,
                 "language": {"code": self._language(message.locale)},

@@ -64,7 +64,7 @@ def empty_account(organization_id: str, *, low_balance_threshold: int, now: date
 
 async def read_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
     """The accounts that exist, by organization."""
-    return await accounts_of(await connection.execute(SQL.read_accounts, {"organization_ids": list(organization_ids)}))
+    return await accounts_of(await request_read(connection, organization_ids))
 
 
 async def lock_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
@@ -75,6 +75,11 @@ async def lock_accounts(connection: Connection, organization_ids: Iterable[str])
 async def request_lock(connection: Connection, organization_ids: Iterable[str]) -> Cursor:
     """As `lock_accounts`, for a pipeline: the accounts arrive when `accounts_of` fetches them."""
     return await connection.execute(SQL.lock_accounts, {"organization_ids": sorted(set(organization_ids))})
+
+
+async def request_read(connection: Connection, organization_ids: Iterable[str]) -> Cursor:
+    """As `request_lock`, without the lock."""
+    return await connection.execute(SQL.read_accounts, {"organization_ids": list(organization_ids)})
 
 
 async def accounts_of(cursor: Cursor) -> dict[str, Account]:

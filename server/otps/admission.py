@@ -57,7 +57,7 @@ class Replayed:
 class Refused:
     """Not accepted: nothing is written."""
 
-    error: Exception
+    error: DomainError
 
 
 Decision = Admitted | Replayed | Refused

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
+from server.channels.channel import Message
 from server.otps.admission import Admitted
 from server.otps.otp import Delivery, Otp
+
+DeliveryKey = tuple[str, UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,26 @@ class Errand:
     """As of when the OTP's status is known."""
     fallbacks_sealed: bytes | None = None
     attempts: int = 0
+
+    @property
+    def key(self) -> DeliveryKey:
+        """Which delivery it is."""
+        return self.delivery.organization_id, self.delivery.delivery_id
+
+    def message(self, code: str) -> Message:
+        """What a channel is given."""
+        otp, delivery = self.otp, self.delivery
+        return Message(
+            delivery_id=delivery.delivery_id,
+            channel=delivery.channel,
+            destination=self.destination,
+            code=code,
+            purpose=otp.purpose,
+            locale=otp.locale,
+            expire_time=otp.expire_time,
+            web_otp_domain=otp.web_otp_domain,
+            reference=f"{delivery.organization_id}/{delivery.delivery_id.hex}",
+        )
 
 
 def errand_of(admitted: Admitted, *, lease: timedelta) -> Errand:

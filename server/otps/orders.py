@@ -1,32 +1,23 @@
 """Turns what a caller asks for into sends: parses and seals destinations, prices them, binds the code."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from server.channels.channel import ChannelName
-from server.channels.destinations import parse_email, parse_phone
+from server.channels.channel import ChannelName, Message
+from server.channels.segments import segments
+from server.channels.templates import Templates, load_templates
 from server.clock import Clock, utc_now
 from server.database.pool import Pool, connection
-from server.errors import ChannelNotConfigured, InvalidDestination, OtpNotFound
+from server.errors import DomainError, OtpNotFound
 from server.ids import new_id
-from server.otps.admission import Admitted, Send
+from server.otps.admission import Admitted, Refused, Replayed, Send
 from server.otps.otp import Delivery, Otp, OtpStatus, Target
 from server.otps.reading import OtpRecord, read_otp
 from server.otps.sending import Sender
+from server.otps.targets import Address, Targets
 from server.otps.vault import Vault
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A destination as the caller wrote it."""
-
-    channel: ChannelName
-    text: str
-    field: str
-    """Where it stands in the request, for the error that says it is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +64,20 @@ class Accepted:
     replayed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a send would do, if it came now."""
+
+    channel: ChannelName
+    credits: int = 0
+    """What it would take: nothing when it would be refused before its price is known, or was accepted before."""
+    masked_destination: str = ""
+    """Empty for a destination that cannot exist."""
+    segments: int = 0
+    """Of the text message; 0 for other channels."""
+    refusal: DomainError | None = None
+
+
 class Orders:
     """Takes orders to send and to resend."""
 
@@ -83,18 +88,63 @@ class Orders:
         sender: Sender,
         *,
         channel_credits: Mapping[ChannelName, int],
+        templates: Templates | None = None,
         clock: Clock = utc_now,
     ) -> None:
-        """`channel_credits` has the price of every channel that is configured, and of no other."""
+        """`channel_credits` has the price of every channel that is configured, and of no other.
+
+        `templates` are what previews count the segments of: the built-in ones when none are given.
+        """
         self._pool = pool
         self._vault = vault
         self._sender = sender
-        self._channel_credits = channel_credits
+        self._targets = Targets(vault, channel_credits)
+        self._templates = templates or load_templates(None)
         self._clock = clock
 
     async def send(self, order: SendOrder) -> Accepted:
         """Charge and send a new OTP, or raise why not. A repeat gives what the first call was given."""
-        target = self.target(order.organization_id, order.address)
+        return await self._submit(self._new(order))
+
+    async def preview(self, order: SendOrder) -> Preview:
+        """What `send` would do with the order now; does nothing, and promises nothing for later."""
+        preview = Preview(order.address.channel)
+        try:
+            target = self._targets.target(order.organization_id, order.address)
+            preview = replace(preview, credits=target.credits, masked_destination=target.masked_destination)
+            send = self._new(order)
+            preview = replace(preview, segments=self._segments(send))
+        except DomainError as error:
+            return replace(preview, refusal=error)
+        decision = await self._sender.preview(send)
+        if isinstance(decision, Refused):
+            return replace(preview, refusal=decision.error)
+        return replace(preview, credits=0) if isinstance(decision, Replayed) else preview
+
+    async def resend(self, order: ResendOrder) -> Accepted:
+        """Charge and send the same code once more, or raise why not. Wrong attempts stay counted."""
+        async with connection(self._pool) as lent:
+            record = await read_otp(lent, order.organization_id, order.otp_id)
+        if order.address is None:
+            target = self._last_target(record)
+        else:
+            target = self._targets.target(order.organization_id, order.address)
+        return await self._submit(
+            Send(
+                request_id=order.request_id,
+                request_fingerprint=self._vault.fingerprint(order.request),
+                delivery_id=new_id(),
+                otp=record.otp,
+                target=target,
+                resend=True,
+                deadline=order.deadline,
+            ),
+            earlier=record.deliveries,
+        )
+
+    def _new(self, order: SendOrder) -> Send:
+        """The send of a new OTP. Raises ChannelNotConfigured or InvalidDestination."""
+        target = self._targets.target(order.organization_id, order.address)
         now = self._clock()
         otp = Otp(
             organization_id=order.organization_id,
@@ -113,55 +163,33 @@ class Orders:
             create_time=now,
             expire_time=now + order.ttl,
         )
-        return await self._submit(
-            Send(
-                request_id=order.request_id,
-                request_fingerprint=self._vault.fingerprint(order.request),
-                delivery_id=new_id(),
-                otp=otp,
-                target=target,
-                fallbacks_sealed=self._seal_fallbacks(order),
-                deadline=order.deadline,
-            )
+        return Send(
+            request_id=order.request_id,
+            request_fingerprint=self._vault.fingerprint(order.request),
+            delivery_id=new_id(),
+            otp=otp,
+            target=target,
+            fallbacks_sealed=self._targets.seal_fallbacks(order.organization_id, order.fallbacks),
+            deadline=order.deadline,
         )
 
-    async def resend(self, order: ResendOrder) -> Accepted:
-        """Charge and send the same code once more, or raise why not. Wrong attempts stay counted."""
-        async with connection(self._pool) as lent:
-            record = await read_otp(lent, order.organization_id, order.otp_id)
-        if order.address is None:
-            target = self._last_target(record)
-        else:
-            target = self.target(order.organization_id, order.address)
-        return await self._submit(
-            Send(
-                request_id=order.request_id,
-                request_fingerprint=self._vault.fingerprint(order.request),
-                delivery_id=new_id(),
-                otp=record.otp,
-                target=target,
-                resend=True,
-                deadline=order.deadline,
-            ),
-            earlier=record.deliveries,
+    def _segments(self, send: Send) -> int:
+        """Of the text message that the send would be; every code of its length takes as many."""
+        if send.target.channel is not ChannelName.SMS:
+            return 0
+        otp = send.otp
+        message = Message(
+            delivery_id=send.delivery_id,
+            channel=send.target.channel,
+            destination=send.target.destination,
+            code="0" * otp.code_length,
+            purpose=otp.purpose,
+            locale=otp.locale,
+            expire_time=otp.expire_time,
+            web_otp_domain=otp.web_otp_domain,
+            reference="",
         )
-
-    def target(self, organization_id: str, address: Address) -> Target:
-        """The destination as it is sent to and recorded. Raises ChannelNotConfigured or InvalidDestination."""
-        credits = self._price(address.channel)
-        try:
-            parse = parse_email if address.channel is ChannelName.EMAIL else parse_phone
-            destination = parse(address.text)
-        except ValueError:
-            raise InvalidDestination(field=address.field) from None
-        return Target(
-            channel=address.channel,
-            credits=credits,
-            destination=destination.normalized,
-            destination_digest=self._vault.digest(destination.normalized),
-            destination_sealed=self._vault.seal(destination.normalized, organization_id=organization_id),
-            masked_destination=destination.masked,
-        )
+        return segments(self._templates.render(message, now=otp.create_time).text).count
 
     async def _submit(self, send: Send, earlier: Sequence[Delivery] = ()) -> Accepted:
         decision = await self._sender.send(send)
@@ -179,22 +207,9 @@ class Orders:
             raise OtpNotFound
         return Target(
             channel=last.channel,
-            credits=self._price(last.channel),
+            credits=self._targets.price(last.channel),
             destination=self._vault.unseal(last.destination_sealed, organization_id=last.organization_id),
             destination_digest=last.destination_digest,
             destination_sealed=last.destination_sealed,
             masked_destination=last.masked_destination,
         )
-
-    def _price(self, channel: ChannelName) -> int:
-        credits = self._channel_credits.get(channel)
-        if credits is None:
-            raise ChannelNotConfigured(channel=channel.value)
-        return credits
-
-    def _seal_fallbacks(self, order: SendOrder) -> bytes | None:
-        if not order.fallbacks:
-            return None
-        targets = [self.target(order.organization_id, address) for address in order.fallbacks]
-        plain = json.dumps([[target.channel.value, target.destination] for target in targets])
-        return self._vault.seal(plain, organization_id=order.organization_id)

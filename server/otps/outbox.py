@@ -1,15 +1,17 @@
-"""Takes over deliveries that nobody works on: what a crash left, what waits for another try, what found no room."""
+"""Who works on which delivery: takes over what a crash left or waits for another try, and keeps what is in work."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from cryptography.exceptions import InvalidTag
 
-from server.database.pool import Pool, connection, transaction
+from server.database.pool import Connection, Pool, connection, transaction
 from server.database.queries import load_queries
-from server.otps.errands import Errand
-from server.otps.otp import Delivery, delivery_of, otp_of
+from server.otps.errands import DeliveryKey, Errand
+from server.otps.otp import Delivery, OtpStatus, delivery_of, otp_of
 from server.otps.vault import Vault
 
 SQL = load_queries(__file__)
@@ -38,6 +40,33 @@ async def claim_due(
             ids = [errand.delivery.delivery_id for errand in errands]
             await lent.execute(SQL.lease, {**key, "delivery_ids": ids, "lease_expire_time": now + lease})
     return errands
+
+
+async def renew(
+    connection: Connection, errands: Sequence[Errand], *, lease: timedelta, now: datetime
+) -> dict[DeliveryKey, Errand]:
+    """The errands that are still ours, now until now + lease, each with its OTP's status as it stands."""
+    cursor = await connection.execute(
+        SQL.renew,
+        {
+            "organization_ids": [errand.delivery.organization_id for errand in errands],
+            "delivery_ids": [errand.delivery.delivery_id for errand in errands],
+            "otp_ids": [errand.otp.otp_id for errand in errands],
+            "held_until": [errand.lease_expire_time for errand in errands],
+            "lease_expire_time": now + lease,
+        },
+    )
+    statuses = {(row[0], row[1]): OtpStatus(row[2]) for row in await cursor.fetchall()}
+    return {
+        errand.key: replace(
+            errand,
+            otp=replace(errand.otp, status=statuses[errand.key]),
+            lease_expire_time=now + lease,
+            read_time=now,
+        )
+        for errand in errands
+        if errand.key in statuses
+    }
 
 
 def _errand(row: tuple[Any, ...], vault: Vault, *, lease_expire_time: datetime, now: datetime) -> Errand:

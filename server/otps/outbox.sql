@@ -33,3 +33,18 @@ FOR UPDATE OF outbox SKIP LOCKED;
 UPDATE outbox
 SET next_attempt_time = %(lease_expire_time)s
 WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(delivery_ids)s);
+
+-- renew
+-- Only of those that nobody else has taken over: whoever does moves next_attempt_time.
+UPDATE outbox
+SET next_attempt_time = %(lease_expire_time)s
+FROM unnest(
+    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(otp_ids)s::uuid[], %(held_until)s::timestamptz[]
+) AS held (organization_id, delivery_id, otp_id, held_until)
+JOIN otps USING (organization_id, otp_id)
+WHERE outbox.organization_id = held.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s)
+    AND outbox.delivery_id = held.delivery_id
+    AND outbox.next_attempt_time = held.held_until
+    AND otps.organization_id = ANY(%(organization_ids)s)
+RETURNING outbox.organization_id, outbox.delivery_id, otps.status;

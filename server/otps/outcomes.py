@@ -1,157 +1,182 @@
-"""Writes down what became of each delivery, and gives back the credits of those that definitely failed."""
+"""Writes down what became of each delivery, gives back what definitely failed, and sends what is left to try."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from uuid import UUID
+from typing import Any
 
-from server.channels.channel import Outcome, OutcomeKind
+from server.channels.channel import Outcome
 from server.clock import Clock, utc_now
-from server.credits.accounts import Account, lock_accounts, write_balances
-from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
+from server.credits.accounts import lock_accounts, write_balances
+from server.credits.ledger import insert_entries
 from server.database.batcher import Batcher
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
-from server.otps.errands import Errand
+from server.otps import outbox
+from server.otps.admission import State
+from server.otps.errands import DeliveryKey, Errand, errand_of
+from server.otps.limits import DAY, SendLimits
 from server.otps.otp import DeliveryStatus
+from server.otps.sending import read_state, record
+from server.otps.settlement import Failure, Report, decisive, settle
+from server.otps.targets import Targets
 
 SQL = load_queries(__file__)
 
-_STATUSES = {
-    OutcomeKind.ACCEPTED: DeliveryStatus.SENT,
-    OutcomeKind.REJECTED_DESTINATION: DeliveryStatus.FAILED,
-    OutcomeKind.REJECTED_CONFIGURATION: DeliveryStatus.FAILED,
-    OutcomeKind.NOT_SENT: DeliveryStatus.FAILED,
-    OutcomeKind.UNKNOWN: DeliveryStatus.UNKNOWN,
-}
-_FIRST_RETRY = timedelta(seconds=1)
-_LONGEST_RETRY = timedelta(seconds=30)
-
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What became of one errand."""
+class Fallbacks:
+    """What sending something else instead needs."""
 
-    errand: Errand
-    outcome: Outcome
-
-    @property
-    def organization_id(self) -> str:
-        """Whose delivery it is."""
-        return self.errand.delivery.organization_id
-
-    @property
-    def delivery_id(self) -> UUID:
-        """Which delivery it is."""
-        return self.errand.delivery.delivery_id
-
-    @property
-    def status(self) -> DeliveryStatus:
-        """Where it leaves the delivery, when it is not tried again."""
-        return _STATUSES[self.outcome.kind]
-
-    def next_attempt_time(self, now: datetime) -> datetime | None:
-        """When to try again; None when that would be pointless or dangerous."""
-        if self.outcome.kind is not OutcomeKind.NOT_SENT:
-            return None
-        wait = min(_FIRST_RETRY * 2**self.errand.attempts, _LONGEST_RETRY)
-        if self.outcome.retry_after_seconds is not None:
-            wait = max(wait, timedelta(seconds=self.outcome.retry_after_seconds))
-        return now + wait if now + wait < self.errand.otp.expire_time else None
+    targets: Targets
+    limits: SendLimits
 
 
 class Outcomes:
     """Records outcomes in batches. Only the first final outcome of a delivery counts; a repeat changes nothing."""
 
-    def __init__(self, pool: Pool, *, batch_size: int, linger_seconds: float, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        batch_size: int,
+        linger_seconds: float,
+        lease: timedelta = timedelta(seconds=60),
+        fallbacks: Fallbacks | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        """Without `fallbacks` a failure stands although its send has some left."""
         self._pool = pool
+        self._lease = lease
+        self._targets = fallbacks.targets if fallbacks else None
+        self._limits = fallbacks.limits if fallbacks else SendLimits()
         self._clock = clock
-        self._batcher: Batcher[Report, None] = Batcher(
-            self._flush, batch_size=batch_size, linger_seconds=linger_seconds
+        self._recorder: Batcher[Report, Errand | None] = Batcher(
+            self._record, batch_size=batch_size, linger_seconds=linger_seconds
+        )
+        self._renewer: Batcher[Errand, Errand | None] = Batcher(
+            self._renew, batch_size=batch_size, linger_seconds=linger_seconds
         )
 
-    async def record(self, errand: Errand, outcome: Outcome) -> None:
-        """Return once the outcome is committed: SENT, FAILED and refunded, UNKNOWN, or to be tried again."""
-        await self._batcher.submit(Report(errand, outcome))
+    async def record(self, errand: Errand, outcome: Outcome) -> Errand | None:
+        """Return once the outcome is committed: SENT, FAILED and refunded, UNKNOWN, or to be tried again.
 
-    async def _flush(self, reports: Sequence[Report]) -> Sequence[None]:
-        await repeat_transient(lambda: self._transact(reports))
-        return [None] * len(reports)
+        Gives the fallback that is now to be sent instead, charged and recorded, if that is what the outcome means. A
+        failure of a delivery that somebody else has taken over meanwhile means nothing.
+        """
+        return await self._recorder.submit(Report(errand, outcome))
 
-    async def _transact(self, reports: Sequence[Report]) -> None:
+    async def renew(self, errand: Errand) -> Errand | None:
+        """The errand with a new lease and its OTP's status of now; None when somebody else has it."""
+        return await self._renewer.submit(errand)
+
+    async def _record(self, reports: Sequence[Report]) -> Sequence[Errand | None]:
+        fallbacks = await repeat_transient(lambda: self._transact(decisive(reports)))
+        return [fallbacks.pop(report.errand.key, None) for report in reports]
+
+    async def _renew(self, errands: Sequence[Errand]) -> Sequence[Errand | None]:
+        async def once() -> dict[DeliveryKey, Errand]:
+            async with pipelined_transaction(self._pool) as (connection, _):
+                return await outbox.renew(connection, errands, lease=self._lease, now=self._clock())
+
+        renewed = await repeat_transient(once)
+        return [renewed.get(errand.key) for errand in errands]
+
+    async def _transact(self, reports: Sequence[Report]) -> dict[DeliveryKey, Errand]:
         now = self._clock()
-        postponed = [(report, time) for report in reports if (time := report.next_attempt_time(now))]
-        # One of each delivery: of two in one UPDATE the database would take either.
-        final = list(
-            {report.delivery_id: report for report in reports[::-1] if not report.next_attempt_time(now)}.values()
-        )
-        failed = [report for report in final if report.status is DeliveryStatus.FAILED]
+        postponed: list[tuple[Report, datetime]] = []
+        failures: list[Failure] = []
+        final: list[Report] = []
+        for report in reports:
+            if time := report.next_attempt_time(now):
+                postponed.append((report, time))
+            elif report.status is DeliveryStatus.FAILED:
+                failures.append(self._failure(report))
+            else:
+                final.append(report)
+        fallbacks: dict[DeliveryKey, Errand] = {}
         async with pipelined_transaction(self._pool) as (connection, _):
-            # Accounts before deliveries: every transaction locks in this order.
-            accounts = await lock_accounts(connection, {report.organization_id for report in failed}) if failed else {}
+            # First, as they need accounts: every transaction locks accounts, then the outbox, then deliveries.
+            if failures:
+                fallbacks = await self._fail(connection, failures)
             if final:
-                settled = await _settle(connection, final, now=now)
-                if failed:
-                    changed = {row[0] for row in await settled.fetchall()}
-                    await _refund(
-                        connection, [report for report in failed if report.delivery_id in changed], accounts, now=now
-                    )
+                await connection.execute(SQL.remove_from_outbox, _keys([report.errand for report in final]))
+                await _settle(connection, final, now=now)
             if postponed:
                 await _postpone(connection, postponed)
+        return fallbacks
+
+    def _failure(self, report: Report) -> Failure:
+        return Failure(report, list(self._targets.alternatives(report.errand)) if self._targets else [])
+
+    async def _fail(self, connection: Connection, failures: Sequence[Failure]) -> dict[DeliveryKey, Errand]:
+        """Settle and refund those failures that are still ours, and record what is sent instead of them."""
+        accounts = await lock_accounts(connection, {failure.report.errand.key[0] for failure in failures})
+        failures = await _settle_held(connection, failures, now=self._clock())
+        alternatives = [send for failure in failures for send in failure.alternatives]
+        state = await read_state(connection, alternatives, since=self._clock() - DAY) if alternatives else State({})
+        state.accounts = accounts
+        # Only now, as waiting for the locks may have taken a while: the OTP may have expired.
+        now = self._clock()
+        settlement = settle(failures, state, now=now, limits=self._limits)
+        if settlement.refunds:
+            await insert_entries(connection, settlement.refunds, now=now)
+            await write_balances(connection, list(accounts.values()))
+        if settlement.fallbacks:
+            await record(
+                connection,
+                list(settlement.fallbacks.values()),
+                state,
+                now=now,
+                lease_expire_time=now + self._lease,
+            )
+        return {key: errand_of(admitted, lease=self._lease) for key, admitted in settlement.fallbacks.items()}
 
 
-async def _settle(connection: Connection, final: Sequence[Report], *, now: datetime) -> Cursor:
-    """Store final outcomes and empty the outbox of them; the cursor holds the deliveries that were still open."""
-    keys = {
-        "organization_ids": [report.organization_id for report in final],
-        "delivery_ids": [report.delivery_id for report in final],
-    }
-    await connection.execute(SQL.remove_from_outbox, keys)
+async def _settle_held(connection: Connection, failures: Sequence[Failure], *, now: datetime) -> list[Failure]:
+    """Store the failures of deliveries that nobody else has taken over, and say which they were."""
+    errands = [failure.report.errand for failure in failures]
+    held = await _keys_in(await connection.execute(SQL.remove_held, {**_keys(errands), "held_until": _leases(errands)}))
+    ours = [failure for failure in failures if failure.report.errand.key in held]
+    if not ours:
+        return []
+    settled = await _keys_in(await _settle(connection, [failure.report for failure in ours], now=now))
+    return [failure for failure in ours if failure.report.errand.key in settled]
+
+
+async def _settle(connection: Connection, reports: Sequence[Report], *, now: datetime) -> Cursor:
+    """Store final outcomes; the cursor holds the deliveries that were still open."""
     return await connection.execute(
         SQL.settle,
         {
-            **keys,
-            "statuses": [report.status.value for report in final],
-            "providers": [report.outcome.provider for report in final],
-            "provider_message_ids": [report.outcome.provider_message_id for report in final],
-            "failure_reasons": [report.outcome.failure_reason for report in final],
+            **_keys([report.errand for report in reports]),
+            "statuses": [report.status.value for report in reports],
+            "providers": [report.outcome.provider for report in reports],
+            "provider_message_ids": [report.outcome.provider_message_id for report in reports],
+            "failure_reasons": [report.outcome.failure_reason for report in reports],
             "now": now,
         },
     )
 
 
-async def _refund(
-    connection: Connection, failed: Sequence[Report], accounts: dict[str, Account], *, now: datetime
-) -> None:
-    """Give the credits back, one ledger entry for each delivery, linked to it."""
-    entries = []
-    for report in failed:
-        account = accounts[report.organization_id]
-        account.apply(report.errand.delivery.credits, now=now)
-        entries.append(
-            LedgerEntry(
-                organization_id=report.organization_id,
-                sequence=account.last_sequence,
-                kind=LedgerEntryKind.REFUND,
-                credits=report.errand.delivery.credits,
-                balance_after=account.available_credits,
-                reference_id=report.delivery_id,
-                reason="",
-                created_by="",
-                create_time=now,
-            )
-        )
-    if entries:
-        await insert_entries(connection, entries, now=now)
-        await write_balances(connection, list(accounts.values()))
-
-
 async def _postpone(connection: Connection, postponed: Sequence[tuple[Report, datetime]]) -> None:
+    errands = [report.errand for report, _ in postponed]
+    times = [time for _, time in postponed]
     await connection.execute(
-        SQL.postpone,
-        {
-            "organization_ids": [report.organization_id for report, _ in postponed],
-            "delivery_ids": [report.delivery_id for report, _ in postponed],
-            "next_attempt_times": [time for _, time in postponed],
-        },
+        SQL.postpone, {**_keys(errands), "held_until": _leases(errands), "next_attempt_times": times}
     )
+
+
+def _keys(errands: Sequence[Errand]) -> dict[str, list[Any]]:
+    return {
+        "organization_ids": [errand.delivery.organization_id for errand in errands],
+        "delivery_ids": [errand.delivery.delivery_id for errand in errands],
+    }
+
+
+def _leases(errands: Sequence[Errand]) -> list[datetime]:
+    return [errand.lease_expire_time for errand in errands]
+
+
+async def _keys_in(cursor: Cursor) -> set[DeliveryKey]:
+    return {(row[0], row[1]) for row in await cursor.fetchall()}

@@ -1,3 +1,21 @@
+-- remove_from_outbox
+DELETE FROM outbox
+USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS settled (organization_id, delivery_id)
+WHERE outbox.organization_id = settled.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s)
+    AND outbox.delivery_id = settled.delivery_id;
+
+-- remove_held
+-- Nothing went out in our hands. Where another replica has taken over, moving next_attempt_time, it may in theirs.
+DELETE FROM outbox
+USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(held_until)s::timestamptz[])
+    AS held (organization_id, delivery_id, held_until)
+WHERE outbox.organization_id = held.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s)
+    AND outbox.delivery_id = held.delivery_id
+    AND outbox.next_attempt_time = held.held_until
+RETURNING outbox.organization_id, outbox.delivery_id;
+
 -- settle
 UPDATE deliveries
 SET status = settled.status,
@@ -14,21 +32,17 @@ WHERE deliveries.organization_id = settled.organization_id
     AND deliveries.organization_id = ANY(%(organization_ids)s)
     AND deliveries.delivery_id = settled.delivery_id
     AND deliveries.status = 'QUEUED'
-RETURNING deliveries.delivery_id;
-
--- remove_from_outbox
-DELETE FROM outbox
-USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS settled (organization_id, delivery_id)
-WHERE outbox.organization_id = settled.organization_id
-    AND outbox.organization_id = ANY(%(organization_ids)s)
-    AND outbox.delivery_id = settled.delivery_id;
+RETURNING deliveries.organization_id, deliveries.delivery_id;
 
 -- postpone
 UPDATE outbox
 SET attempts = outbox.attempts + 1,
     next_attempt_time = postponed.next_attempt_time
-FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(next_attempt_times)s::timestamptz[])
-    AS postponed (organization_id, delivery_id, next_attempt_time)
+FROM unnest(
+    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(held_until)s::timestamptz[],
+    %(next_attempt_times)s::timestamptz[]
+) AS postponed (organization_id, delivery_id, held_until, next_attempt_time)
 WHERE outbox.organization_id = postponed.organization_id
     AND outbox.organization_id = ANY(%(organization_ids)s)
-    AND outbox.delivery_id = postponed.delivery_id;
+    AND outbox.delivery_id = postponed.delivery_id
+    AND outbox.next_attempt_time = postponed.held_until;

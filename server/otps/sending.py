@@ -1,14 +1,14 @@
 """The hot path: gathers sends, decides them under their accounts' locks, and records what was decided."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from server.clock import Clock, utc_now
-from server.credits.accounts import accounts_of, announce_low_balances, request_lock, write_balances
+from server.credits.accounts import accounts_of, announce_low_balances, request_lock, request_read, write_balances
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.batcher import Batcher
-from server.database.pool import Connection, Pool, pipelined_transaction, repeat_transient
+from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient, transaction
 from server.database.queries import load_queries
 from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, State, admit
 from server.otps.limits import DAY, RecentSend, SendLimits
@@ -51,6 +51,13 @@ class Sender:
         """Accept the send, or raise why not."""
         return await self._batcher.submit(send)
 
+    async def preview(self, send: Send) -> Decision:
+        """What would be decided about the send now; holds nobody up and writes nothing."""
+        async with transaction(self._pool) as connection:
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            state = await read_state(connection, [send], since=self._clock() - DAY, ask=request_read)
+            return admit([send], state, now=self._clock(), limits=self._limits)[0]
+
     async def drain(self) -> None:
         """Wait until every send that was submitted is decided."""
         await self._batcher.drain()
@@ -75,13 +82,13 @@ class Sender:
 
     async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
         async with pipelined_transaction(self._pool) as (connection, _):
-            state = await _read_state(connection, sends, since=self._clock() - DAY)
+            state = await read_state(connection, sends, since=self._clock() - DAY)
             # Only now, as waiting for the locks may have taken a while: a deadline may have passed.
             now = self._clock()
             decisions = admit(sends, state, now=now, limits=self._limits)
             admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
             if admitted:
-                await _record(connection, admitted, state, now=now, lease_expire_time=now + self._lease)
+                await record(connection, admitted, state, now=now, lease_expire_time=now + self._lease)
         return decisions
 
 
@@ -92,12 +99,18 @@ def _accepted_now(send: Send, decision: Decision) -> Decision:
     return decision
 
 
-async def _read_state(connection: Connection, sends: Sequence[Send], *, since: datetime) -> State:
-    """What the decisions depend on, in one round trip; the accounts are locked first."""
+async def read_state(
+    connection: Connection,
+    sends: Sequence[Send],
+    *,
+    since: datetime,
+    ask: Callable[[Connection, Iterable[str]], Awaitable[Cursor]] = request_lock,
+) -> State:
+    """What the decisions depend on, in one round trip; the accounts come first, and are locked unless `ask` reads."""
     requests = {(send.otp.organization_id, send.request_id) for send in sends}
     destinations = {(send.otp.organization_id, send.target.destination_digest) for send in sends}
     resent = {(send.otp.organization_id, send.otp.otp_id) for send in sends if send.resend}
-    locked = await request_lock(connection, (send.otp.organization_id for send in sends))
+    accounts = await ask(connection, (send.otp.organization_id for send in sends))
     earlier = await connection.execute(
         SQL.find_requests,
         {"organization_ids": [key[0] for key in requests], "request_ids": [key[1] for key in requests]},
@@ -110,7 +123,7 @@ async def _read_state(connection: Connection, sends: Sequence[Send], *, since: d
             "since": since,
         },
     )
-    state = State(await accounts_of(locked))
+    state = State(await accounts_of(accounts))
     for delivery in map(delivery_of, await earlier.fetchall()):
         state.deliveries[delivery.organization_id, delivery.request_id] = delivery
     for organization_id, digest, create_time, purpose in await recent.fetchall():
@@ -124,7 +137,7 @@ async def _read_state(connection: Connection, sends: Sequence[Send], *, since: d
     return state
 
 
-async def _record(
+async def record(
     connection: Connection,
     admitted: Sequence[Admitted],
     state: State,

@@ -2,8 +2,10 @@
 
 from datetime import datetime, timedelta
 
-from pulsa.otp.v1 import delivery_pb2, otp_pb2, usage_pb2
+from pulsa.error.v1 import error_reason_pb2
+from pulsa.otp.v1 import delivery_pb2, otp_pb2, otp_service_pb2, usage_pb2
 
+from server.otps.orders import Preview
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpStatus
 from server.otps.reading import OtpRecord
 from server.otps.usage import DailyUsage
@@ -54,6 +56,20 @@ def delivery_message(delivery: Delivery) -> delivery_pb2.Delivery:
         failure_reason=delivery.failure_reason,
         create_time=timestamp(delivery.create_time),
     )
+
+
+def preview_message(preview: Preview) -> otp_service_pb2.SendPreview:
+    """What a send would do."""
+    message = otp_service_pb2.SendPreview(
+        channel=CHANNELS[preview.channel],
+        credits=preview.credits,
+        masked_destination=preview.masked_destination,
+        segments=preview.segments,
+    )
+    if preview.refusal is not None:
+        message.refusal = error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{preview.refusal.reason}")
+        message.refusal_message = preview.refusal.message
+    return message
 
 
 def reported_status(number: delivery_pb2.DeliveryStatus.ValueType) -> DeliveryStatus:

@@ -16,14 +16,22 @@ from server.channels.channel import ChannelName
 from server.database.pool import Pool, connection
 from server.errors import FieldViolation, InvalidFields
 from server.otps.guessing import Guess
-from server.otps.orders import Accepted, Address, Orders, ResendOrder, SendOrder
+from server.otps.orders import Accepted, Orders, ResendOrder, SendOrder
 from server.otps.reading import cancel_otp, list_otps, read_otp
 from server.otps.reports import report_delivery
+from server.otps.targets import Address
 from server.otps.usage import read_usage
 from server.otps.vault import Vault
 from server.otps.verifying import Verifier
 from server.rpc.door import Call
-from server.rpc.otp_messages import delivery_message, otp_message, record_message, reported_status, usage_message
+from server.rpc.otp_messages import (
+    delivery_message,
+    otp_message,
+    preview_message,
+    record_message,
+    reported_status,
+    usage_message,
+)
 from server.rpc.pages import DEFAULT_PAGE_SIZE, PageTokens
 
 DEFAULT_CODE_LENGTH: Final = 6
@@ -57,27 +65,13 @@ class OtpService:
 
     async def SendOtp(self, request: pb.SendOtpRequest, call: Call) -> pb.SendOtpResponse:
         """Charged and on its way, or refused and free."""
-        accepted = await self._room.orders.send(
-            SendOrder(
-                organization_id=request.organization_id,
-                request_id=UUID(request.request_id),
-                request=request.SerializeToString(deterministic=True),
-                address=_address(request.destination, "destination"),
-                fallbacks=[
-                    _address(fallback, f"fallbacks[{position}]") for position, fallback in enumerate(request.fallbacks)
-                ],
-                purpose=request.purpose,
-                locale=request.locale,
-                code_length=request.code_length or DEFAULT_CODE_LENGTH,
-                ttl=request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL,
-                max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-                context=request.context,
-                web_otp_domain=request.web_otp_domain,
-                metadata=dict(request.metadata),
-                deadline=_deadline(call),
-            )
-        )
-        return pb.SendOtpResponse(**self._charge(accepted))
+        validate_only = request.validate_only
+        # A preview asks about the send that a request without this field is, also whether that came before.
+        request.ClearField("validate_only")
+        order = _send_order(request, call)
+        if validate_only:
+            return pb.SendOtpResponse(preview=preview_message(await self._room.orders.preview(order)))
+        return pb.SendOtpResponse(**self._charge(await self._room.orders.send(order)))
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> pb.ResendOtpResponse:
         """The same code again, charged."""
@@ -168,6 +162,25 @@ class OtpService:
             "low_balance": accepted.low_balance,
             "replayed": accepted.replayed,
         }
+
+
+def _send_order(request: pb.SendOtpRequest, call: Call) -> SendOrder:
+    return SendOrder(
+        organization_id=request.organization_id,
+        request_id=UUID(request.request_id),
+        request=request.SerializeToString(deterministic=True),
+        address=_address(request.destination, "destination"),
+        fallbacks=[_address(fallback, f"fallbacks[{position}]") for position, fallback in enumerate(request.fallbacks)],
+        purpose=request.purpose,
+        locale=request.locale,
+        code_length=request.code_length or DEFAULT_CODE_LENGTH,
+        ttl=request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL,
+        max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
+        context=request.context,
+        web_otp_domain=request.web_otp_domain,
+        metadata=dict(request.metadata),
+        deadline=_deadline(call),
+    )
 
 
 def _address(destination: destination_pb2.Destination, field: str) -> Address:

@@ -41,7 +41,9 @@ def make_message() -> MakeMessage:
         domain: str = "",
     ) -> Message:
         normalized = destination or (EMAIL if channel is ChannelName.EMAIL else PHONE)
-        return Message(uuid4(), channel, normalized, CODE, "login", locale, datetime.now(UTC) + ttl, domain)
+        delivery_id, expire_time = uuid4(), datetime.now(UTC) + ttl
+        reference = f"acme@jakarta/{delivery_id.hex}"
+        return Message(delivery_id, channel, normalized, CODE, "login", locale, expire_time, domain, reference)
 
     return make
 

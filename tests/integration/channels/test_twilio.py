@@ -43,17 +43,30 @@ async def test_a_text_goes_out_as_twilio_documents_it(
     assert b64decode(call.headers["Authorization"].removeprefix("Basic ")) == b"AC1:token"
 
 
-async def test_a_messaging_service_and_a_callback_are_named(
-    sandbox_url: str, sandbox: ProvidersSandbox, templates: Templates, make_message: MakeMessage
+@pytest.mark.parametrize(
+    ("callback", "called"),
+    [
+        ("https://example.com/reports", "https://example.com/reports?"),
+        ("https://example.com/reports?key=1", "https://example.com/reports?key=1&"),
+    ],
+)
+async def test_a_messaging_service_and_a_callback_with_the_reference_are_named(
+    sandbox_url: str,
+    sandbox: ProvidersSandbox,
+    templates: Templates,
+    make_message: MakeMessage,
+    callback: str,
+    called: str,
 ) -> None:
-    twilio = Twilio(settings(sandbox_url, "MG7", "https://example.com/reports"), templates)
+    twilio = Twilio(settings(sandbox_url, "MG7", callback), templates)
+    message = make_message(ttl=timedelta(seconds=-5))
 
-    await twilio.deliver(make_message(ttl=timedelta(seconds=-5)))
+    await twilio.deliver(message)
     await twilio.close()
 
     fields = sandbox.received[0].fields
     assert (fields["MessagingServiceSid"], "From" in fields) == ("MG7", False)
-    assert fields["StatusCallback"] == "https://example.com/reports"
+    assert fields["StatusCallback"] == f"{called}reference=acme%40jakarta%2F{message.delivery_id.hex}"
     assert fields["ValidityPeriod"] == "1"
 
 

@@ -36,7 +36,7 @@ async def test_a_text_goes_out_as_vonage_documents_it(
         "from": "Pulsa",
         "to": "6281234567890",
         "text": "918273 is your sign-in code. It works for 5 min. Never share it with anyone.",
-        "client-ref": str(message.delivery_id),
+        "client-ref": message.reference,
     }
 
 

@@ -28,7 +28,9 @@ async def whatsapp(sandbox_url: str) -> AsyncIterator[WhatsApp]:
 async def test_a_template_goes_out_as_meta_documents_it(
     whatsapp: WhatsApp, sandbox: ProvidersSandbox, make_message: MakeMessage
 ) -> None:
-    outcome = await whatsapp.deliver(make_message(ChannelName.WHATSAPP, locale="id-ID"))
+    message = make_message(ChannelName.WHATSAPP, locale="id-ID")
+
+    outcome = await whatsapp.deliver(message)
 
     call = sandbox.received[0]
     code = [{"type": "text", "text": "918273"}]
@@ -39,6 +41,7 @@ async def test_a_template_goes_out_as_meta_documents_it(
         "recipient_type": "individual",
         "to": "6281234567890",
         "type": "template",
+        "biz_opaque_callback_data": message.reference,
         "template": {
             "name": "one_time_code",
             "language": {"code": "id"},

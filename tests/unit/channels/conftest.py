@@ -24,6 +24,6 @@ def make_message() -> MakeMessage:
         domain: str = "",
         code: str = "123456",
     ) -> Message:
-        return Message(uuid4(), channel, "+6281234567890", code, purpose, locale, NOW + ttl, domain)
+        return Message(uuid4(), channel, "+6281234567890", code, purpose, locale, NOW + ttl, domain, "acme/0")
 
     return make

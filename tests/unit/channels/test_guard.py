@@ -205,7 +205,7 @@ async def test_a_code_that_expired_while_it_waited_is_not_sent(make_message: Mak
 
     outcome = await guard(stub).deliver(make_message(ttl=timedelta(days=-365 * 20)))
 
-    assert (outcome.kind, outcome.failure_reason, stub.calls) == (OutcomeKind.NOT_SENT, "expired", 0)
+    assert (outcome.kind, outcome.failure_reason, stub.calls) == (OutcomeKind.NOT_SENT, "otp_expired", 0)
 
 
 async def test_a_crash_of_a_provider_is_unknown_and_its_text_goes_nowhere(

@@ -142,18 +142,18 @@ class SendOtpResponse(_message.Message):
     available_credits: _builtins.int
     """The balance right after this send."""
     ledger_sequence: _builtins.int
-    """The sequence of the ledger entry that took the credits; 0 with validate_only."""
+    """The sequence of the ledger entry that took the credits."""
     low_balance: _builtins.bool
     """True while available_credits is below the organization's threshold."""
     replayed: _builtins.bool
     """True when the send had been accepted before and this call charged nothing."""
     @_builtins.property
     def otp(self) -> _otp_pb2.Otp:
-        """The OTP; unset with validate_only."""
+        """The OTP."""
 
     @_builtins.property
     def preview(self) -> Global___SendPreview:
-        """What would happen; set with validate_only, and only then."""
+        """What would happen; set with validate_only, and then the only field that is."""
 
     def __init__(
         self,
@@ -189,9 +189,9 @@ class SendPreview(_message.Message):
     channel: _channel_pb2.Channel.ValueType
     """The channel it would use."""
     credits: _builtins.int
-    """Credits it would take."""
+    """Credits it would take; 0 when the request_id was accepted before, and for a channel that is not configured."""
     masked_destination: _builtins.str
-    """The normalised destination with its middle hidden."""
+    """The normalised destination with its middle hidden; empty for one that cannot exist."""
     segments: _builtins.int
     """SMS segments that the message takes; 0 for other channels."""
     refusal: _error_reason_pb2.ErrorReason.ValueType
@@ -520,8 +520,9 @@ Global___CancelOtpResponse: _TypeAlias = CancelOtpResponse  # noqa: Y015
 
 @_typing.final
 class ReportDeliveryRequest(_message.Message):
-    """See OtpService.ReportDelivery. Providers echo the reference that Pulsa gave them,
-    "<organization_id>/<delivery_id>": also for a send whose answer never came.
+    """See OtpService.ReportDelivery. Providers echo the reference that Pulsa gave them, also for a send whose answer never
+    came: "<organization_id>/<delivery_id without hyphens>" as Twilio's query parameter "reference", Vonage's client-ref
+    and WhatsApp's biz_opaque_callback_data.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1,0 +1,108 @@
+"""Where sends go: destinations parsed, priced and sealed, and the fallbacks that a send still has."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+from cryptography.exceptions import InvalidTag
+
+from server.channels.channel import ChannelName
+from server.channels.destinations import Destination, parse_email, parse_phone
+from server.errors import ChannelNotConfigured, InvalidDestination
+from server.ids import new_id
+from server.otps.admission import Send
+from server.otps.errands import Errand
+from server.otps.otp import Target
+from server.otps.vault import Vault
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A destination as the caller wrote it."""
+
+    channel: ChannelName
+    text: str
+    field: str
+    """Where it stands in the request, for the error that says it is wrong."""
+
+
+class Targets:
+    """Makes targets of addresses."""
+
+    def __init__(self, vault: Vault, channel_credits: Mapping[ChannelName, int]) -> None:
+        """`channel_credits` has the price of every channel that is configured, and of no other."""
+        self._vault = vault
+        self._channel_credits = channel_credits
+
+    def price(self, channel: ChannelName) -> int:
+        """What a send costs in credits. Raises ChannelNotConfigured."""
+        credits = self._channel_credits.get(channel)
+        if credits is None:
+            raise ChannelNotConfigured(channel=channel.value)
+        return credits
+
+    def target(self, organization_id: str, address: Address) -> Target:
+        """The destination as it is sent to and recorded. Raises ChannelNotConfigured or InvalidDestination."""
+        credits = self.price(address.channel)
+        try:
+            destination = _parse(address.channel, address.text)
+        except ValueError:
+            raise InvalidDestination(field=address.field) from None
+        return Target(
+            channel=address.channel,
+            credits=credits,
+            destination=destination.normalized,
+            destination_digest=self._vault.digest(destination.normalized),
+            destination_sealed=self._vault.seal(destination.normalized, organization_id=organization_id),
+            masked_destination=destination.masked,
+        )
+
+    def seal_fallbacks(self, organization_id: str, addresses: Sequence[Address]) -> bytes | None:
+        """The addresses checked and sealed, in order; None for none. Raises as `target` does."""
+        targets = [self.target(organization_id, address) for address in addresses]
+        return self._seal(organization_id, [(target.channel, target.destination) for target in targets])
+
+    def alternatives(self, errand: Errand) -> Iterator[Send]:
+        """What may be sent instead of a delivery that failed, in order, each with the fallbacks that come after it.
+
+        Leaves out channels that are not configured any more; empty when the key of the fallbacks has left the ring.
+        """
+        delivery = errand.delivery
+        left = self._open(delivery.organization_id, errand.fallbacks_sealed)
+        for position, (channel, destination) in enumerate(left, start=1):
+            if channel not in self._channel_credits:
+                _log.warning("a fallback was skipped: no provider carries its channel", channel=channel.value)
+                continue
+            delivery_id = new_id()
+            yield Send(
+                # No caller asked for this one, but every delivery has a request_id of its own.
+                request_id=delivery_id,
+                request_fingerprint=b"",
+                delivery_id=delivery_id,
+                otp=errand.otp,
+                target=self.target(delivery.organization_id, Address(channel, destination, "fallbacks")),
+                resend=True,
+                fallbacks_sealed=self._seal(delivery.organization_id, left[position:]),
+            )
+
+    def _seal(self, organization_id: str, fallbacks: Sequence[tuple[ChannelName, str]]) -> bytes | None:
+        if not fallbacks:
+            return None
+        return self._vault.seal(json.dumps(fallbacks), organization_id=organization_id)
+
+    def _open(self, organization_id: str, sealed: bytes | None) -> list[tuple[ChannelName, str]]:
+        if sealed is None:
+            return []
+        try:
+            plain = self._vault.unseal(sealed, organization_id=organization_id)
+        except (KeyError, InvalidTag):
+            _log.error("no key opens a delivery's fallbacks")
+            return []
+        return [(ChannelName(channel), destination) for channel, destination in json.loads(plain)]
+
+
+def _parse(channel: ChannelName, text: str) -> Destination:
+    return parse_email(text) if channel is ChannelName.EMAIL else parse_phone(text)
