@@ -32,7 +32,8 @@ async def report_delivery(
 ) -> Delivery:
     """The delivery as it stands after the report.
 
-    A failure gives the credits back once; of a message that the provider had accepted only with refund_accepted.
+    A failure gives the credits back once: those of an UNKNOWN delivery always, those of one that the provider had
+    accepted only with refund_accepted. A report that overtakes the answer to our call says that it had accepted.
     Raises DeliveryNotFound, also for another organization's.
     """
 
@@ -62,15 +63,17 @@ async def _settle(
     now: datetime,
 ) -> Delivery:
     key = {"organization_id": organization_id, "delivery_id": delivery_id}
-    accounts = await lock_accounts(connection, [organization_id])
+    failed = status is DeliveryStatus.FAILED
+    # Every transaction locks accounts, then the outbox, then deliveries; only a refund needs the account.
+    accounts = await lock_accounts(connection, [organization_id]) if failed else {}
+    await connection.execute(SQL.lock_outbox, key)
     row = await (await connection.execute(SQL.lock_delivery, key)).fetchone()
     if row is None:
         raise DeliveryNotFound
     delivery = delivery_of(row)
     if delivery.status not in _SETTLES[status]:
         return delivery
-    failed = status is DeliveryStatus.FAILED
-    delivery.refunded = failed and (delivery.status is not DeliveryStatus.SENT or refund_accepted)
+    delivery.refunded = failed and (delivery.status is DeliveryStatus.UNKNOWN or refund_accepted)
     delivery.status = status
     delivery.failure_reason = failure_reason if failed else ""
     await connection.execute(
