@@ -8,7 +8,7 @@ PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test generate format lint types check clean
+.PHONY: help setup run demo test generate stubs verify-generate format lint types check lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +38,10 @@ demo: .venv/ready  ## Play the story of a top-up and three sends; starts what it
 test: .venv/ready  ## Run the test suite
 	$(RUN) -m pytest $(ARGS)
 
-generate: .venv/ready  ## Generate the stubs in clients/ from protos/
+generate: .venv/ready stubs  ## Generate the stubs from protos/, and the README's tables from the code
+	@$(RUN) -m server reference README.md
+
+stubs: .venv/ready
 	@mkdir -p $(STUBS)/pulsa
 	@find $(STUBS)/pulsa -name '*_pb2*' -delete
 	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy \
@@ -46,9 +49,9 @@ generate: .venv/ready  ## Generate the stubs in clients/ from protos/
 	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy_grpc \
 		--grpc_python_out=$(STUBS) --mypy_grpc_out=quiet:$(STUBS) $(SERVICES)
 
-verify-generate: .venv/ready  ## Check that the stubs are those of the protos
+verify-generate: .venv/ready
 	@rm -rf build/stubs
-	@$(MAKE) --no-print-directory generate STUBS=build/stubs >/dev/null
+	@$(MAKE) --no-print-directory stubs STUBS=build/stubs >/dev/null
 	@for tree in build/stubs $(STUBS); do \
 		(cd $$tree && find pulsa -name '*_pb2*.py*' -not -path '*/__pycache__/*' | sort | xargs cksum) > build/$$(basename $$tree).sums; \
 	done; cmp --silent build/stubs.sums build/$(notdir $(STUBS)).sums || \

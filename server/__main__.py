@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from server.commands import audit, demo, development, migration, serve, token, webhook
+from server.commands import audit, demo, development, migration, reference, serve, token, webhook
 from server.database.embedded import EmbeddedPostgresError
 from server.environment import SettingsError
 
@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     add("demo", lambda _: demo.demo(), "the story of a top-up and three sends, played through gRPC and HTTP")
     add("migrate", lambda _: migration.migrate_database(), "bring the database's schema up to date")
     add("audit", lambda _: audit.audit(), "replay every ledger and say whether all of them hold")
+    reference.add_arguments(
+        add("reference", reference.reference, "rewrite the tables of a Markdown file from the code")
+    )
     token.add_arguments(add("token", token.token, "mint a token with the development key"))
     return parser
 
