@@ -115,7 +115,7 @@ async def test_above_the_limit_calls_are_refused_at_once_while_health_answers(tm
         inside = [stub.SendOtp(send_request(), metadata=metadata) for _ in range(3)]
         await until(lambda: len(house.room.calls) == 3)
 
-        error = await failure_of(stub.SendOtp(send_request(), metadata=metadata))
+        error = await failure_of(stub.SendOtp(send_request(), metadata=metadata, timeout=20))
         health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         gauge = house.registry.get_sample_value("pulsa_rpc_in_flight")
         house.room.open.set()
@@ -139,7 +139,9 @@ async def test_open_streams_take_no_room_from_calls(tmp_path: Path) -> None:
         house.room.open.clear()
         watch = CreditServiceStub(channel).WatchBalance(WatchBalanceRequest(organization_id="acme"), metadata=metadata)
         await watch.read()
-        second = CreditServiceStub(channel).WatchBalance(WatchBalanceRequest(organization_id="acme"), metadata=metadata)
+        second = CreditServiceStub(channel).WatchBalance(
+            WatchBalanceRequest(organization_id="acme"), metadata=metadata, timeout=20
+        )
         refused = await second.code()
         house.room.open.set()
         sent = await OtpServiceStub(channel).SendOtp(send_request(), metadata=metadata)
