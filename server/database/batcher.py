@@ -11,9 +11,9 @@ Answer = TypeVar("Answer")
 class Batcher(Generic[Item, Answer]):
     """Gathers concurrent `submit` calls and serves each gathering with one call of `flush`.
 
-    A lone call goes at once. While flushes are in flight, further calls gather, and leave together when a flush ends
-    or, after `linger_seconds`, when fewer than `flushes_at_once` are in flight. `flush` gets 1 to `batch_size` items
-    and gives one answer or one error for each, in order; when it raises, all its items fail with that error.
+    A lone call goes at once. While `flushes_at_once` flushes are in flight, further calls gather, and leave together
+    `linger_seconds` after one has ended, or as soon as they fill a batch. `flush` gets 1 to `batch_size` items and
+    gives one answer or one error for each, in order; when it raises, all its items fail with that error.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class Batcher(Generic[Item, Answer]):
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        self._start_flushes()
+        if self._timer is None or len(self._waiting) >= self._batch_size:
+            self._start_flushes()
         return await future
 
     async def drain(self) -> None:

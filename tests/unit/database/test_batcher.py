@@ -1,0 +1,156 @@
+"""The batcher: a lone call goes at once, and what comes while a flush is in flight leaves together."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from server.database.batcher import Batcher
+
+NEVER_SECONDS = 3600.0
+
+
+class Odd(Exception):
+    """What the desk says to an odd number."""
+
+
+@dataclass
+class Desk:
+    """Doubles even numbers, batch by batch, each when the test lets it."""
+
+    batches: list[list[int]] = field(default_factory=list)
+    gates: list[asyncio.Event] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def flush(self, numbers: Sequence[int]) -> list[int | Exception]:
+        self.batches.append(list(numbers))
+        self.gates.append(asyncio.Event())
+        await self.gates[-1].wait()
+        if self.error:
+            raise self.error
+        return [Odd() if number % 2 else 2 * number for number in numbers]
+
+    def batcher(
+        self, *, batch_size: int = 100, linger_seconds: float = 0.0, flushes_at_once: int = 1
+    ) -> Batcher[int, int]:
+        return Batcher(
+            self.flush, batch_size=batch_size, linger_seconds=linger_seconds, flushes_at_once=flushes_at_once
+        )
+
+    async def let_go(self, number: int = -1) -> None:
+        self.gates[number].set()
+        await turns()
+
+
+async def turns() -> None:
+    """Let everything run that waits for no test."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def calls(batcher: Batcher[int, int], *numbers: int) -> list[asyncio.Task[int]]:
+    tasks = [asyncio.create_task(batcher.submit(number)) for number in numbers]
+    await turns()
+    return tasks
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+async def test_a_lone_call_goes_at_once(desk: Desk) -> None:
+    (call,) = await calls(desk.batcher(linger_seconds=NEVER_SECONDS), 2)
+    assert desk.batches == [[2]]
+    await desk.let_go()
+    assert await call == 4
+
+
+async def test_calls_during_a_flush_leave_together_after_it(desk: Desk) -> None:
+    batcher = desk.batcher()
+    first = await calls(batcher, 2)
+    others = await calls(batcher, 4, 6, 8)
+    assert desk.batches == [[2]]
+    await desk.let_go()
+    assert desk.batches == [[2], [4, 6, 8]]
+    await desk.let_go()
+    assert await asyncio.gather(*first, *others) == [4, 8, 12, 16]
+
+
+async def test_after_a_flush_the_next_waits_for_the_callers_that_were_just_answered(desk: Desk) -> None:
+    batcher = desk.batcher(batch_size=3, linger_seconds=NEVER_SECONDS)
+    await calls(batcher, 2)
+    await calls(batcher, 4)
+    await desk.let_go()
+    await calls(batcher, 6)
+    assert desk.batches == [[2]]
+    # A full batch gains nothing from waiting.
+    await calls(batcher, 8)
+    assert desk.batches == [[2], [4, 6, 8]]
+    await desk.let_go()
+
+
+async def test_a_batch_has_a_largest_size(desk: Desk) -> None:
+    batcher = desk.batcher(batch_size=2, flushes_at_once=2)
+    tasks = await calls(batcher, 2, 4, 6, 8, 10)
+    assert desk.batches == [[2], [4]]
+    await desk.let_go(0)
+    assert desk.batches[2] == [6, 8]
+    await desk.let_go(1)
+    for gate in desk.gates:
+        gate.set()
+    assert await asyncio.gather(*tasks) == [4, 8, 12, 16, 20]
+
+
+async def test_an_error_of_one_item_is_its_callers_alone(desk: Desk) -> None:
+    batcher = desk.batcher()
+    await calls(batcher, 2)
+    tasks = await calls(batcher, 4, 5, 6)
+    await desk.let_go()
+    await desk.let_go()
+    four, five, six = await asyncio.gather(*tasks, return_exceptions=True)
+    assert (four, six) == (8, 12)
+    assert isinstance(five, Odd)
+
+
+async def test_when_a_flush_fails_all_its_callers_are_told_and_the_next_flush_works(desk: Desk) -> None:
+    batcher = desk.batcher()
+    desk.error = ConnectionError()
+    tasks = await calls(batcher, 2)
+    later = await calls(batcher, 4)
+    await desk.let_go()
+    with pytest.raises(ConnectionError):
+        await tasks[0]
+    desk.error = None
+    await desk.let_go()
+    assert await later[0] == 8
+
+
+async def test_a_cancelled_caller_stops_neither_the_flush_nor_its_neighbours(desk: Desk) -> None:
+    batcher = desk.batcher()
+    await calls(batcher, 2)
+    gone, stays = await calls(batcher, 4, 6)
+    gone.cancel()
+    await desk.let_go()
+    await desk.let_go()
+    assert await stays == 12
+    assert gone.cancelled()
+
+
+async def test_drain_waits_for_what_is_in_flight_and_for_what_waits(desk: Desk) -> None:
+    batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
+    await calls(batcher, 2)
+    await calls(batcher, 4)
+    draining = asyncio.create_task(batcher.drain())
+    await desk.let_go()
+    # It does not linger: nobody is expected to come.
+    assert desk.batches == [[2], [4]]
+    assert not draining.done()
+    await desk.let_go()
+    await draining
+
+
+async def test_an_idle_batcher_is_drained_already(desk: Desk) -> None:
+    await desk.batcher().drain()
+    assert desk.batches == []
