@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from server.database.arrays import bigints, texts, times
 from server.database.pool import Connection, Cursor
 from server.database.queries import load_queries
 from server.ids import new_id
@@ -103,12 +104,12 @@ async def write_balances(connection: Connection, accounts: Sequence[Account]) ->
     await connection.execute(
         SQL.write_balances,
         {
-            "organization_ids": [account.organization_id for account in accounts],
-            "available_credits": [account.available_credits for account in accounts],
-            "last_sequences": [account.last_sequence for account in accounts],
-            "low_balance_sinces": [account.low_balance_since for account in accounts],
-            "window_start_times": [account.window_start_time for account in accounts],
-            "window_send_counts": [account.window_send_count for account in accounts],
+            "organization_ids": texts(account.organization_id for account in accounts),
+            "available_credits": bigints(account.available_credits for account in accounts),
+            "last_sequences": bigints(account.last_sequence for account in accounts),
+            "low_balance_sinces": times(account.low_balance_since for account in accounts),
+            "window_start_times": times(account.window_start_time for account in accounts),
+            "window_send_counts": bigints(account.window_send_count for account in accounts),
         },
     )
 

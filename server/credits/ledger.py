@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from server.credits.accounts import Account, announce_low_balances, write_balances
+from server.database.arrays import bigints, texts, uuids
 from server.database.pool import Connection
 from server.database.queries import load_queries
 from server.errors import InsufficientCredits
@@ -92,12 +93,12 @@ async def insert_entries(
     await connection.execute(
         SQL.insert_entries,
         {
-            "organization_ids": [entry.organization_id for entry in entries],
-            "sequences": [entry.sequence for entry in entries],
-            "kinds": [entry.kind.value for entry in entries],
-            "credits": [entry.credits for entry in entries],
-            "balances_after": [entry.balance_after for entry in entries],
-            "reference_ids": [entry.reference_id for entry in entries],
+            "organization_ids": texts(entry.organization_id for entry in entries),
+            "sequences": bigints(entry.sequence for entry in entries),
+            "kinds": texts(entry.kind.value for entry in entries),
+            "credits": bigints(entry.credits for entry in entries),
+            "balances_after": bigints(entry.balance_after for entry in entries),
+            "reference_ids": uuids(entry.reference_id for entry in entries),
             "reason": reason,
             "created_by": created_by,
             "now": now,

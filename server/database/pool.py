@@ -9,6 +9,7 @@ from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from server.database.arrays import register_arrays
 from server.errors import DatabaseUnavailable
 
 Result = TypeVar("Result")
@@ -32,6 +33,7 @@ async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = 
     """
 
     async def configure(connection: Connection) -> None:
+        register_arrays(connection)
         # A tiny batch with a plan of its own costs three times the generic plan; just-in-time compiling costs more.
         await connection.execute(
             "SELECT set_config('role', %s, false), set_config('plan_cache_mode', 'force_generic_plan', false),"

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from server.channels.channel import Outcome
 from server.clock import Clock, utc_now
 from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
+from server.database.arrays import Array, texts, times, uuids
 from server.database.batcher import Batcher
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
@@ -150,10 +150,10 @@ async def _settle(connection: Connection, reports: Sequence[Report], *, now: dat
         SQL.settle,
         {
             **_keys([report.errand for report in reports]),
-            "statuses": [report.status.value for report in reports],
-            "providers": [report.outcome.provider for report in reports],
-            "provider_message_ids": [report.outcome.provider_message_id for report in reports],
-            "failure_reasons": [report.outcome.failure_reason for report in reports],
+            "statuses": texts(report.status.value for report in reports),
+            "providers": texts(report.outcome.provider for report in reports),
+            "provider_message_ids": texts(report.outcome.provider_message_id for report in reports),
+            "failure_reasons": texts(report.outcome.failure_reason for report in reports),
             "now": now,
         },
     )
@@ -161,21 +161,25 @@ async def _settle(connection: Connection, reports: Sequence[Report], *, now: dat
 
 async def _postpone(connection: Connection, postponed: Sequence[tuple[Report, datetime]]) -> None:
     errands = [report.errand for report, _ in postponed]
-    times = [time for _, time in postponed]
     await connection.execute(
-        SQL.postpone, {**_keys(errands), "held_until": _leases(errands), "next_attempt_times": times}
+        SQL.postpone,
+        {
+            **_keys(errands),
+            "held_until": _leases(errands),
+            "next_attempt_times": times(time for _, time in postponed),
+        },
     )
 
 
-def _keys(errands: Sequence[Errand]) -> dict[str, list[Any]]:
+def _keys(errands: Sequence[Errand]) -> dict[str, Array]:
     return {
-        "organization_ids": [errand.delivery.organization_id for errand in errands],
-        "delivery_ids": [errand.delivery.delivery_id for errand in errands],
+        "organization_ids": texts(errand.delivery.organization_id for errand in errands),
+        "delivery_ids": uuids(errand.delivery.delivery_id for errand in errands),
     }
 
 
-def _leases(errands: Sequence[Errand]) -> list[datetime]:
-    return [errand.lease_expire_time for errand in errands]
+def _leases(errands: Sequence[Errand]) -> Array:
+    return times(errand.lease_expire_time for errand in errands)
 
 
 async def _keys_in(cursor: Cursor) -> set[DeliveryKey]:

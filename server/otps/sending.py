@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from server.clock import Clock, utc_now
 from server.credits.accounts import accounts_of, announce_low_balances, request_lock, request_read, write_balances
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
+from server.database.arrays import byteas, texts, uuids
 from server.database.batcher import Batcher
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient, transaction
 from server.database.queries import load_queries
@@ -113,13 +114,13 @@ async def read_state(
     accounts = await ask(connection, (send.otp.organization_id for send in sends))
     earlier = await connection.execute(
         SQL.find_requests,
-        {"organization_ids": [key[0] for key in requests], "request_ids": [key[1] for key in requests]},
+        {"organization_ids": texts(key[0] for key in requests), "request_ids": uuids(key[1] for key in requests)},
     )
     recent = await connection.execute(
         SQL.find_recent_sends,
         {
-            "organization_ids": [key[0] for key in destinations],
-            "digests": [key[1] for key in destinations],
+            "organization_ids": texts(key[0] for key in destinations),
+            "digests": byteas(key[1] for key in destinations),
             "since": since,
         },
     )
@@ -131,7 +132,7 @@ async def read_state(
     if resent:
         statuses = await connection.execute(
             SQL.find_otp_statuses,
-            {"organization_ids": [key[0] for key in resent], "otp_ids": [key[1] for key in resent]},
+            {"organization_ids": texts(key[0] for key in resent), "otp_ids": uuids(key[1] for key in resent)},
         )
         state.otp_statuses = {(row[0], row[1]): OtpStatus(row[2]) for row in await statuses.fetchall()}
     return state

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from server.clock import Clock, utc_now
+from server.database.arrays import bigints, byteas, texts, times, uuids
 from server.database.batcher import Batcher
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
@@ -60,8 +61,8 @@ class Verifier:
     async def _lock(self, connection: Connection, guesses: Sequence[Guess]) -> tuple[GuessState, datetime]:
         """The OTPs and budgets that these guesses are about, with the guesses looked at, and when they were locked."""
         keys = {
-            "organization_ids": [guess.organization_id for guess in guesses],
-            "otp_ids": [guess.otp_id for guess in guesses],
+            "organization_ids": texts(guess.organization_id for guess in guesses),
+            "otp_ids": uuids(guess.otp_id for guess in guesses),
         }
         otps = await connection.execute(SQL.lock_otps, keys)
         budgets = await connection.execute(SQL.lock_guess_budgets, keys)
@@ -78,8 +79,8 @@ class Verifier:
             await connection.execute(
                 SQL.create_guess_budgets,
                 {
-                    "organization_ids": [key[0] for key in missing],
-                    "destination_digests": [key[1] for key in missing],
+                    "organization_ids": texts(key[0] for key in missing),
+                    "destination_digests": byteas(key[1] for key in missing),
                     "now": now,
                 },
             )
@@ -104,12 +105,12 @@ async def _write_otps(connection: Connection, otps: Sequence[Otp]) -> None:
     await connection.execute(
         SQL.write_otps,
         {
-            "organization_ids": [otp.organization_id for otp in otps],
-            "otp_ids": [otp.otp_id for otp in otps],
-            "statuses": [otp.status.value for otp in otps],
-            "attempts": [otp.attempts for otp in otps],
-            "verify_times": [otp.verify_time for otp in otps],
-            "verify_request_ids": [otp.verify_request_id for otp in otps],
+            "organization_ids": texts(otp.organization_id for otp in otps),
+            "otp_ids": uuids(otp.otp_id for otp in otps),
+            "statuses": texts(otp.status.value for otp in otps),
+            "attempts": bigints(otp.attempts for otp in otps),
+            "verify_times": times(otp.verify_time for otp in otps),
+            "verify_request_ids": uuids(otp.verify_request_id for otp in otps),
         },
     )
 
@@ -118,10 +119,10 @@ async def _write_budgets(connection: Connection, budgets: dict[DestinationKey, G
     await connection.execute(
         SQL.write_guess_budgets,
         {
-            "organization_ids": [key[0] for key in budgets],
-            "destination_digests": [key[1] for key in budgets],
-            "wrong_guesses": [budget.wrong_guesses for budget in budgets.values()],
-            "window_start_times": [budget.window_start_time for budget in budgets.values()],
-            "last_guess_times": [budget.last_guess_time for budget in budgets.values()],
+            "organization_ids": texts(key[0] for key in budgets),
+            "destination_digests": byteas(key[1] for key in budgets),
+            "wrong_guesses": bigints(budget.wrong_guesses for budget in budgets.values()),
+            "window_start_times": times(budget.window_start_time for budget in budgets.values()),
+            "last_guess_times": times(budget.last_guess_time for budget in budgets.values()),
         },
     )
