@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    add("serve", lambda _: serve.serve(), "the gRPC server")
+    serve.add_arguments(add("serve", serve.serve, "the gRPC server"))
     add("webhook", lambda _: webhook.webhook(), "the sidecar that takes Stripe's webhooks in")
     add("dev", lambda _: development.dev(), "everything on this machine, with nothing configured")
     add("demo", lambda _: demo.demo(), "the story of a top-up and three sends, played through gRPC and HTTP")

@@ -1,29 +1,24 @@
 """Prometheus metrics over HTTP."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from server.environment import SettingsError
 
 
-@asynccontextmanager
-async def metrics_page(listen: str) -> AsyncIterator[None]:
-    """`GET /metrics` at `host:port` while the block runs; nothing for `off`."""
+def serve_metrics(listen: str, *, worker_files: str | None = None) -> None:
+    """`GET /metrics` at `host:port` from a thread, until the process ends; nothing for `off`.
+
+    With worker_files, the folder in which worker processes keep theirs, what they counted is added up.
+    """
     if listen == "off":
-        yield
         return
-    application = web.Application()
-    application.add_routes([web.get("/metrics", _metrics)])
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
+    registry = REGISTRY
+    if worker_files is not None:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=worker_files)  # type: ignore[no-untyped-call]
     host, _, port = listen.rpartition(":")
-    await web.TCPSite(runner, host.strip("[]"), int(port)).start()
     try:
-        yield
-    finally:
-        await runner.cleanup()
-
-
-async def _metrics(_: web.Request) -> web.Response:
-    return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        start_http_server(int(port), host.strip("[]"), registry)
+    except OSError as error:
+        raise SettingsError(f"PULSA_METRICS_LISTEN: {listen} cannot be listened on: {error.strerror}") from None

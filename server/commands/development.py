@@ -15,7 +15,7 @@ from server.channels.console import Console
 from server.commands.serve import database, until_told_to_stop
 from server.environment import load_settings
 from server.logs import configure_logging
-from server.metrics_page import metrics_page
+from server.metrics_page import serve_metrics
 from server.rpc.development_key import DevelopmentKey, development_key
 from server.rpc.permissions import ALL_PERMISSIONS, STRIPE_RELAY
 from server.rpc.tokens import ANY_ORGANIZATION, mint
@@ -103,7 +103,7 @@ async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
         )
         stack.push_async_callback(stripe.close)
         await stack.enter_async_context(message_page(console, port=settings.sandbox.messages_port))
-        await stack.enter_async_context(metrics_page(settings.metrics.listen))
+        serve_metrics(settings.metrics.listen)
         await stack.enter_async_context(running(settings, database_url=url, console=console))
         relay = Relay(
             settings.listen,

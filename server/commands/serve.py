@@ -1,5 +1,6 @@
 """`serve`: the gRPC server, until it is told to stop."""
 
+import argparse
 import asyncio
 import os
 import signal
@@ -10,22 +11,33 @@ import structlog
 import uvloop
 
 from server.app import running
+from server.commands.workers import Supervisor, until_orphaned
 from server.database import embedded
 from server.database.migrate import migrate
 from server.environment import load_settings
 from server.logs import configure_logging
-from server.metrics_page import metrics_page
+from server.metrics_page import serve_metrics
 from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
 
-def serve() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How many processes."""
+    parser.add_argument("--workers", type=int, help="processes that share the port (PULSA_WORKERS)")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
+def serve(arguments: argparse.Namespace) -> None:
     """Serve with the environment's settings; ends on SIGTERM and SIGINT, after the drain."""
-    settings = load_settings(os.environ)
+    given = {} if arguments.workers is None else {"PULSA_WORKERS": str(arguments.workers)}
+    settings = load_settings(os.environ | given)
     configure_logging(level=settings.log.level, style=settings.log.format)
     with database(settings) as url:
-        uvloop.run(_serve(settings, url))
+        if settings.workers > 1 and not arguments.worker:
+            Supervisor(settings, url).run()
+        else:
+            uvloop.run(_serve(settings, url, supervisor=os.getppid() if arguments.worker else None))
 
 
 @contextmanager
@@ -50,10 +62,14 @@ async def until_told_to_stop() -> None:
     await told.wait()
 
 
-async def _serve(settings: Settings, url: str) -> None:
-    async with metrics_page(settings.metrics.listen), running(settings, database_url=url) as server:
+async def _serve(settings: Settings, url: str, *, supervisor: int | None) -> None:
+    serve_metrics(settings.metrics.listen)
+    async with running(settings, database_url=url) as server:
         _log.info("listening", address=settings.listen, port=server.port)
-        await until_told_to_stop()
+        ends = [asyncio.ensure_future(until_told_to_stop())]
+        if supervisor is not None:
+            ends.append(asyncio.ensure_future(until_orphaned(supervisor)))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         _log.info("draining")
 
 

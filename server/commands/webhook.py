@@ -36,7 +36,7 @@ async def _relay(settings: Settings) -> None:
     )
     host, _, port = settings.webhook.listen.rpartition(":")
     sidecar = await start_sidecar(relay, host=host, port=int(port))
-    _log.info("listening", address=settings.webhook.listen)
+    _log.info("listening", address=settings.webhook.listen, port=sidecar.port)
     await until_told_to_stop()
     await sidecar.stop()
 

@@ -9,8 +9,11 @@ from server.channels.console import Console
 
 
 @asynccontextmanager
-async def message_page(console: Console, *, port: int) -> AsyncIterator[None]:
-    """`GET /messages?to=…` on this machine while the block runs: the newest messages first, as JSON."""
+async def message_page(console: Console, *, port: int) -> AsyncIterator[int]:
+    """`GET /messages?to=…` on this machine while the block runs: the newest messages first, as JSON.
+
+    Gives the port, for a caller that asked for any (0).
+    """
 
     async def messages(request: web.Request) -> web.Response:
         wanted = request.query.get("to")
@@ -28,6 +31,6 @@ async def message_page(console: Console, *, port: int) -> AsyncIterator[None]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
-        yield
+        yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
