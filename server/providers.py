@@ -26,7 +26,7 @@ def open_channels(settings: Settings, templates: Templates, *, console: Console 
     """
     openers: Mapping[str, Callable[[], Channel]] = {
         "console": lambda: _needed_console(console),
-        "smtp": lambda: Smtp(SmtpSettings(**_values(settings, "smtp", "host", "sender")), templates),
+        "smtp": lambda: _open_smtp(settings, templates),
         "whatsapp": lambda: WhatsApp(
             WhatsAppSettings(**_values(settings, "whatsapp", "phone_number_id", "access_token", "template_name"))
         ),
@@ -49,6 +49,19 @@ def open_channels(settings: Settings, templates: Templates, *, console: Console 
         for name, providers in wanted.items()
         if providers
     }
+
+
+def open_mailer(settings: Settings, templates: Templates, *, console: Console | None) -> Smtp | Console | None:
+    """What mails billing contacts: the first provider of e-mail, or nothing without one."""
+    if not settings.channel.email:
+        return None
+    if settings.channel.email[0] == "console":
+        return _needed_console(console)
+    return _open_smtp(settings, templates)
+
+
+def _open_smtp(settings: Settings, templates: Templates) -> Smtp:
+    return Smtp(SmtpSettings(**_values(settings, "smtp", "host", "sender")), templates)
 
 
 def _needed_console(console: Console | None) -> Console:

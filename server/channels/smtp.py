@@ -3,15 +3,18 @@
 import asyncio
 import ssl
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 from aiosmtplib import SMTP, SMTPException, SMTPNotSupported, SMTPResponseException, SMTPServerDisconnected
 
 from server.channels.channel import Message, Outcome, OutcomeKind
 from server.channels.mail import Mail, compose
 from server.channels.smtp_replies import Step, kind_of_refusal
-from server.channels.templates import Templates
+from server.channels.templates import Rendered, Templates
+from server.ids import new_id
 
 _GO_AHEAD = 354
 _DONE = 250
@@ -62,10 +65,20 @@ class Smtp:
 
     async def deliver(self, message: Message) -> Outcome:
         """Hand the message to the relay; ACCEPTED means that it answered the final dot with success."""
+        return await self._deliver(message.destination, self._templates.render(message), message.delivery_id)
+
+    async def mail(self, address: str, subject: str, text: str) -> Outcome:
+        """Hand over a plain mail that is no OTP, as `deliver` does."""
+        html = f"<p>{escape(text)}</p>".replace("\n", "<br>\n")
+        return await self._deliver(address, Rendered(subject, text, html), new_id())
+
+    async def _deliver(self, recipient: str, rendered: Rendered, mail_id: UUID) -> Outcome:
         attempt = _Attempt()
+        settings = self._settings
+        mail = Mail(settings.sender, settings.sender_name, recipient, f"{mail_id}@{self._domain}", rendered)
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                return await self._send(message, attempt)
+                return await self._send(mail, attempt)
         except (SMTPException, OSError) as error:
             # TimeoutError is an OSError, and so are TLS's errors.
             return self._judge(error, attempt.step)
@@ -75,11 +88,12 @@ class Smtp:
         while self._idle:
             self._idle.pop().close()
 
-    async def _send(self, message: Message, attempt: _Attempt) -> Outcome:
-        content = self._content(message)
+    async def _send(self, mail: Mail, attempt: _Attempt) -> Outcome:
+        # What follows DATA: the mail with its dots doubled, and the final one (RFC 5321, section 4.5.2).
+        content = compose(mail).replace(b"\r\n.", b"\r\n..") + b".\r\n"
         line = await self._line()
         try:
-            await self._hand_over(line, message.destination, content, attempt)
+            await self._hand_over(line, mail.recipient, content, attempt)
         except SMTPResponseException as refusal:
             if refusal.code in _BROKEN_CODES or not line.is_connected:
                 line.close()
@@ -90,7 +104,7 @@ class Smtp:
             line.close()
             raise
         self._idle.append(line)
-        return Outcome(OutcomeKind.ACCEPTED, self.provider, provider_message_id=self._message_id(message))
+        return Outcome(OutcomeKind.ACCEPTED, self.provider, provider_message_id=mail.message_id)
 
     async def _line(self) -> SMTP:
         """A connection that answers: an idle one, cleared of what a refusal left behind, or a new one."""
@@ -145,16 +159,6 @@ class Smtp:
         answer = await protocol.read_response()
         if answer.code != _DONE:
             raise SMTPResponseException(answer.code, answer.message)
-
-    def _message_id(self, message: Message) -> str:
-        return f"{message.delivery_id}@{self._domain}"
-
-    def _content(self, message: Message) -> bytes:
-        """What follows DATA: the mail with its dots doubled, and the final one (RFC 5321, section 4.5.2)."""
-        settings = self._settings
-        rendered = self._templates.render(message)
-        mail = Mail(settings.sender, settings.sender_name, message.destination, self._message_id(message), rendered)
-        return compose(mail).replace(b"\r\n.", b"\r\n..") + b".\r\n"
 
     def _judge(self, error: SMTPException | OSError, step: Step) -> Outcome:
         if isinstance(error, SMTPResponseException):

@@ -1,0 +1,53 @@
+"""What both rooms stand on."""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TypeVar
+
+from server.channels.console import Console
+from server.channels.templates import Templates, load_templates
+from server.credits.pricing import Pricing, load_pricing
+from server.database.pool import Pool, open_pool
+from server.environment import SettingsError
+from server.otps.vault import Vault
+from server.settings import Settings
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Foundations:
+    """Settings, and what they open for everyone."""
+
+    settings: Settings
+    pool: Pool
+    pricing: Pricing
+    vault: Vault
+    templates: Templates
+    console: Console | None
+    """Where a development machine shows its messages."""
+
+    @property
+    def batches(self) -> tuple[int, float]:
+        """How many calls share a transaction, and how long a busy batch gathers, in seconds."""
+        return self.settings.delivery.batch_size, self.settings.delivery.linger_ms / 1000
+
+
+async def lay_foundations(
+    stack: AsyncExitStack, settings: Settings, database_url: str, console: Console | None
+) -> Foundations:
+    """Open them; the stack closes them. Raises OSError or ValueError for a setting that cannot be used."""
+    vault = Vault(settings.secret.key_ring(), digest_secret=settings.secret.digest())
+    pricing = load_pricing(settings.pricing)
+    templates = load_templates(settings.channel.templates)
+    database = settings.database
+    pool = await open_pool(database_url, size=database.connections, timeout_seconds=database.timeout_seconds)
+    stack.push_async_callback(pool.close)
+    return Foundations(settings, pool, pricing, vault, templates, console)
+
+
+def needed(value: Value | None, name: str) -> Value:
+    """The value. Raises SettingsError when there is none."""
+    if value is None:
+        raise SettingsError(f"{name}: is needed")
+    return value

@@ -1,0 +1,90 @@
+"""Builds the room of codes, admission, sending and verifying."""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+from server.app.foundations import Foundations
+from server.otps.admission import Admitted
+from server.otps.dispatch import Dispatcher
+from server.otps.errands import errand_of
+from server.otps.guessing import GuessLimits
+from server.otps.limits import SendLimits
+from server.otps.orders import Orders
+from server.otps.outcomes import Outcomes
+from server.otps.sending import Sender
+from server.otps.verifying import Verifier
+from server.providers import open_channels
+from server.rpc.otp_service import OtpRoom
+from server.settings import Settings
+from server.watch.deliveries import watch_deliveries
+from server.watch.night_watch import Round
+
+
+async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tuple[OtpRoom, Sequence[Round]]:
+    """The room, and the rounds that the night watch goes for it; the stack closes it.
+
+    Raises ValueError for a setting that cannot be used.
+    """
+    settings, pool, vault = foundations.settings, foundations.pool, foundations.vault
+    delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
+    batch_size, linger_seconds = foundations.batches
+    channels = open_channels(settings, foundations.templates, console=foundations.console)
+    for channel in channels.values():
+        stack.push_async_callback(channel.close)
+    outcomes = Outcomes(pool, batch_size=batch_size, linger_seconds=linger_seconds)
+    dispatcher = Dispatcher(channels, vault, outcomes, concurrency=delivery.concurrency, queue=delivery.queue)
+    stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
+
+    def hand_over(admitted: Sequence[Admitted]) -> None:
+        dispatcher.hand_over([errand_of(one, lease=lease) for one in admitted])
+
+    limits = _send_limits(settings)
+    sender = Sender(
+        pool,
+        limits=limits,
+        lease=lease,
+        hand_over=hand_over,
+        batch_size=batch_size,
+        linger_seconds=linger_seconds,
+    )
+    verifier = Verifier(
+        pool,
+        vault,
+        limits=_guess_limits(settings),
+        batch_size=batch_size,
+        linger_seconds=linger_seconds,
+    )
+    stack.push_async_callback(verifier.drain)
+    stack.push_async_callback(sender.drain)
+    prices = {name: foundations.pricing.channel_credits[name] for name in channels}
+    room = OtpRoom(
+        pool=pool,
+        vault=vault,
+        orders=Orders(pool, vault, sender, channel_credits=prices),
+        verifier=verifier,
+        cooldown=limits.cooldown,
+        refund_accepted=delivery.refund_reported_failures,
+    )
+    return room, [
+        Round("deliveries", 1, lambda now: watch_deliveries(pool, vault, dispatcher, lease=lease, now=now, limit=500))
+    ]
+
+
+def _send_limits(settings: Settings) -> SendLimits:
+    limit = settings.limit
+    return SendLimits(
+        cooldown=timedelta(seconds=limit.cooldown_seconds),
+        sends_per_destination_per_hour=limit.sends_per_destination_per_hour,
+        sends_per_destination_per_day=limit.sends_per_destination_per_day,
+        sends_per_organization_per_minute=limit.sends_per_organization_per_minute,
+    )
+
+
+def _guess_limits(settings: Settings) -> GuessLimits:
+    limit = settings.limit
+    return GuessLimits(
+        wrong_guesses=limit.wrong_guesses,
+        window=timedelta(hours=limit.guess_window_hours),
+        free_guesses=limit.free_guesses,
+    )
