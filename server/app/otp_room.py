@@ -11,8 +11,9 @@ from server.otps.errands import errand_of
 from server.otps.guessing import GuessLimits
 from server.otps.limits import SendLimits
 from server.otps.orders import Orders
-from server.otps.outcomes import Outcomes
+from server.otps.outcomes import Fallbacks, Outcomes
 from server.otps.sending import Sender
+from server.otps.targets import Targets
 from server.otps.verifying import Verifier
 from server.providers import open_channels
 from server.rpc.otp_service import OtpRoom
@@ -32,14 +33,21 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     channels = open_channels(settings, foundations.templates, console=foundations.console)
     for channel in channels.values():
         stack.push_async_callback(channel.close)
-    outcomes = Outcomes(pool, batch_size=batch_size, linger_seconds=linger_seconds)
+    prices = {name: foundations.pricing.channel_credits[name] for name in channels}
+    limits = _send_limits(settings)
+    outcomes = Outcomes(
+        pool,
+        batch_size=batch_size,
+        linger_seconds=linger_seconds,
+        lease=lease,
+        fallbacks=Fallbacks(Targets(vault, prices), limits),
+    )
     dispatcher = Dispatcher(channels, vault, outcomes, concurrency=delivery.concurrency, queue=delivery.queue)
     stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
 
     def hand_over(admitted: Sequence[Admitted]) -> None:
         dispatcher.hand_over([errand_of(one, lease=lease) for one in admitted])
 
-    limits = _send_limits(settings)
     sender = Sender(
         pool,
         limits=limits,
@@ -57,11 +65,10 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     )
     stack.push_async_callback(verifier.drain)
     stack.push_async_callback(sender.drain)
-    prices = {name: foundations.pricing.channel_credits[name] for name in channels}
     room = OtpRoom(
         pool=pool,
         vault=vault,
-        orders=Orders(pool, vault, sender, channel_credits=prices),
+        orders=Orders(pool, vault, sender, channel_credits=prices, templates=foundations.templates),
         verifier=verifier,
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,
