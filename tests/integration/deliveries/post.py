@@ -22,7 +22,7 @@ from server.otps.admission import Admitted
 from server.otps.dispatch import Dispatcher
 from server.otps.errands import Errand, errand_of
 from server.otps.limits import SendLimits
-from server.otps.orders import Accepted, Orders, SendOrder
+from server.otps.orders import Accepted, Orders, Preview, SendOrder
 from server.otps.otp import Delivery, DeliveryStatus
 from server.otps.outcomes import Fallbacks, Outcomes
 from server.otps.reading import cancel_otp, read_otp
@@ -162,6 +162,9 @@ class Post:
 
     async def send(self, address: Address = SMS, *fallbacks: Address, **changes: Any) -> Accepted:
         return await self.orders.send(order(address, *fallbacks, **changes))
+
+    async def preview(self, address: Address = SMS, *fallbacks: Address, **changes: Any) -> Preview:
+        return await self.orders.preview(order(address, *fallbacks, **changes))
 
     async def deliver(self, address: Address = SMS, *fallbacks: Address, **changes: Any) -> list[Delivery]:
         """Send, wait until the providers have been asked, and give the OTP's deliveries."""
