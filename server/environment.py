@@ -50,7 +50,7 @@ def load_settings(environment: Mapping[str, str], defaults: Mapping[str, Any] | 
     ours = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
     for name, value in _with_files(ours, fields):
         if name not in fields:
-            raise SettingsError(f"{name}: there is no such setting; `python -m server doctor` lists them")
+            raise SettingsError(f"{name}: there is no such setting; README.md lists them")
         group, field = fields[name].group, fields[name].field
         (values.setdefault(group, {}) if group else values)[field] = value
     try:
@@ -58,7 +58,8 @@ def load_settings(environment: Mapping[str, str], defaults: Mapping[str, Any] | 
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"][:2]).upper()
-        raise SettingsError(f"{name}: {first['msg'].lower()}") from None
+        complaint = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}: {complaint[:1].lower()}{complaint[1:]}") from None
 
 
 def variables() -> Iterator[Variable]:

@@ -62,7 +62,10 @@ async def running(
             streams_at_once=settings.limit.streams_at_once,
         )
         services = {CREDIT_SERVICE: CreditService(credit_room), OTP_SERVICE: OtpService(otp_room)}
-        server = await start_server(services, door=door, listening=_listening(settings))
+        try:
+            server = await start_server(services, door=door, listening=_listening(settings))
+        except RuntimeError as error:
+            raise SettingsError(f"PULSA_LISTEN: {settings.listen} cannot be listened on") from error
         try:
             yield server
         finally:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
 import structlog
 import uvloop
 
@@ -14,7 +15,7 @@ from server.app import running
 from server.commands.workers import Supervisor, until_orphaned
 from server.database import embedded
 from server.database.migrate import migrate
-from server.environment import load_settings
+from server.environment import SettingsError, load_settings
 from server.logs import configure_logging
 from server.metrics_page import serve_metrics
 from server.settings import Settings
@@ -77,5 +78,10 @@ def _prepare(settings: Settings, url: str) -> None:
     if not settings.database.migrate:
         return
     owner = settings.database.owner_url
-    for migration in migrate(owner.get_secret_value() if owner else url):
+    try:
+        migrations = migrate(owner.get_secret_value() if owner else url)
+    except (psycopg.OperationalError, ValueError) as error:
+        name = "PULSA_DATABASE_OWNER_URL" if owner else "PULSA_DATABASE_URL"
+        raise SettingsError(f"{name}: {str(error).splitlines()[0]}") from error
+    for migration in migrations:
         _log.info("migrated", version=migration.version, name=migration.name)

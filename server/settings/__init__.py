@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
-from server.settings.group import Group, Json, Words
+from server.settings.group import ADDRESS, Group, IsDatabase, Json, Words
 from server.settings.providers import Sandbox, Smtp, Twilio, Vonage, Whatsapp
 
 KEY_BYTES = 32
@@ -27,16 +27,16 @@ class Log(Group):
 class Metrics(Group):
     """Prometheus metrics over HTTP, at /metrics."""
 
-    listen: str = Field(default="127.0.0.1:9464", description="host:port; off: none")
+    listen: str = Field(default="127.0.0.1:9464", pattern=f"^off$|{ADDRESS}", description="host:port; off: none")
 
 
 class Database(Group):
     """PostgreSQL 15 or newer."""
 
-    url: SecretStr | None = Field(
+    url: Annotated[SecretStr | None, IsDatabase] = Field(
         default=None, description="URL of PostgreSQL; unset: an embedded one in the data folder"
     )
-    owner_url: SecretStr | None = Field(
+    owner_url: Annotated[SecretStr | None, IsDatabase] = Field(
         default=None, description="URL for migrations, as the schema's owner; unset: url"
     )
     connections: int = Field(default=8, ge=2, le=200, description="connections per process")
@@ -157,8 +157,10 @@ class Stripe(Group):
 class Webhook(Group):
     """The sidecar that takes Stripe's webhooks in."""
 
-    listen: str = Field(default="127.0.0.1:8080", description="host:port of its HTTP")
-    server: str = Field(default="127.0.0.1:50051", description="host:port of the gRPC server that it relays to")
+    listen: str = Field(default="127.0.0.1:8080", pattern=ADDRESS, description="host:port of its HTTP")
+    server: str = Field(
+        default="127.0.0.1:50051", pattern=ADDRESS, description="host:port of the gRPC server that it relays to"
+    )
     token: Path | None = Field(default=None, description="file with its bearer token; read again for each webhook")
     ca: Path | None = Field(default=None, description="PEM file of the server's CA; set: TLS")
     timeout_seconds: float = Field(
@@ -192,7 +194,9 @@ class Settings(Group):
         description="tells deployments that share a Stripe account apart",
     )
     data: Path = Field(default=Path("data"), description="folder of the embedded PostgreSQL and the development keys")
-    listen: str = Field(default="127.0.0.1:50051", description="host:port of gRPC; port 0 takes a free one")
+    listen: str = Field(
+        default="127.0.0.1:50051", pattern=ADDRESS, description="host:port of gRPC; port 0 takes a free one"
+    )
     reflection: bool = Field(default=False, description="lets tools ask which rpcs there are")
     pricing: Path | None = Field(default=None, description="TOML file of prices; unset: the built-in one")
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")

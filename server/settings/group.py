@@ -2,7 +2,9 @@
 
 import json
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 
 def _words(value: object) -> object:
@@ -13,10 +15,22 @@ def _json(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
+def _is_database(value: SecretStr | None) -> SecretStr | None:
+    try:
+        conninfo_to_dict(value.get_secret_value() if value else "")
+    except ProgrammingError:  # whose text quotes it, password and all
+        raise ValueError("not a URL of PostgreSQL") from None
+    return value
+
+
 Words = BeforeValidator(_words)
 """Written with commas between them."""
 Json = BeforeValidator(_json)
 """Written as JSON."""
+IsDatabase = AfterValidator(_is_database)
+"""A URL that psycopg understands."""
+ADDRESS = r"^\S+:\d{1,5}$"
+"""Pattern of `host:port`."""
 
 
 class Group(BaseModel):
