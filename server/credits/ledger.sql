@@ -3,11 +3,6 @@ SELECT organization_id, sequence, kind, credits, balance_after, reference_id, re
 FROM ledger_entries
 WHERE organization_id = %(organization_id)s AND kind = %(kind)s AND reference_id = %(reference_id)s;
 
--- find_references
-SELECT organization_id, reference_id
-FROM ledger_entries
-WHERE organization_id = ANY(%(organization_ids)s) AND kind = %(kind)s AND reference_id = ANY(%(reference_ids)s);
-
 -- insert_entries
 INSERT INTO ledger_entries (
     organization_id, sequence, kind, credits, balance_after, reference_id, reason, created_by, create_time
