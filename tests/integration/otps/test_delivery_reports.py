@@ -1,0 +1,92 @@
+"""Delivery reports: in any order and any number, they settle a delivery once."""
+
+from itertools import permutations
+from uuid import uuid4
+
+import pytest
+
+from server.channels.channel import OutcomeKind
+from server.clock import utc_now
+from server.errors import DeliveryNotFound
+from server.otps.otp import Delivery, DeliveryStatus
+from server.otps.reports import report_delivery
+from tests.integration.otps.replica import Replica, count_rows, fund, ledger, stored
+
+SENT, DELIVERED, FAILED, UNKNOWN = (
+    DeliveryStatus.SENT,
+    DeliveryStatus.DELIVERED,
+    DeliveryStatus.FAILED,
+    DeliveryStatus.UNKNOWN,
+)
+
+
+async def say(
+    replica: Replica,
+    delivery: Delivery,
+    status: DeliveryStatus,
+    *,
+    refund_accepted: bool = False,
+    organization_id: str = "acme",
+) -> Delivery:
+    return await report_delivery(
+        replica.pool,
+        organization_id,
+        delivery.delivery_id,
+        status=status,
+        failure_reason="absent" if status is FAILED else "",
+        refund_accepted=refund_accepted,
+        now=utc_now(),
+    )
+
+
+@pytest.mark.parametrize("refund_accepted", [True, False])
+@pytest.mark.parametrize("outcome", [None, OutcomeKind.ACCEPTED, OutcomeKind.UNKNOWN])
+async def test_of_delivered_and_failed_the_first_stands_in_every_order(
+    replica: Replica, outcome: OutcomeKind | None, *, refund_accepted: bool
+) -> None:
+    await fund(replica.pool, 100)
+    for order in permutations([SENT, DELIVERED, FAILED]):
+        sent = await replica.send()
+        if outcome:
+            await replica.report(sent, outcome)
+        for status in order:
+            first = await say(replica, sent.delivery, status, refund_accepted=refund_accepted)
+            assert await say(replica, sent.delivery, status, refund_accepted=refund_accepted) == first
+        (delivery,) = (await stored(replica.pool, sent.record.otp)).deliveries
+        failed = order.index(FAILED) < order.index(DELIVERED)
+        never_accepted = outcome is OutcomeKind.UNKNOWN and order[0] is FAILED
+        assert delivery.status is (FAILED if failed else DELIVERED)
+        assert delivery.refunded is (failed and (refund_accepted or never_accepted))
+        assert delivery.failure_reason == ("absent" if failed else "")
+        refunds = [one for one in await ledger(replica.pool) if one.reference_id == delivery.delivery_id][1:]
+        assert [refund.credits for refund in refunds] == [1] * delivery.refunded
+    assert await count_rows(replica.pool, "outbox") == 0
+
+
+async def test_an_outcome_that_comes_after_a_report_changes_nothing(replica: Replica) -> None:
+    await fund(replica.pool, 10)
+    sent = await replica.send()
+    delivered = await say(replica, sent.delivery, DELIVERED)
+    for kind in OutcomeKind:
+        await replica.report(sent, kind)
+    assert (await stored(replica.pool, sent.record.otp)).deliveries == [delivered]
+
+
+async def test_a_refunded_delivery_is_not_reported_back_to_life(replica: Replica) -> None:
+    await fund(replica.pool, 10)
+    sent = await replica.send()
+    await replica.report(sent, OutcomeKind.REJECTED_DESTINATION)
+    for status in (SENT, DELIVERED, FAILED):
+        reported = await say(replica, sent.delivery, status, refund_accepted=True)
+        assert (reported.status, reported.refunded) == (FAILED, True)
+    assert len(await ledger(replica.pool)) == 3
+
+
+async def test_nobody_reports_on_a_delivery_that_is_not_theirs(replica: Replica) -> None:
+    await fund(replica.pool, 10)
+    sent = await replica.send()
+    with pytest.raises(DeliveryNotFound):
+        await say(replica, sent.delivery, FAILED, organization_id="other")
+    sent.delivery.delivery_id = uuid4()
+    with pytest.raises(DeliveryNotFound):
+        await say(replica, sent.delivery, FAILED)

@@ -1,0 +1,61 @@
+"""Usage: every send on its day and channel, once."""
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from server.channels.channel import ChannelName, OutcomeKind
+from server.database.pool import Pool, connection, transaction
+from server.otps.targets import Address
+from server.otps.usage import DailyUsage, read_usage
+from tests.integration.otps.replica import HandClock, Replica, fund
+from tests.integration.otps.waiting import someone_waits_for_a_lock
+
+FRIDAY, SATURDAY = date(2026, 11, 20), date(2026, 11, 21)
+EMAIL, SMS = ChannelName.EMAIL, ChannelName.SMS
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
+    """Shortly before the end of Friday, for ids too."""
+    clock = HandClock(datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC))
+    monkeypatch.setattr("time.time_ns", lambda: int(clock.now.timestamp() * 1e9))
+    return clock
+
+
+async def usage(pool: Pool, start: date, end: date, organization_id: str = "acme") -> list[DailyUsage]:
+    async with connection(pool) as lent:
+        return await read_usage(lent, organization_id, start=start, end=end)
+
+
+async def test_sends_are_counted_by_day_and_channel_with_refunds_deducted(pool: Pool, clock: HandClock) -> None:
+    replica = Replica(pool, clock=clock)
+    await fund(pool, 100)
+    first, failed = await replica.send(), await replica.send()
+    await replica.report(failed, OutcomeKind.REJECTED_DESTINATION)
+    clock.advance(seconds=1)
+    await replica.resend(first.record.otp, address=Address(SMS, "+6281234567890", "destination"))
+    await replica.verify(first.record.otp)
+    await replica.send("+6281234567890", channel=SMS)
+    assert await usage(pool, FRIDAY, SATURDAY) == [
+        DailyUsage(FRIDAY, EMAIL, sends=2, credits=1, otps=2, verified_otps=1),
+        DailyUsage(SATURDAY, SMS, sends=2, credits=6, otps=1, verified_otps=0),
+    ]
+    assert await usage(pool, FRIDAY, SATURDAY, "other") == []
+    assert await usage(pool, SATURDAY + timedelta(days=1), SATURDAY + timedelta(days=9)) == []
+
+
+async def test_a_send_that_is_accepted_after_midnight_is_of_the_new_day_only(pool: Pool, clock: HandClock) -> None:
+    replica = Replica(pool, clock=clock)
+    await fund(pool, 100)
+    async with transaction(pool) as holder:
+        await holder.execute("SELECT FROM accounts FOR UPDATE")
+        sending = asyncio.create_task(replica.send())
+        await someone_waits_for_a_lock(pool)
+        clock.advance(seconds=1)
+    await sending
+    assert await usage(pool, FRIDAY, FRIDAY) == []
+    assert await usage(pool, SATURDAY, SATURDAY) == [
+        DailyUsage(SATURDAY, EMAIL, sends=1, credits=1, otps=1, verified_otps=0)
+    ]
