@@ -1,14 +1,30 @@
 """`python -m server COMMAND`: everything that can be run."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
-from server.commands import audit, demo, development, migration, reference, serve, token, webhook
+from server.commands import (
+    audit,
+    demo,
+    development,
+    doctor,
+    endpoint,
+    migration,
+    reconciliation,
+    reference,
+    serve,
+    token,
+    webhook,
+)
 from server.database.embedded import EmbeddedPostgresError
 from server.environment import SettingsError
 
 Command = Callable[[argparse.Namespace], int | None]
+
+_INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C ended: 128 and the signal's number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(parsed) or 0
     except (SettingsError, EmbeddedPostgresError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        print(error.strerror, file=sys.stderr)
         return 2
 
 
@@ -36,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     add("dev", lambda _: development.dev(), "everything on this machine, with nothing configured")
     add("demo", lambda _: demo.demo(), "the story of a top-up and three sends, played through gRPC and HTTP")
     add("migrate", lambda _: migration.migrate_database(), "bring the database's schema up to date")
+    reconciliation.add_arguments(
+        add("reconcile", reconciliation.reconcile, "compare Stripe with the top-ups, or process an event again")
+    )
+    endpoint.add_arguments(
+        add("stripe-endpoint", endpoint.stripe_endpoint, "make Stripe send the needed events to the sidecar")
+    )
+    add("doctor", lambda _: doctor.doctor(), "look at everything that a deployment needs, and list every setting")
     add("audit", lambda _: audit.audit(), "replay every ledger and say whether all of them hold")
     reference.add_arguments(
         add("reference", reference.reference, "rewrite the tables of a Markdown file from the code")

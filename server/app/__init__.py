@@ -9,7 +9,7 @@ from pulsa.credit.v1 import credit_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
 
 from server.app.credit_room import open_credit_room
-from server.app.foundations import lay_foundations, needed
+from server.app.foundations import lay_foundations, needed, read_from
 from server.app.otp_room import open_otp_room
 from server.channels.console import Console
 from server.environment import SettingsError
@@ -45,13 +45,14 @@ async def running(
             foundations = await lay_foundations(stack, settings, database_url, console)
             credit_room, credit_rounds = open_credit_room(stack, foundations, reached=reached)
             otp_room, otp_rounds = await open_otp_room(stack, foundations)
+        except (OSError, ValueError) as error:
+            raise SettingsError(str(error)) from error
+        with read_from("PULSA_TOKEN_KEYS"):
             verifier = TokenVerifier(
                 needed(settings.token.keys, "PULSA_TOKEN_KEYS"),
                 audience=settings.token.audience,
                 leeway_seconds=settings.token.leeway_seconds,
             )
-        except (OSError, ValueError) as error:
-            raise SettingsError(str(error)) from error
         stack.push_async_callback(NightWatch([*credit_rounds, *otp_rounds]).stop)
         keys = asyncio.create_task(verifier.keep_current())
         stack.callback(keys.cancel)
@@ -63,7 +64,8 @@ async def running(
         )
         services = {CREDIT_SERVICE: CreditService(credit_room), OTP_SERVICE: OtpService(otp_room)}
         try:
-            server = await start_server(services, door=door, listening=_listening(settings))
+            with read_from("PULSA_TLS_CERTIFICATE"):
+                server = await start_server(services, door=door, listening=_listening(settings))
         except RuntimeError as error:
             raise SettingsError(f"PULSA_LISTEN: {settings.listen} cannot be listened on") from error
         try:

@@ -1,6 +1,7 @@
 """What both rooms stand on."""
 
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,14 +37,25 @@ class Foundations:
 async def lay_foundations(
     stack: AsyncExitStack, settings: Settings, database_url: str, console: Console | None
 ) -> Foundations:
-    """Open them; the stack closes them. Raises OSError or ValueError for a setting that cannot be used."""
+    """Open them; the stack closes them. Raises SettingsError or ValueError for a setting that cannot be used."""
     vault = Vault(settings.secret.key_ring(), digest_secret=settings.secret.digest())
-    pricing = load_pricing(settings.pricing)
-    templates = load_templates(settings.channel.templates)
+    with read_from("PULSA_PRICING"):
+        pricing = load_pricing(settings.pricing)
+    with read_from("PULSA_CHANNEL_TEMPLATES"):
+        templates = load_templates(settings.channel.templates)
     database = settings.database
     pool = await open_pool(database_url, size=database.connections, timeout_seconds=database.timeout_seconds)
     stack.push_async_callback(pool.close)
     return Foundations(settings, pool, pricing, vault, templates, console)
+
+
+@contextmanager
+def read_from(name: str) -> Iterator[None]:
+    """What cannot be read inside is this setting's fault: a SettingsError that names it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{name}: {error}") from error
 
 
 def needed(value: Value | None, name: str) -> Value:

@@ -30,6 +30,7 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     settings, pool, vault = foundations.settings, foundations.pool, foundations.vault
     delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
     batch_size, linger_seconds = foundations.batches
+    check_lease(settings)
     channels = open_channels(settings, foundations.templates, console=foundations.console)
     for channel in channels.values():
         stack.push_async_callback(channel.close)
@@ -76,6 +77,19 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     return room, [
         Round("deliveries", 1, lambda now: watch_deliveries(pool, vault, dispatcher, lease=lease, now=now, limit=500))
     ]
+
+
+def check_lease(settings: Settings) -> None:
+    """Raise ValueError when asking every provider of a channel may outlast a delivery's lease."""
+    timeouts = {
+        provider: getattr(settings, provider).timeout_seconds for provider in ("smtp", "whatsapp", "twilio", "vonage")
+    }
+    for providers in (settings.channel.email, settings.channel.whatsapp, settings.channel.sms):
+        longest = sum(settings.channel.wait_seconds + timeouts.get(provider, 0) for provider in providers)
+        if longest >= settings.delivery.lease_seconds:
+            raise ValueError(
+                f"PULSA_DELIVERY_LEASE_SECONDS: must exceed {longest:g}, what {'+'.join(providers)} may take"
+            )
 
 
 def _send_limits(settings: Settings) -> SendLimits:

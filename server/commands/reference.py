@@ -1,10 +1,10 @@
-"""`reference`: keeps the tables of a Markdown file those of the code."""
+"""`reference`: keeps the tables and the state diagram of a Markdown file those of the code."""
 
 import argparse
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from server.credits.top_up_states import TRANSITIONS
 from server.environment import variables
 from server.rpc.permissions import PERMISSIONS
 
@@ -21,16 +21,28 @@ def reference(arguments: argparse.Namespace) -> None:
 
 
 def with_current_tables(text: str) -> str:
-    """The text with each of its sections that has a table here replaced by that table."""
-    for name, rows in (("settings", _settings()), ("permissions", _permissions())):
-        section = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = section.sub(rf"\1{_table(rows)}\2", text)
+    """The text with each section that the code can write replaced by what the code says."""
+    contents = {
+        "settings": _table(_settings()),
+        "permissions": _table(_permissions()),
+        "top-up-states": _state_diagram(),
+    }
+    for name, content in contents.items():
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if begin and end:
+            text = before + begin + content + end + after
     return text
 
 
 def _table(rows: Iterator[Sequence[str]]) -> str:
-    """The rows in Markdown, as a replacement for re.sub."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("\\", "\\\\")
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _state_diagram() -> str:
+    lines = [f"    {state} --> {to}" for state, next_states in TRANSITIONS.items() for to in sorted(next_states)]
+    ends = [f"    {state} --> [*]" for state, next_states in TRANSITIONS.items() if not next_states]
+    return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> CREATING", *lines, *ends, "```", ""])
 
 
 def _settings() -> Iterator[Sequence[str]]:

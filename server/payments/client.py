@@ -32,6 +32,21 @@ class StripeAccount:
     livemode: bool
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookEndpoint:
+    """An address that Stripe sends events to."""
+
+    endpoint_id: str
+    url: str
+    event_types: frozenset[str]
+    enabled: bool
+
+    @property
+    def is_right(self) -> bool:
+        """It gets exactly the events that are needed."""
+        return self.enabled and self.event_types == frozenset(EVENT_TYPES)
+
+
 class Payments:
     """One Stripe account. Lives in one event loop.
 
@@ -50,6 +65,8 @@ class Payments:
         reached: Reached = go_on,
     ) -> None:
         """base_url and api_version are Stripe's own when None. A whole call takes at most 3 timeouts."""
+        self.api_version = api_version or stripe.api_version
+        """What the answers are written in."""
         self.livemode = api_key.startswith(("sk_live_", "rk_live_"))
         self._deadline_seconds = 3 * timeout_seconds
         self._reached = reached
@@ -146,6 +163,23 @@ class Payments:
         fields = await self._call("retrieve_event", self._stripe.events.retrieve_async, event_id)
         return _read(read_event, fields)
 
+    async def list_webhook_endpoints(self) -> list[WebhookEndpoint]:
+        """Every endpoint of the account in this mode."""
+        pages = self._pages("list_webhook_endpoints", self._stripe.webhook_endpoints.list_async, {})
+        return [_read(_read_endpoint, fields) async for fields in pages]
+
+    async def create_webhook_endpoint(self, url: str) -> str:
+        """A new endpoint with exactly the needed events; its signing secret, which Stripe shows only now."""
+        given = {"url": url, "enabled_events": list(EVENT_TYPES)}
+        fields = await self._call("create_webhook_endpoint", self._stripe.webhook_endpoints.create_async, given)
+        return str(fields["secret"])
+
+    async def update_webhook_endpoint(self, endpoint_id: str) -> None:
+        """Let an endpoint get exactly the needed events."""
+        given = {"enabled_events": list(EVENT_TYPES), "disabled": False}
+        update = self._stripe.webhook_endpoints.update_async
+        await self._call("update_webhook_endpoint", update, endpoint_id, given)
+
     async def _invoice(self, name: str, call: Callable[..., Awaitable[Any]], *arguments: object) -> Invoice:
         return _read(read_invoice, await self._call(name, call, *arguments))
 
@@ -195,3 +229,9 @@ def _read(read: Callable[[Any], Answer], answer: object) -> Answer:
 
 def _options(key: str) -> stripe.RequestOptions:
     return {"idempotency_key": key}
+
+
+def _read_endpoint(fields: Mapping[str, Any]) -> WebhookEndpoint:
+    return WebhookEndpoint(
+        fields["id"], fields["url"], frozenset(fields["enabled_events"]), fields["status"] == "enabled"
+    )
