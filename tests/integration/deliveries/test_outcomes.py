@@ -127,7 +127,7 @@ async def test_a_message_that_may_be_out_is_never_refunded_by_a_second_carrier(p
     failed = Outcome(OutcomeKind.REJECTED_DESTINATION, "twilio", failure_reason="twilio_21211")
     accepted_by_provider = Outcome(OutcomeKind.ACCEPTED, "twilio", "SM1")
 
-    await post.outcomes._record([Report(errand, failed), Report(errand, accepted_by_provider)])
+    await post.outcomes._record([Report(errand, accepted_by_provider), Report(errand, failed)])
 
     (delivery,) = await post.deliveries(accepted)
     assert (delivery.status, delivery.refunded) == (SENT, False)

@@ -1,15 +1,25 @@
 """What a send would do, said without doing it, and by the rules that decide the send itself."""
 
+import math
 from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from pulsa.credit.v1 import channel_pb2
+from pulsa.error.v1 import error_reason_pb2
+from pulsa.otp.v1 import otp_service_pb2 as pb
+from pulsa.otp.v1.destination_pb2 import Destination
 
 from server.channels.channel import ChannelName
-from server.errors import DomainError
+from server.errors import DomainError, InvalidDestination
+from server.otps.guessing import GuessLimits
 from server.otps.limits import SendLimits
 from server.otps.orders import Preview
 from server.otps.targets import Address
+from server.otps.verifying import Verifier
+from server.rpc.door import Call
+from server.rpc.otp_service import OtpRoom, OtpService
+from server.rpc.tokens import Caller
 from tests.integration.deliveries.post import EMAIL, SMS, WHATSAPP, OpenPost, Post
 
 NOBODY = Address(ChannelName.SMS, "+620", "destination.sms")
@@ -79,6 +89,47 @@ async def test_what_no_send_could_use_is_refused_in_the_preview(open_post: OpenP
     assert [reason(one) for one in (nobody, fallback)] == ["INVALID_DESTINATION"] * 2
     assert nobody.masked_destination == ""
     assert (unserved.credits, reason(unserved)) == (0, "CHANNEL_NOT_CONFIGURED")
+
+
+async def test_the_rpc_says_what_the_preview_says_and_nothing_else(post: Post) -> None:
+    request = pb.SendOtpRequest(
+        organization_id="acme", request_id=str(uuid4()), destination=Destination(sms=SMS.text), purpose="login"
+    )
+    service, call = OtpService(room_of(post)), Call(Caller("ann", "acme", frozenset(), math.inf), math.inf)
+
+    free = await service.SendOtp(pb.SendOtpRequest.FromString(_with_preview(request)), call)
+    sent = await service.SendOtp(request, call)
+    repeat = await service.SendOtp(pb.SendOtpRequest.FromString(_with_preview(request)), call)
+    request.destination.sms = "+620"
+    wrong = await service.SendOtp(pb.SendOtpRequest.FromString(_with_preview(request)), call)
+
+    assert free == pb.SendOtpResponse(
+        preview=pb.SendPreview(
+            channel=channel_pb2.CHANNEL_SMS, credits=3, masked_destination="+62*********90", segments=1
+        )
+    )
+    assert (sent.credits_charged, sent.HasField("preview")) == (3, False)
+    assert repeat.preview.credits == 0
+    assert wrong.preview.refusal == error_reason_pb2.ERROR_REASON_INVALID_DESTINATION
+    assert wrong.preview.refusal_message == InvalidDestination(field="").message
+
+
+def _with_preview(request: pb.SendOtpRequest) -> bytes:
+    preview = pb.SendOtpRequest()
+    preview.CopyFrom(request)
+    preview.validate_only = True
+    return preview.SerializeToString()
+
+
+def room_of(post: Post) -> OtpRoom:
+    return OtpRoom(
+        pool=post.pool,
+        vault=post.vault,
+        orders=post.orders,
+        verifier=Verifier(post.pool, post.vault, limits=GuessLimits(), batch_size=1, linger_seconds=0),
+        cooldown=timedelta(),
+        refund_accepted=False,
+    )
 
 
 def reason(preview: Preview) -> str:
