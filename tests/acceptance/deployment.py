@@ -1,0 +1,112 @@
+"""The whole of Pulsa on free ports: the server, the webhook sidecar, Stripe's stand-in, and the customer's browser."""
+
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+from prometheus_client import CollectorRegistry
+
+from server.app import running
+from server.channels.console import Console
+from server.environment import load_settings
+from server.rpc.development_key import DevelopmentKey, development_key
+from server.sandbox.messages import message_page
+from server.sandbox.stripe import start_stripe_sandbox
+from server.settings import KEY_BYTES, Settings
+from server.webhook.intake import PATH
+from server.webhook.relay import Relay
+from server.webhook.sidecar import start_sidecar
+from tests.callers import Caller
+from tests.waiting import until
+
+WEBHOOK_SECRET = "whsec_sandbox"
+KEY = b64encode(b"k" * KEY_BYTES).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment(Caller):
+    """What a caller, a customer and Stripe can reach."""
+
+    browser: aiohttp.ClientSession
+    stripe_url: str
+    webhook_url: str
+    messages_url: str
+
+    async def pay(self, top_up: Any) -> None:
+        """Press the button of the hosted page."""
+        async with self.browser.post(f"{top_up.hosted_invoice_url}/pay") as page:
+            assert page.status == 200
+
+    async def control(self, method: str, path: str, **body: Any) -> Any:
+        """Ask something of Stripe's stand-in."""
+        async with self.browser.request(method, f"{self.stripe_url}/_control/{path}", json=body) as answer:
+            assert answer.ok, await answer.text()
+            return await answer.json()
+
+    async def messages_to(self, destination: str) -> list[dict[str, str]]:
+        """What a destination has received, newest first."""
+        async with self.browser.get(self.messages_url, params={"to": destination}) as page:
+            found: list[dict[str, str]] = await page.json()
+            return found
+
+    async def code_sent_to(self, destination: str) -> str:
+        """The newest code, once it has arrived."""
+        await until(lambda: self.messages_to(destination))
+        return (await self.messages_to(destination))[0]["code"]
+
+    async def has_balance(self, credits: int, organization_id: str = "acme") -> None:
+        """Return once the balance is this."""
+
+        async def is_so() -> bool:
+            return await self.balance(organization_id) == credits
+
+        await until(is_so)
+
+
+@asynccontextmanager
+async def deployed(database_url: str, folder: Path, **changes: Any) -> AsyncIterator[Deployment]:
+    """Everything, running; changes are settings by group."""
+    key, console = development_key(folder), Console(None)
+    async with AsyncExitStack() as stack:
+        stripe = await start_stripe_sandbox(webhook_secret=WEBHOOK_SECRET)
+        stack.push_async_callback(stripe.close)
+        messages_port = await stack.enter_async_context(message_page(console, port=0))
+        server = await stack.enter_async_context(
+            running(
+                _settings(key, stripe.url, changes),
+                database_url=database_url,
+                console=console,
+                registry=CollectorRegistry(),
+            )
+        )
+        address = f"127.0.0.1:{server.port}"
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        token = Caller(channel, key).token(organization_id="*", permissions=["stripe.relay"])
+        relay = Relay(address, token=lambda: token, credentials=None, timeout_seconds=10)
+        sidecar = await start_sidecar(relay, host="127.0.0.1", port=0)
+        stack.push_async_callback(sidecar.stop)
+        webhook_url = f"http://127.0.0.1:{sidecar.port}{PATH}"
+        stripe.set_webhook_url(webhook_url)
+        browser = await stack.enter_async_context(aiohttp.ClientSession())
+        messages_url = f"http://127.0.0.1:{messages_port}/messages"
+        yield Deployment(channel, key, browser, stripe.url, webhook_url, messages_url)
+
+
+def _settings(key: DevelopmentKey, stripe_url: str, changes: dict[str, Any]) -> Settings:
+    defaults = {
+        "environment": "test",
+        "listen": "127.0.0.1:0",
+        "reflection": True,
+        "lame_duck_seconds": 0,
+        "database": {"connections": 4},
+        "token": {"keys": key.public_key_file, "leeway_seconds": 0},
+        "secret": {"keys": f"test:{KEY}", "digest_key": KEY},
+        "stripe": {"api_key": "sk_test_sandbox", "webhook_secrets": WEBHOOK_SECRET, "base_url": stripe_url},
+        "channel": {"email": "console", "whatsapp": "console", "sms": "console"},
+    }
+    return load_settings({}, defaults | changes)

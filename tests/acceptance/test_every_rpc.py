@@ -1,0 +1,193 @@
+"""What holds for every rpc of the contract, found there, so that a new one cannot be forgotten."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import given, settings
+from pulsa.error.v1.error_reason_pb2 import ErrorReason
+from pulsa.errors import PulsaError
+
+from server.rpc.permissions import ALL_PERMISSIONS, PERMISSIONS
+from server.sandbox.stripe.delivery import sign
+from tests.acceptance.deployment import WEBHOOK_SECRET, Deployment
+from tests.callers import RPCS, reason_of, refusal_of
+from tests.unit.rpc.test_rules_hold import requests
+from tests.valid_requests import valid_request
+
+PERMISSION_OF = {rpc: permission for rpcs in PERMISSIONS.values() for rpc, permission in rpcs.items()}
+FOR_NO_ORGANIZATION = {"RecordStripeEvent"}
+NOT_FOUND = {"top_up_id": "TOP_UP_NOT_FOUND", "otp_id": "OTP_NOT_FOUND", "delivery_id": "DELIVERY_NOT_FOUND"}
+# Whatever number or truth these hold, their shape is good.
+NEVER_MALFORMED = {"credits", "validate_only"}
+# What a caller can be told: everything but that the fault is Pulsa's.
+TOLD = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"INTERNAL"}
+
+
+async def test_every_rpc_does_its_work(pulsa: Deployment) -> None:
+    answers = {
+        **await buy(pulsa),
+        **await send_and_verify(pulsa),
+        "GetPricing": await pulsa.call("GetPricing"),
+        "QuoteTopUp": await pulsa.call("QuoteTopUp", credits=1000, currency_code="IDR"),
+        "AdjustCredits": await pulsa.call("AdjustCredits", adjust_credits=5, reason="sorry"),
+        "UpdateAlerts": await pulsa.call("UpdateAlerts", low_balance_threshold=7, alert_email="ann@mail.example"),
+        "GetBalance": await pulsa.call("GetBalance"),
+        "WatchBalance": await pulsa.call("WatchBalance"),
+        "ListLedgerEntries": await pulsa.call("ListLedgerEntries"),
+        "VerifyLedger": await pulsa.call("VerifyLedger"),
+        "RecordStripeEvent": await record_event(pulsa),
+    }
+    assert answers.keys() == RPCS.keys()
+    assert {rpc for rpc, answer in answers.items() if not answer.ByteSize()} == set()
+
+
+async def buy(pulsa: Deployment) -> dict[str, Message]:
+    fields: dict[str, Any] = {"credits": 1000, "currency_code": "USD", "billing_email": "billing@example.com"}
+    canceled = await pulsa.call("CreateTopUp", **fields)
+    answers = {
+        "CreateTopUp": canceled,
+        "CancelTopUp": await pulsa.call("CancelTopUp", top_up_id=canceled.top_up.top_up_id),
+    }
+    await pulsa.pay((await pulsa.call("CreateTopUp", **fields)).top_up)
+    await pulsa.has_balance(1000)
+    answers["ListTopUps"] = await pulsa.call("ListTopUps")
+    newest = answers["ListTopUps"].top_ups[0]
+    return answers | {"GetTopUp": await pulsa.call("GetTopUp", top_up_id=newest.top_up_id)}
+
+
+async def send_and_verify(pulsa: Deployment) -> dict[str, Message]:
+    sent = await pulsa.send(email="jane@mail.example")
+    code = await pulsa.code_sent_to("jane@mail.example")
+    other = await pulsa.send(sms="+6281234567890")
+    delivery_id, otp_id = sent.otp.deliveries[0].delivery_id, sent.otp.otp_id
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    return {
+        "SendOtp": sent,
+        # To another place, as the same one has a cooldown.
+        "ResendOtp": await pulsa.call("ResendOtp", otp_id=otp_id, destination={"whatsapp": "+6281298765432"}),
+        "VerifyOtp": await pulsa.call("VerifyOtp", otp_id=otp_id, code=code),
+        "CancelOtp": await pulsa.call("CancelOtp", otp_id=other.otp.otp_id),
+        "GetOtp": await pulsa.call("GetOtp", otp_id=otp_id),
+        "ListOtps": await pulsa.call("ListOtps"),
+        "ReportDelivery": await pulsa.call("ReportDelivery", delivery_id=delivery_id, status=3),
+        "GetUsage": await pulsa.call("GetUsage", start_date=today, end_date=today),
+    }
+
+
+async def record_event(pulsa: Deployment) -> Message:
+    event = '{"id": "evt_1", "object": "event", "type": "invoice.sent", "created": 1790000000, "livemode": false,'
+    event += ' "data": {"object": {"id": "in_1", "object": "invoice"}}}'
+    signature = sign(event, secrets=[WEBHOOK_SECRET], timestamp=int(time.time()))
+    answer: Message = await pulsa.call("RecordStripeEvent", payload=event.encode(), signature=signature)
+    return answer
+
+
+async def refusals(pulsa: Deployment, tokens: Mapping[str, str | None]) -> dict[str, str]:
+    """How a good request of every rpc ends that comes with the token given for it."""
+    return {
+        rpc: await reason_of(pulsa.ask(rpc, valid_request(RPCS[rpc].input_type), token))
+        for rpc, token in tokens.items()
+    }
+
+
+async def test_every_rpc_refuses_who_has_no_token_or_an_expired_one(pulsa: Deployment) -> None:
+    refused = dict.fromkeys(RPCS, "TOKEN_INVALID")
+
+    assert await refusals(pulsa, dict.fromkeys(RPCS)) == refused
+    assert await refusals(pulsa, dict.fromkeys(RPCS, pulsa.token(lifetime_seconds=-1))) == refused
+
+
+async def test_every_rpc_refuses_who_lacks_just_its_permission(pulsa: Deployment) -> None:
+    others = {rpc: pulsa.token(permissions=[*ALL_PERMISSIONS - {PERMISSION_OF[rpc]}]) for rpc in RPCS}
+
+    assert await refusals(pulsa, others) == dict.fromkeys(RPCS, "PERMISSION_MISSING")
+
+
+async def test_every_rpc_refuses_another_organizations_token(pulsa: Deployment) -> None:
+    tenants = RPCS.keys() - FOR_NO_ORGANIZATION
+
+    found = await refusals(pulsa, dict.fromkeys(tenants, pulsa.token(organization_id="other")))
+
+    assert found == dict.fromkeys(tenants, "ORGANIZATION_MISMATCH")
+    assert {rpc for rpc in RPCS if "organization_id" not in RPCS[rpc].input_type.fields_by_name} == FOR_NO_ORGANIZATION
+
+
+async def test_every_rpc_hides_what_another_organization_owns(pulsa: Deployment) -> None:
+    await pulsa.grant(10)
+    sent = await pulsa.send(email="jane@mail.example")
+    owned = {
+        "top_up_id": (await pulsa.order()).top_up_id,
+        "otp_id": sent.otp.otp_id,
+        "delivery_id": sent.otp.deliveries[0].delivery_id,
+    }
+    await pulsa.grant(10, "other")
+    found, expected = {}, {}
+    for rpc, method in RPCS.items():
+        for name in owned.keys() & method.input_type.fields_by_name.keys():
+            request = valid_request(method.input_type, organization_id="other", **{name: owned[name]})
+            found[rpc] = await reason_of(pulsa.ask(rpc, request, pulsa.token(organization_id="other")))
+            expected[rpc] = NOT_FOUND[name]
+    assert found == expected
+    assert len(found) >= 7
+    assert await pulsa.balance("other") == 10
+
+
+async def test_every_rpc_names_every_malformed_field(pulsa: Deployment) -> None:
+    token = pulsa.token(organization_id="*")
+    for rpc, method in RPCS.items():
+        bad = {field.name: malformed(field) for field in method.input_type.fields if field.name not in NEVER_MALFORMED}
+
+        refused = await refusal_of(pulsa.ask(rpc, GetMessageClass(method.input_type)(**bad), token))
+
+        named = {violation.field.partition(".")[0].partition("[")[0] for violation in refused.violations}
+        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS"), rpc
+        assert named == bad.keys(), rpc
+
+
+def malformed(field: FieldDescriptor) -> Any:
+    """A value that breaks the rule of any field of this type."""
+    by_name: dict[str, Any] = {
+        "destination": {},
+        "fallbacks": [{}],
+        "metadata": {"": ""},
+        "statuses": [99],
+        "ttl": {"seconds": -1},
+        "report_time": {"nanos": -1},
+        "payload": bytes(262_145),
+    }
+    if field.name in by_name:
+        return by_name[field.name]
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return "\x00" * 5000
+    return 99 if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM else 2**31 - 1
+
+
+async def test_no_request_is_pulsas_own_fault(pulsa: Deployment) -> None:
+    token = pulsa.token(organization_id="*")
+    await pulsa.grant(1000)
+    for rpc, method in RPCS.items():
+        asked = [pulsa.ask(rpc, request, token) for request in some_requests(method.input_type)]
+
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+
+        refused = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert {error.reason if isinstance(error, PulsaError) else repr(error) for error in refused} <= TOLD, rpc
+
+
+def some_requests(request: Descriptor) -> list[Message]:
+    """Good and bad ones, made before any is sent: what the server draws at random must not disturb what is made."""
+    made = [valid_request(request)]
+
+    @settings(max_examples=30, deadline=None, database=None, derandomize=True)
+    @given(requests(request))
+    def make(one: Message) -> None:
+        made.append(one)
+
+    make()
+    return made

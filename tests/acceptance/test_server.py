@@ -1,0 +1,51 @@
+"""What operators and tools ask of the server."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped] # has no types
+
+from tests.acceptance.deployment import Deployment, deployed
+from tests.callers import SERVICES, refusal_of
+
+
+async def is_serving(pulsa: Deployment, service: str = "") -> bool:
+    answer = await health_pb2_grpc.HealthStub(pulsa.channel).Check(health_pb2.HealthCheckRequest(service=service))
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_health_needs_no_token(pulsa: Deployment) -> None:
+    assert [await is_serving(pulsa, name) for name in ("", *(each.full_name for each in SERVICES))] == [True] * 3
+
+
+async def test_reflection_shows_every_service_and_its_messages(pulsa: Deployment) -> None:
+    ask = reflection_pb2.ServerReflectionRequest
+    symbols = [service.full_name for service in SERVICES]
+    questions = [ask(list_services=""), *(ask(file_containing_symbol=symbol) for symbol in symbols)]
+    talk = reflection_pb2_grpc.ServerReflectionStub(pulsa.channel).ServerReflectionInfo(iter(questions))
+
+    listed, *files = [answer async for answer in talk]
+
+    assert {service.name for service in listed.list_services_response.service} >= set(symbols)
+    assert all(answer.file_descriptor_response.file_descriptor_proto for answer in files)
+
+
+async def test_above_its_limit_the_server_says_when_to_come_again(database_url: str, tmp_path: Path) -> None:
+    async with deployed(database_url, tmp_path, limit={"calls_at_once": 1}) as pulsa:
+        match = {"method": "POST", "path": "/v1/invoices"}
+        fault = await pulsa.control("POST", "faults", match=match, fault="hold_before")
+        ordering = asyncio.create_task(pulsa.order())
+        await pulsa.control("GET", f"faults/{fault['id']}/met")
+
+        refused = await refusal_of(pulsa.call("GetBalance"))
+        serving = await is_serving(pulsa)
+        await pulsa.control("POST", f"faults/{fault['id']}/release")
+        top_up = await ordering
+
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert refused.retry_after_seconds == 1.0
+        assert serving
+        assert top_up.hosted_invoice_url
+        assert await pulsa.balance() == 0

@@ -1,0 +1,112 @@
+"""Callers of Pulsa: any rpc by its name, and refusals as they arrive."""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from pulsa.credit.v1 import credit_service_pb2
+from pulsa.errors import PulsaError, explain
+from pulsa.otp.v1 import otp_service_pb2
+
+from server.rpc.development_key import DevelopmentKey
+from server.rpc.permissions import ALL_PERMISSIONS
+from server.rpc.tokens import mint
+
+SERVICES = [
+    credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
+    otp_service_pb2.DESCRIPTOR.services_by_name["OtpService"],
+]
+RPCS: dict[str, MethodDescriptor] = {rpc.name: rpc for service in SERVICES for rpc in service.methods}
+"""Every rpc there is, from the contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever holds the development key, and so can speak for any organization."""
+
+    channel: grpc.aio.Channel
+    key: DevelopmentKey
+
+    def token(
+        self,
+        *,
+        organization_id: str = "acme",
+        permissions: Sequence[str] = tuple(ALL_PERMISSIONS),
+        lifetime_seconds: float = 600,
+    ) -> str:
+        """A token; with a negative lifetime it has expired."""
+        return mint(
+            self.key.private_key(),
+            subject="ann",
+            organization_id=organization_id,
+            permissions=permissions,
+            lifetime_seconds=lifetime_seconds,
+        )
+
+    async def call(self, rpc: str, organization_id: str = "acme", **fields: Any) -> Any:
+        """The answer, of a stream the first one. Raises PulsaError. A request_id is made up where none is given."""
+        request = RPCS[rpc].input_type
+        made_up = {"organization_id": organization_id, "request_id": str(uuid4())}
+        usual = {name: value for name, value in made_up.items() if name in request.fields_by_name}
+        token = self.token(organization_id=organization_id)
+        return await self.ask(rpc, GetMessageClass(request)(**(usual | fields)), token)
+
+    async def ask(self, rpc: str, request: Message, token: str | None) -> Any:
+        """The answer to a request as it is, with this token."""
+        method = RPCS[rpc]
+        path = f"/{method.containing_service.full_name}/{rpc}"
+        kind = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
+        start: Any = kind(
+            path,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        call = start(request, metadata=() if token is None else (("authorization", f"Bearer {token}"),), timeout=30)
+        try:
+            if not method.server_streaming:
+                return await call
+            first = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise explain(error) from None
+        call.cancel()
+        return first
+
+    async def send(self, organization_id: str = "acme", **fields: Any) -> Any:
+        """SendOtp for a login; `email`, `whatsapp` or `sms` is where to."""
+        destination = {name: fields.pop(name) for name in ("email", "whatsapp", "sms") if name in fields}
+        return await self.call("SendOtp", organization_id, destination=destination, purpose="login", **fields)
+
+    async def grant(self, credits: int, organization_id: str = "acme") -> None:
+        """Credits without a top-up."""
+        await self.call("AdjustCredits", organization_id, adjust_credits=credits, reason="for a test")
+
+    async def order(self, organization_id: str = "acme", **fields: Any) -> Any:
+        """A new top-up, of 1000 credits unless told otherwise."""
+        good = {"credits": 1000, "currency_code": "IDR", "billing_email": "billing@example.com"}
+        return (await self.call("CreateTopUp", organization_id, **(good | fields))).top_up
+
+    async def balance(self, organization_id: str = "acme") -> int:
+        """The credits there are."""
+        return int((await self.call("GetBalance", organization_id)).balance.available_credits)
+
+
+async def refusal_of(call: Awaitable[Any]) -> PulsaError:
+    """Why the call was refused."""
+    with pytest.raises(PulsaError) as refused:
+        await call
+    return refused.value
+
+
+async def reason_of(call: Awaitable[Any]) -> str:
+    """The reason in one word; empty when the call was not refused."""
+    try:
+        await call
+    except PulsaError as error:
+        return error.reason
+    return ""

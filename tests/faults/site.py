@@ -1,0 +1,136 @@
+"""Pulsa as it is deployed: a server and a sidecar in processes of their own, with Stripe and a mail relay around."""
+
+import asyncio
+import json
+from base64 import b64encode
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import psycopg
+
+from server.rpc.development_key import DevelopmentKey, development_key
+from server.sandbox.relay import Relay
+from server.sandbox.stripe import StripeSandbox, start_stripe_sandbox
+from server.settings import KEY_BYTES
+from server.webhook.intake import PATH
+from tests.callers import Caller
+from tests.faults.processes import Process
+from tests.waiting import SECONDS, until
+
+KEY = b64encode(b"k" * KEY_BYTES).decode()
+LEASE_SECONDS = 5
+CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Site(Caller):
+    """The processes by their command, and what is around them."""
+
+    folder: Path
+    settings: dict[str, str]
+    relay: Relay
+    stripe: StripeSandbox
+    running: dict[str, Process] = field(default_factory=dict)
+
+    async def start(self, command: str) -> None:
+        """`serve` or `webhook`, listening; where it was before when it is started again."""
+        self.running[command] = await listening(command, self.settings, self.folder)
+
+    async def kill(self, command: str) -> None:
+        """Kill -9."""
+        await self.running[command].kill()
+
+    async def audit(self) -> str:
+        """What `python -m server audit` says when every ledger holds."""
+        process = Process("audit", self.settings, output=self.folder / "audit.log")
+        async with asyncio.timeout(SECONDS):
+            assert await process.ended() == 0, process.output
+        return process.output
+
+    async def is_settled(self) -> None:
+        """Return once no delivery waits any more."""
+
+        def none_waits() -> bool:
+            with psycopg.connect(self.settings["PULSA_DATABASE_URL"]) as connection:
+                return connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+        await until(none_waits)
+
+    def mails(self) -> Counter[str]:
+        """How many mails each address has got."""
+        recipients = (mail.envelope[1] for mail in self.relay.mails)
+        return Counter(line.partition("<")[2].partition(">")[0] for line in recipients)
+
+
+async def listening(command: str, settings: dict[str, str], folder: Path) -> Process:
+    """A process that listens; a port that was left free is then settled."""
+    name = {"serve": "PULSA_LISTEN", "webhook": "PULSA_WEBHOOK_LISTEN"}[command]
+    process = Process(command, settings, output=folder / f"{command}-{uuid4()}.log")
+    async with asyncio.timeout(SECONDS):
+        line: dict[str, Any] = json.loads(await process.says('"listening"'))
+    settings[name] = f"127.0.0.1:{line['port']}"
+    return process
+
+
+@asynccontextmanager
+async def open_site(database_url: str, folder: Path, **changes: str) -> AsyncIterator[Site]:
+    """A server that listens; the sidecar starts with `start_sidecar`. Changes are settings by their names."""
+    key, stripe = development_key(folder), await start_stripe_sandbox()
+    async with Relay() as relay:
+        settings = _settings(key, database_url=database_url, stripe_url=stripe.url, relay_port=relay.port) | changes
+        server = await listening("serve", settings, folder)
+        async with grpc.aio.insecure_channel(settings["PULSA_LISTEN"], options=CHANNEL_OPTIONS) as channel:
+            site = Site(channel, key, folder, settings, relay, stripe, {"serve": server})
+            try:
+                yield site
+            finally:
+                await stripe.close()
+                for process in site.running.values():
+                    await process.kill()
+
+
+async def start_sidecar(site: Site) -> None:
+    """The webhook sidecar, where Stripe finds it from now on."""
+    token = site.folder / "sidecar-token"
+    token.write_text(site.token(organization_id="*", permissions=["stripe.relay"]))
+    site.settings["PULSA_WEBHOOK_TOKEN"] = str(token)
+    site.settings["PULSA_WEBHOOK_SERVER"] = site.settings["PULSA_LISTEN"]
+    await site.start("webhook")
+    site.stripe.set_webhook_url(f"http://{site.settings['PULSA_WEBHOOK_LISTEN']}{PATH}")
+
+
+def _settings(key: DevelopmentKey, *, database_url: str, stripe_url: str, relay_port: int) -> dict[str, str]:
+    return {
+        "PULSA_ENVIRONMENT": "test",
+        "PULSA_LISTEN": "127.0.0.1:0",
+        "PULSA_LAME_DUCK_SECONDS": "0",
+        "PULSA_LOG_LEVEL": "debug",
+        "PULSA_METRICS_LISTEN": "off",
+        "PULSA_DATABASE_URL": database_url,
+        "PULSA_DATABASE_CONNECTIONS": "4",
+        "PULSA_TOKEN_KEYS": str(key.public_key_file),
+        "PULSA_SECRET_KEYS": f"test:{KEY}",
+        "PULSA_SECRET_DIGEST_KEY": KEY,
+        "PULSA_STRIPE_API_KEY": "sk_test_sandbox",
+        "PULSA_STRIPE_WEBHOOK_SECRETS": "whsec_sandbox",
+        "PULSA_STRIPE_BASE_URL": stripe_url,
+        "PULSA_DELIVERY_LEASE_SECONDS": str(LEASE_SECONDS),
+        "PULSA_CHANNEL_EMAIL": "smtp",
+        "PULSA_CHANNEL_WAIT_SECONDS": "1",
+        "PULSA_SMTP_HOST": "127.0.0.1",
+        "PULSA_SMTP_PORT": str(relay_port),
+        "PULSA_SMTP_SECURITY": "none",
+        "PULSA_SMTP_SENDER": "pulsa@example.com",
+        "PULSA_SMTP_TIMEOUT_SECONDS": "3",
+        "PULSA_WEBHOOK_LISTEN": "127.0.0.1:0",
+    }
