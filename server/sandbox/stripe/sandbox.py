@@ -80,7 +80,12 @@ async def start_stripe_sandbox(
     runner.app.router.add_route("*", "/v1/{path:.*}", api.handle)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError:
+        await courier.close()
+        await runner.cleanup()
+        raise
     books.url = f"http://{host}:{runner.addresses[0][1]}"
     books.load(state_file)
     endpoints.set_default_endpoint(books, url=webhook_url, secret=webhook_secret)
