@@ -5,8 +5,8 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,7 +40,7 @@ class Site(Caller):
     settings: dict[str, str]
     relay: Relay
     stripe: StripeSandbox
-    running: dict[str, Process] = field(default_factory=dict)
+    running: dict[str, Process]
 
     async def start(self, command: str) -> None:
         """`serve` or `webhook`, listening; where it was before when it is started again."""
@@ -76,8 +76,12 @@ async def listening(command: str, settings: dict[str, str], folder: Path) -> Pro
     """A process that listens; a port that was left free is then settled."""
     name = {"serve": "PULSA_LISTEN", "webhook": "PULSA_WEBHOOK_LISTEN"}[command]
     process = Process(command, settings, output=folder / f"{command}-{uuid4()}.log")
-    async with asyncio.timeout(SECONDS):
-        line: dict[str, Any] = json.loads(await process.says('"listening"'))
+    try:
+        async with asyncio.timeout(SECONDS):
+            line: dict[str, Any] = json.loads(await process.says('"listening"'))
+    except BaseException:
+        await process.kill()
+        raise
     settings[name] = f"127.0.0.1:{line['port']}"
     return process
 
@@ -86,17 +90,18 @@ async def listening(command: str, settings: dict[str, str], folder: Path) -> Pro
 async def open_site(database_url: str, folder: Path, **changes: str) -> AsyncIterator[Site]:
     """A server that listens; the sidecar starts with `start_sidecar`. Changes are settings by their names."""
     key, stripe = development_key(folder), await start_stripe_sandbox()
-    async with Relay() as relay:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(stripe.close)
+        relay = await stack.enter_async_context(Relay())
         settings = _settings(key, database_url=database_url, stripe_url=stripe.url, relay_port=relay.port) | changes
-        server = await listening("serve", settings, folder)
-        async with grpc.aio.insecure_channel(settings["PULSA_LISTEN"], options=CHANNEL_OPTIONS) as channel:
-            site = Site(channel, key, folder, settings, relay, stripe, {"serve": server})
-            try:
-                yield site
-            finally:
-                await stripe.close()
-                for process in site.running.values():
-                    await process.kill()
+        running = {"serve": await listening("serve", settings, folder)}
+        channel = grpc.aio.insecure_channel(settings["PULSA_LISTEN"], options=CHANNEL_OPTIONS)
+        await stack.enter_async_context(channel)
+        try:
+            yield Site(channel, key, folder, settings, relay, stripe, running)
+        finally:
+            for process in running.values():
+                await process.kill()
 
 
 async def start_sidecar(site: Site) -> None:

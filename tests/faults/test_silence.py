@@ -38,11 +38,13 @@ def channels(url: str) -> dict[str, str]:
         "PULSA_WHATSAPP_ACCESS_TOKEN": "meta-token",
         "PULSA_WHATSAPP_TEMPLATE_NAME": "otp",
         "PULSA_WHATSAPP_BASE_URL": url,
+        "PULSA_WHATSAPP_TIMEOUT_SECONDS": "3",
         "PULSA_CHANNEL_SMS": "twilio",
         "PULSA_TWILIO_ACCOUNT_SID": "AC1234",
         "PULSA_TWILIO_AUTH_TOKEN": "twilio-token",
         "PULSA_TWILIO_SENDER": "+15550001111",
         "PULSA_TWILIO_BASE_URL": url,
+        "PULSA_TWILIO_TIMEOUT_SECONDS": "3",
     }
 
 

@@ -1,0 +1,108 @@
+"""The environment becomes settings, or one line that says what is wrong with it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from server.environment import SettingsError, load_settings, variables
+from server.settings import Settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert load_settings({}) == load_settings({"PATH": "/bin", "PULSA_LISTEN": ""}) == Settings()
+
+
+def test_a_variable_is_its_group_and_field() -> None:
+    environment = {
+        "PULSA_LISTEN": "0.0.0.0:443",
+        "PULSA_LIMIT_CALLS_AT_ONCE": "7",
+        "PULSA_CHANNEL_SMS": "vonage, twilio",
+    }
+
+    settings = load_settings(environment)
+
+    assert (settings.listen, settings.limit.calls_at_once) == ("0.0.0.0:443", 7)
+    assert settings.channel.sms == ("vonage", "twilio")
+
+
+def test_the_environment_wins_over_a_commands_own_defaults_and_empties_do_not() -> None:
+    own: dict[str, Any] = {"environment": "development", "log": {"level": "warning", "format": "console"}}
+
+    settings = load_settings({"PULSA_LOG_LEVEL": "debug", "PULSA_ENVIRONMENT": ""}, own)
+
+    assert (settings.environment, settings.log.level, settings.log.format) == ("development", "debug", "console")
+    assert own == {"environment": "development", "log": {"level": "warning", "format": "console"}}
+
+
+def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("sk_test_file\n")
+
+    settings = load_settings({"PULSA_STRIPE_API_KEY_FILE": str(file)})
+
+    assert settings.stripe.api_key == SecretStr("sk_test_file")
+
+
+def test_a_setting_whose_own_name_ends_in_file_is_no_file(tmp_path: Path) -> None:
+    authorities = tmp_path / "ca.pem"
+
+    assert load_settings({"PULSA_SMTP_CA_FILE": str(authorities)}).smtp.ca_file == authorities
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PULSA_LISTN", "127.0.0.1:1"),
+        ("PULSA_LISTEN_FILE", "/there/is/no/such/file"),
+        ("PULSA_NOTHING_FILE", "/dev/null"),
+        ("PULSA_LISTEN", "127.0.0.1"),
+        ("PULSA_WORKERS", "0"),
+        ("PULSA_WORKERS", "many"),
+        ("PULSA_LOG_LEVEL", "loud"),
+        ("PULSA_ENVIRONMENT", "Production!"),
+        ("PULSA_CHANNEL_EMAIL", "smtp,pigeon"),
+        ("PULSA_STRIPE_PAYMENT_METHODS", "{"),
+        ("PULSA_DATABASE_URL", "postgres//user:hunter2@somewhere"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_it_and_does_not_quote_it(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings({name: value})
+
+    message = str(error.value)
+    assert message.startswith(name.removesuffix("_FILE") if "NOTHING" in name else name)
+    assert "\n" not in message
+    assert value not in message
+    assert "hunter2" not in message
+
+
+def test_secrets_do_not_show_in_the_settings() -> None:
+    settings = load_settings({"PULSA_STRIPE_API_KEY": "sk_test_hidden", "PULSA_SMTP_PASSWORD": "hunter2"})
+
+    assert "sk_test_hidden" not in repr(settings)
+    assert "hunter2" not in repr(settings)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    listed = list(variables())
+
+    assert len({variable.name for variable in listed}) == len(listed) > 80
+    assert [variable.name for variable in listed if not variable.description or not variable.type] == []
+    assert {variable.name: variable.type for variable in listed}["PULSA_CHANNEL_TEMPLATES"] == "path"
+
+
+def test_every_setting_can_be_given() -> None:
+    for variable in variables():
+        with pytest.raises(SettingsError) as error:
+            load_settings({variable.name: "", f"{variable.name}_FILE": "/there/is/no/such/file"})
+        assert str(error.value).startswith(f"{variable.name}_FILE: cannot be read")
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    readme = README.read_text()
+
+    assert [variable.name for variable in variables() if f"`{variable.name}`" not in readme] == []

@@ -1,0 +1,62 @@
+"""The house stays small enough to read: how long a file and a function may be, and what every file says first."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+MOST_LINES_OF_A_FILE = 300
+MOST_LINES_OF_A_FUNCTION = 70
+HOUSE = ("server", "clients", "tests")
+GENERATED = ("_pb2", "_pb2_grpc")
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+
+
+def files(*suffixes: str) -> list[Path]:
+    return [
+        path
+        for folder in HOUSE
+        for path in sorted((CHECKOUT / folder).rglob("*"))
+        if path.suffix in suffixes and not path.stem.endswith(GENERATED) and "node_modules" not in path.parts
+    ]
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_the_house_is_looked_at() -> None:
+    assert len(files(".py")) > 150
+    assert len(files(".sql")) > 10
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    lengths = {path.relative_to(CHECKOUT): len(path.read_text().splitlines()) for path in files(".py", ".sql", ".ts")}
+
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES_OF_A_FILE} == {}
+
+
+def test_no_function_is_too_long_to_read() -> None:
+    lengths = {
+        f"{path.relative_to(CHECKOUT)}: {function.name}": (function.end_lineno or 0) - function.lineno + 1
+        for path in files(".py")
+        for function in functions(path)
+    }
+
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+def test_every_file_is_named_after_what_is_in_it() -> None:
+    assert [path for path in files(".py") if path.stem in NAMELESS] == []
+
+
+@pytest.mark.parametrize("word", ["TODO", "FIXME", "# XXX", "NotImplementedError"])
+def test_nothing_is_left_for_later(word: str) -> None:
+    ours = Path(__file__)
+    found = [path.relative_to(CHECKOUT) for path in files(".py", ".sql", ".proto", ".toml", ".ts") if path != ours]
+
+    assert [path for path in found if word in (CHECKOUT / path).read_text()] == []
