@@ -89,5 +89,5 @@ async def _guard(
     except (web.HTTPException, ConnectionError):
         raise
     except Exception:  # noqa: BLE001 - logged, and Stripe comes again
-        _log.exception("sidecar_failed")
+        _log.exception("the sidecar failed")
         return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE)

@@ -60,7 +60,7 @@ class Relay:
         except grpc.aio.AioRpcError as error:
             if error.code() is StatusCode.INVALID_ARGUMENT:
                 return HTTPStatus.BAD_REQUEST
-            _log.error("stripe_event_not_relayed", code=error.code().name)
+            _log.error("a webhook was not relayed", grpc_code=error.code().name)
             return HTTPStatus.SERVICE_UNAVAILABLE
         return HTTPStatus.OK
 
