@@ -41,7 +41,7 @@ class Outcomes:
         *,
         batch_size: int,
         linger_seconds: float,
-        lease: timedelta = timedelta(seconds=60),
+        lease: timedelta,
         fallbacks: Fallbacks | None = None,
         clock: Clock = utc_now,
     ) -> None:

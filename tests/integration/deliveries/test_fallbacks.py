@@ -175,10 +175,20 @@ async def test_a_transient_failure_gives_way_to_a_fallback_while_a_person_still_
     assert story(await post.deliveries(accepted)) == [("EMAIL", FAILED, True), ("SMS", SENT, False)]
 
 
-async def test_the_cooldown_does_not_hold_a_fallback_up_but_its_destinations_limit_does(
-    open_post: OpenPost, windows: Windows
-) -> None:
-    post = open_post(limits=SendLimits(timedelta(minutes=10), 1, 0, 0))
+async def test_the_cooldown_does_not_hold_a_fallback_up(open_post: OpenPost, windows: Windows) -> None:
+    post = open_post(limits=SendLimits(timedelta(minutes=10), 0, 0, 1))
+    await post.fund(100)
+    await post.deliver(EMAIL)
+    post.clock.time += timedelta(minutes=1)
+    windows.sandbox.play("twilio", NO_SUCH_NUMBER)
+
+    deliveries = await post.deliver(SMS, EMAIL)
+
+    assert story(deliveries) == [("SMS", FAILED, True), ("EMAIL", SENT, False)]
+
+
+async def test_a_destination_that_had_too_many_sends_is_passed_over(open_post: OpenPost, windows: Windows) -> None:
+    post = open_post(limits=SendLimits(timedelta(), 1, 0, 0))
     await post.fund(100)
     other = Address(EMAIL.channel, "ann@example.com", "destination.email")
     await post.deliver(EMAIL)
