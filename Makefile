@@ -8,7 +8,7 @@ PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test generate stubs verify-generate format lint types check lock clean
+.PHONY: help setup run demo test generate stubs verify-generate format lint types check lock bench bench-quick bench-publish clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,22 @@ lock: .venv/ready  ## Resolve pyproject.toml's dependencies into requirements/, 
 	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--quiet --upgrade --extra development --constraint requirements/server.txt pyproject.toml \
 		--output-file requirements/development.txt
+
+bench: .venv/ready build/plot/ready  ## Measure the server, in under 10 minutes; writes build/bench.{json,svg,png}
+	@$(RUN) -m tests.bench.run
+	@build/plot/bin/python tests/bench/plot.py build/bench.json
+
+bench-quick: .venv/ready  ## Measure the server roughly, in under a minute
+	@$(RUN) -m tests.bench.run --quick --output build/bench-quick.json
+
+bench-publish:  ## Copy the last make bench to docs/, for the README
+	@mkdir -p docs && cp build/bench.json build/bench.svg build/bench.png docs/
+
+build/plot/ready: requirements/plot.txt
+	@$(PYTHON) -m venv --clear --without-pip build/plot
+	@$(PYTHON) -m pip --python build/plot/bin/python install --require-hashes --disable-pip-version-check --quiet \
+		--requirement requirements/plot.txt
+	@touch $@
 
 clean:  ## Remove what was built; the data of make run stays in data/
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

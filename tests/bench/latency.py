@@ -1,0 +1,98 @@
+"""What one caller waits, what callers wait at half of the maximum rate, and what becomes of three times too many."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+import grpc
+import psycopg
+
+from tests.bench.calls import SEND_OTP, sends
+from tests.bench.load import Outcome, drive
+from tests.bench.rounds import MAIN, Rounds
+from tests.bench.stage import Stage
+from tests.bench.wire import Target
+
+_STATUSES = {str(status.value[0]): status.name for status in grpc.StatusCode}
+
+Figures = Mapping[str, object]
+
+
+def idle_latency(stage: Stage, rounds: Rounds, *, count: int, seconds: float) -> Figures:
+    """One caller alone: SendOtp beside an empty call and one bare commit, in alternating rounds."""
+    alone, empty, commits = [], [], []
+    for _ in range(count):
+        alone.append(_alone(rounds, "send_otp_hot", seconds))
+        empty.append(_alone(rounds, None, seconds / 2))
+        commits.append(_bare_commit_ms(stage, seconds / 2))
+    floor = [call.percentile_ms(50) + commit for call, commit in zip(empty, commits, strict=True)]
+    ratios = [outcome.percentile_ms(50) / least for outcome, least in zip(alone, floor, strict=True)]
+    return {
+        "p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in alone),
+        "p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in alone),
+        "empty_call_p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in empty),
+        "bare_commit_p50_ms": statistics.median(commits),
+        "ratio_to_empty_call_and_commit": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+    }
+
+
+def half_load(stage: Stage, rounds: Rounds, *, maximum: float, count: int, seconds: float) -> Figures:
+    """SendOtp, evenly paced at half of the maximum; latencies count from when each call was due."""
+    subject, pace = rounds.subjects["send_otp_hot"], maximum / 2
+    target = Target(subject.server.port, SEND_OTP, stage.token)
+    outcomes = [
+        drive(target, sends("hot")(int(pace * seconds) + 1), seconds=seconds, pace=pace, calls_at_once=256)
+        for _ in range(count)
+    ]
+    ratios = [outcome.percentile_ms(99) / outcome.percentile_ms(50) for outcome in outcomes]
+    return {
+        "per_second": statistics.median(outcome.per_second for outcome in outcomes),
+        "p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in outcomes),
+        "p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in outcomes),
+        "p99_over_p50": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+    }
+
+
+def overload(stage: Stage, rounds: Rounds, *, maximum: float, count: int, seconds: float) -> Figures:
+    """SendOtp at three times the maximum, whatever becomes of the calls; a round at the maximum before each."""
+    subject, pace = rounds.subjects["send_otp_hot"], maximum * 3
+    target = Target(subject.server.port, SEND_OTP, stage.token)
+    ratios, outcomes = [], []
+    for _ in range(count):
+        best = subject.run(seconds).per_second
+        outcome = drive(target, sends("hot")(int(pace * seconds) + 1), seconds=seconds, pace=pace)
+        if subject.settled:
+            subject.settled()
+        outcomes.append(outcome)
+        ratios.append(outcome.per_second / best)
+    statuses = sum((outcome.statuses for outcome in outcomes), start=Counter())
+    return {
+        "offered_per_second": pace,
+        "goodput_per_second": statistics.median(outcome.per_second for outcome in outcomes),
+        "goodput_over_maximum": statistics.median(ratios),
+        "accepted_p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in outcomes),
+        "accepted_p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in outcomes),
+        "calls": {_STATUSES.get(status, status): number for status, number in statuses.most_common()},
+        "spread": [min(ratios), max(ratios)],
+    }
+
+
+def _alone(rounds: Rounds, name: str | None, seconds: float) -> Outcome:
+    subject = rounds.subjects[name] if name else rounds.empty
+    target = Target(subject.server.port, subject.path, subject.token)
+    return drive(target, subject.bodies(int(2000 * (seconds + 1))), seconds=seconds + 0.5, calls_at_once=1)
+
+
+def _bare_commit_ms(stage: Stage, seconds: float) -> float:
+    """The median of one-row transactions, one after another, from a driver that waits in place."""
+    latencies = []
+    with psycopg.connect(stage.database_url(MAIN), autocommit=True, prepare_threshold=0) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS bare_commits (number bigint NOT NULL)")
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            connection.execute("INSERT INTO bare_commits VALUES (1)")
+            latencies.append(time.perf_counter() - began)
+    return statistics.median(latencies) * 1000

@@ -1,0 +1,68 @@
+"""Draws build/bench.json: build/bench.svg and build/bench.png. Needs matplotlib and nothing of the server."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl  # type: ignore[import-not-found] # it has a virtual environment of its own
+
+mpl.use("agg")  # no screen is needed
+from matplotlib import pyplot as plt
+
+_INK, _BAR, _REST, _FLOOR = "#24292f", "#2f6f9f", "#b8c4cf", "#b3541e"
+_RPCS = {
+    # key: title, the floor of its ratio to an empty call
+    "get_balance": ("GetBalance", 0.75),
+    "verify_otp": ("VerifyOtp", 0.55),
+    "send_otp_spread": ("SendOtp, 10,000 organizations", 0.50),
+    "send_otp_hot": ("SendOtp, one organization", 0.50),
+}
+
+
+def main() -> None:
+    """Draw the file given, beside it."""
+    path = Path(sys.argv[1])
+    figures = json.loads(path.read_text())
+    plt.rcParams |= {"font.size": 10, "text.color": _INK, "svg.hashsalt": "pulsa", "svg.fonttype": "none"}
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    _draw(axes, figures)
+    for suffix in (".svg", ".png"):
+        figure.savefig(path.with_suffix(suffix), dpi=160, metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def _draw(axes: Any, figures: dict[str, Any]) -> None:
+    bars = [_bar(figures, key, title, floor) for key, (title, floor) in _RPCS.items()]
+    plain = figures["plain_transactions"]["send_otp"]["per_second"]
+    bars.append(("SendOtp by plain transactions", plain / figures["empty_call"]["per_second"], (0, 0), plain, None))
+    bars.reverse()
+    for row, (_, ratio, (below, above), rate, floor) in enumerate(bars):
+        color = _REST if floor is None else _BAR
+        axes.barh(row, ratio, xerr=[[below], [above]], height=0.6, color=color, ecolor=_INK, capsize=3)
+        axes.text(1.03, row, f"{rate:,.0f} per second", va="center")
+        if floor:
+            axes.plot([floor, floor], [row - 0.4, row + 0.4], color=_FLOOR, linewidth=2)
+    axes.axvline(1, color=_INK, linewidth=1)
+    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars])
+    axes.set_xlim(0, 1.25)
+    axes.set_xlabel("share of an empty gRPC call's rate, measured beside it (line: the floor; whiskers: all rounds)")
+    machine = figures["machine"]
+    axes.set_title(
+        f"Empty call {figures['empty_call']['per_second']:,.0f} per second; one process, "
+        f"{machine['cores']} cores of {machine['processor']}, {figures['date'][:10]}",
+        fontsize=10,
+    )
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _bar(
+    figures: dict[str, Any], key: str, title: str, floor: float
+) -> tuple[str, float, tuple[float, float], float, float | None]:
+    ratio = figures[key]["ratio_to_empty_call"]
+    low, high = figures[key]["ratio_to_empty_call_spread"]
+    return title, ratio, (ratio - low, high - ratio), figures[key]["per_second"], floor
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Throughput in alternating rounds: every figure beside the empty call of its own moment, as machines have moods."""
+
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from server.database import embedded
+from tests.bench.calls import GET_BALANCE, SEND_OTP, VERIFY_OTP, Bodies, balances, sends, spread_sends, verifies
+from tests.bench.load import CONNECTIONS, WARM_SECONDS, Outcome, drive
+from tests.bench.serve import EMPTY_PATH
+from tests.bench.stage import Server, Stage
+from tests.bench.wire import Target
+
+MAIN = "main"
+_SPARE = 1.6  # bodies made, for each that the last round used
+_LEAST_PER_SECOND = 6000.0  # for which there are bodies, as the round before may have been a slow one
+_SETTLE_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Subject:
+    """Something to measure, and what each round of it came to."""
+
+    server: Server
+    path: str
+    bodies: Bodies
+    token: str
+    settled: Callable[[], float] | None = None
+    """Waits until the work that its calls left behind is done; in seconds."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    server_cpu: list[float] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+
+    expected_per_second: float = 0.0
+
+    def warm(self) -> None:
+        """Drive it for a moment that is not counted, so that no round pays for its first calls."""
+        self._drive(0.7, CONNECTIONS)
+
+    def run(self, seconds: float, *, connections: int = CONNECTIONS) -> Outcome:
+        """One round. Raises RuntimeError when a call did not end with OK, or none ended at all."""
+        cpu, began = cpu_seconds(self.server.pid), time.perf_counter()
+        outcome = self._drive(seconds + WARM_SECONDS, connections)
+        self.server_cpu.append((cpu_seconds(self.server.pid) - cpu) / (time.perf_counter() - began))
+        if not outcome.latencies:
+            raise RuntimeError(f"{self.path}: no call was answered in {seconds} s; is the machine busy?")
+        self.outcomes.append(outcome)
+        if self.settled:
+            self.lags.append(self.settled())
+        return outcome
+
+    def _drive(self, seconds: float, connections: int) -> Outcome:
+        target = Target(self.server.port, self.path, self.token)
+        bodies = self.bodies(int(max(self.expected_per_second * _SPARE, _LEAST_PER_SECOND) * seconds))
+        outcome = drive(target, bodies, seconds=seconds, connections=connections)
+        if set(outcome.statuses) != {"0"}:
+            raise RuntimeError(f"{self.path}: calls ended with grpc-status {dict(outcome.statuses)}")
+        self.expected_per_second = outcome.per_second
+        return outcome
+
+    @property
+    def per_second(self) -> list[float]:
+        """Of each round."""
+        return [outcome.per_second for outcome in self.outcomes]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """The figures of all rounds, in step: one of each list belongs to one round."""
+
+    empty: Subject
+    subjects: Mapping[str, Subject]
+    plain: Mapping[str, Subject]
+    bare_per_second: list[float] = field(default_factory=list)
+    empty_per_second: dict[str, list[float]] = field(default_factory=dict)
+    """By subject, the mean of the empty call's rate right before and right after it."""
+
+    def ratios_to_empty(self, name: str) -> list[float]:
+        """The subject's share of what the framework alone could answer at that moment."""
+        return _ratios(self.subjects[name].per_second, self.empty_per_second[name])
+
+    def ratios_to_plain(self, name: str) -> list[float]:
+        """How many times as fast as one transaction of plain statements per call."""
+        return _ratios(self.subjects[name].per_second, self.plain[_plain_of(name)].per_second)
+
+
+def prepare_rounds(stage: Stage, *, pulsa: Server, plain: Server, empty: Server) -> Rounds:
+    """What is measured, each subject warm."""
+    database_url = stage.database_url(MAIN)
+
+    def subject(server: Server, path: str, bodies: Bodies, *, leaves_work: bool = False) -> Subject:
+        settled = (lambda: _outbox_lag(database_url)) if leaves_work else None
+        return Subject(server, path, bodies, stage.token, settled)
+
+    rounds = Rounds(
+        empty=subject(empty, EMPTY_PATH, lambda count: sends("hot")(1) * count),
+        subjects={
+            "send_otp_hot": subject(pulsa, SEND_OTP, sends("hot"), leaves_work=True),
+            "send_otp_spread": subject(pulsa, SEND_OTP, spread_sends, leaves_work=True),
+            "verify_otp": subject(pulsa, VERIFY_OTP, verifies(database_url)),
+            "get_balance": subject(pulsa, GET_BALANCE, balances),
+        },
+        plain={
+            "send_otp": subject(plain, SEND_OTP, sends("plain"), leaves_work=True),
+            "verify_otp": subject(plain, VERIFY_OTP, verifies(database_url)),
+            "get_balance": subject(plain, GET_BALANCE, balances),
+        },
+    )
+    for each in (rounds.empty, *rounds.subjects.values(), *rounds.plain.values()):
+        each.warm()
+    return rounds
+
+
+def run_round(rounds: Rounds, *, seconds: float, bare: Callable[[float], float]) -> None:
+    """One round: the empty call, a subject, the empty call, the next subject, …, then the alternatives."""
+    before = rounds.empty.run(seconds / 2).per_second
+    for name, subject in rounds.subjects.items():
+        subject.run(seconds)
+        after = rounds.empty.run(seconds / 2).per_second
+        rounds.empty_per_second.setdefault(name, []).append(statistics.mean([before, after]))
+        before = after
+    for subject in rounds.plain.values():
+        subject.run(seconds)
+    rounds.bare_per_second.append(bare(seconds))
+
+
+def bare_statements(stage: Stage, seconds: float) -> float:
+    """What pgbench reaches with the statements of a plain send, on one account; sends per second."""
+    program = embedded._program("pgbench")
+    script = Path(__file__).with_name("bare.sql")
+    arguments = ["--no-vacuum", "--protocol=prepared", "--client=8", f"--time={max(1, round(seconds))}"]
+    done = subprocess.run(  # noqa: S603 - the package's own program
+        [program, *arguments, f"--file={script}", stage.database_url(MAIN)], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"tps = ([\d.]+)", done.stdout)
+    if done.returncode != 0 or found is None:
+        raise RuntimeError(f"pgbench: {done.stderr}")
+    return float(found[1])
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the processors so far; 0 where there is no /proc."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return 0.0
+    fields = stat.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def _outbox_lag(database_url: str) -> float:
+    """How long until every outcome is recorded, as far as a few seconds."""
+    began = time.perf_counter()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        while time.perf_counter() - began < _SETTLE_SECONDS:
+            if connection.execute("SELECT NOT EXISTS (SELECT FROM outbox)").fetchone() == (True,):
+                break
+            time.sleep(0.02)
+    return time.perf_counter() - began
+
+
+def _plain_of(name: str) -> str:
+    return "send_otp" if name.startswith("send_otp") else name
+
+
+def _ratios(figures: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [figure / other for figure, other in zip(figures, others, strict=True)]
