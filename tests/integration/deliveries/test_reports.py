@@ -49,6 +49,7 @@ async def test_a_report_that_overtakes_our_own_answer_means_the_same(post: Post,
     accepted = await post.send(SMS)
 
     await post.report(accepted.delivery, FAILED, reason="twilio_30003", refund_accepted=refund_accepted)
+    assert await post.outbox_count() == 0
     await post.outcomes.record(post.errand(accepted), ACCEPTED)
 
     (delivery,) = await post.deliveries(accepted)
