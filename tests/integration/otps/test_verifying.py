@@ -98,11 +98,12 @@ async def test_a_repeat_with_another_code_or_context_gets_no_ok(replica: Replica
         await replica.verify(otp, request_id=request_id, context="IDR 100")
 
 
-@pytest.mark.parametrize("code", ["", "12345", "1234567", "١٢٣٤٥٦", "ABCDEF", "0" * 16])
-async def test_what_cannot_be_a_code_is_a_wrong_one(replica: Replica, code: str) -> None:
+async def test_what_cannot_be_a_code_is_a_wrong_one(replica: Replica) -> None:
     await fund(replica.pool, 10)
-    with pytest.raises(WrongCode):
-        await replica.verify((await replica.send()).record.otp, code)
+    otp = (await replica.send(max_attempts=10)).record.otp
+    for code in ("", "12345", "1234567", "١٢٣٤٥٦", "ABCDEF", "0" * 16):
+        with pytest.raises(WrongCode):
+            await replica.verify(otp, code)
 
 
 async def test_closed_and_unknown_otps_say_what_they_are(pool: Pool) -> None:

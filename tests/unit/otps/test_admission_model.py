@@ -68,7 +68,7 @@ def opened(credits: int) -> Books:
     return Books(accounts, statuses)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     credits=st.integers(0, 20),
     limits=limits_in_play,
@@ -96,7 +96,7 @@ def test_batches_are_decided_as_if_the_sends_had_come_one_after_another(
     assert_the_ledger_holds(books, credits)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(
     credits=st.integers(0, 20),
     limits=limits_in_play,

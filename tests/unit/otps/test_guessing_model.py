@@ -49,7 +49,7 @@ def opened() -> Cells:
     return Cells({(ACME, otp.otp_id): otp for otp in the_otps()})
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     limits=limits_in_play,
     batches=st.lists(st.tuples(waits, st.lists(specs, min_size=1, max_size=6)), max_size=10),
@@ -72,7 +72,7 @@ def test_batches_are_judged_as_if_the_guesses_had_come_one_after_another(
     assert_the_budget_held(model)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(limits=limits_in_play, batch=st.lists(specs, min_size=1, max_size=12), cuts=st.sets(st.integers(1, 11)))
 def test_where_a_batch_is_cut_makes_no_difference(limits: GuessLimits, batch: list[Spec], cuts: set[int]) -> None:
     whole, parts = opened(), opened()
