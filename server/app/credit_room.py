@@ -50,8 +50,7 @@ def open_credit_room(
     balances = Balances(
         pool,
         low_balance_threshold=pricing.low_balance_threshold,
-        batch_size=foundations.batches[0],
-        linger_seconds=foundations.batches[1],
+        batching=foundations.batching,
     )
     for close in (top_ups.close, inbox.close, balances.drain):
         stack.push_async_callback(close)

@@ -8,7 +8,9 @@ from typing import TypeVar
 from server.channels.console import Console
 from server.channels.templates import Templates, load_templates
 from server.credits.pricing import Pricing, load_pricing
+from server.database.batcher import Batching
 from server.database.pool import Pool, open_pool
+from server.database.queries import Queries
 from server.environment import SettingsError
 from server.otps.vault import Vault
 from server.settings import Settings
@@ -29,9 +31,14 @@ class Foundations:
     """Where a development machine shows its messages."""
 
     @property
-    def batches(self) -> tuple[int, float]:
-        """How many calls share a transaction, and how long a busy batch gathers, in seconds."""
-        return self.settings.delivery.batch_size, self.settings.delivery.linger_ms / 1000
+    def batching(self) -> Batching:
+        """How calls share transactions."""
+        delivery = self.settings.delivery
+        return Batching(
+            size=delivery.batch_size,
+            linger_seconds=delivery.linger_ms / 1000,
+            by_organization=self.settings.database.citus,
+        )
 
 
 async def lay_foundations(
@@ -44,6 +51,7 @@ async def lay_foundations(
     with read_from("PULSA_CHANNEL_TEMPLATES"):
         templates = load_templates(settings.channel.templates)
     database = settings.database
+    Queries.name_shards = database.citus
     pool = await open_pool(database_url, size=database.connections, timeout_seconds=database.timeout_seconds)
     stack.push_async_callback(pool.close)
     return Foundations(settings, pool, pricing, vault, templates, console)

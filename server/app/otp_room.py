@@ -29,7 +29,6 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     """
     settings, pool, vault = foundations.settings, foundations.pool, foundations.vault
     delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
-    batch_size, linger_seconds = foundations.batches
     check_lease(settings)
     channels = open_channels(settings, foundations.templates, console=foundations.console)
     for channel in channels.values():
@@ -38,8 +37,7 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     limits = _send_limits(settings)
     outcomes = Outcomes(
         pool,
-        batch_size=batch_size,
-        linger_seconds=linger_seconds,
+        batching=foundations.batching,
         lease=lease,
         fallbacks=Fallbacks(Targets(vault, prices), limits),
     )
@@ -54,15 +52,13 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
         limits=limits,
         lease=lease,
         hand_over=hand_over,
-        batch_size=batch_size,
-        linger_seconds=linger_seconds,
+        batching=foundations.batching,
     )
     verifier = Verifier(
         pool,
         vault,
         limits=_guess_limits(settings),
-        batch_size=batch_size,
-        linger_seconds=linger_seconds,
+        batching=foundations.batching,
     )
     stack.push_async_callback(verifier.drain)
     stack.push_async_callback(sender.drain)

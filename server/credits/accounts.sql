@@ -33,7 +33,8 @@ FROM unnest(
     organization_id, available_credits, last_sequence, low_balance_since, window_start_time, window_send_count
 )
 WHERE accounts.organization_id = change.organization_id
-    AND accounts.organization_id = ANY(%(organization_ids)s);
+    AND accounts.organization_id = ANY(%(organization_ids)s) -- shard
+;
 
 -- insert_low_balance_notices
 INSERT INTO notices (

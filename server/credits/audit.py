@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from server.database.pool import Connection, Pool, transaction
+from server.database.pool import Connection, Pool, allow_all_plans, transaction
 from server.database.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -70,7 +70,7 @@ async def audit_snapshot(
     connection: Connection, organization_id: str | None, deliveries_since: datetime | None, *, verify_time: datetime
 ) -> Report:
     """The report of what this transaction sees, where only sends since deliveries_since need their delivery."""
-    await connection.execute("SELECT set_config('plan_cache_mode', 'force_custom_plan', true)")
+    await allow_all_plans(connection)
     parameters = {
         "organization_id": organization_id,
         "deliveries_since": deliveries_since,

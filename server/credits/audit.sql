@@ -49,7 +49,8 @@ WHERE account.available_credits IS DISTINCT FROM coalesce(ledger.credits, 0)
 LIMIT %(limit)s;
 
 -- finding_delivery_not_in_ledger
--- Every delivery was charged what it says, and given back if and only if it says so.
+-- Every delivery was charged what it says, and given back if and only if it says so. One organization's are found by its
+-- OTPs: no index of deliveries begins with organization_id.
 SELECT delivery.organization_id, concat(
     'delivery ', delivery.delivery_id, ' costs ', delivery.credits, ' at sequence ', delivery.ledger_sequence,
     ', refunded ', delivery.refunded, '; the ledger took ', -send.credits, ' at ', send.sequence,
@@ -60,7 +61,12 @@ LEFT JOIN ledger_entries AS send ON send.organization_id = delivery.organization
     AND send.reference_id = delivery.delivery_id
 LEFT JOIN ledger_entries AS refund ON refund.organization_id = delivery.organization_id AND refund.kind = 'REFUND'
     AND refund.reference_id = delivery.delivery_id
-WHERE (%(organization_id)s::text IS NULL OR delivery.organization_id = %(organization_id)s)
+WHERE (%(organization_id)s::text IS NULL
+        OR (delivery.organization_id = %(organization_id)s AND delivery.otp_id IN (
+            SELECT otp_id
+            FROM otps
+            WHERE otps.organization_id = %(organization_id)s
+        )))
     AND (send.credits IS DISTINCT FROM -delivery.credits
         OR send.sequence IS DISTINCT FROM delivery.ledger_sequence
         OR send.balance_after IS DISTINCT FROM delivery.balance_after

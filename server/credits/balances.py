@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.credits.accounts import Account
-from server.database.batcher import Batcher
+from server.database.batcher import Batcher, Batching
 from server.database.pool import Pool, connection
 from server.database.queries import load_queries
 
@@ -37,11 +37,11 @@ def balance_of(account: Account) -> Balance:
 class Balances:
     """Reads balances. Calls that come while others are on their way share one statement."""
 
-    def __init__(self, pool: Pool, *, low_balance_threshold: int, batch_size: int, linger_seconds: float) -> None:
-        """low_balance_threshold is that of organizations without an account; the others are the Batcher's."""
+    def __init__(self, pool: Pool, *, low_balance_threshold: int, batching: Batching) -> None:
+        """low_balance_threshold is that of organizations without an account."""
         self._pool = pool
         self._low_balance_threshold = low_balance_threshold
-        self._batcher = Batcher(self.read, batch_size=batch_size, linger_seconds=linger_seconds)
+        self._batcher = Batcher(self.read, batching, organization_of=str)
 
     async def get(self, organization_id: str) -> Balance:
         """The balance of now: everything committed before this call is in it. Nobody's is 0."""

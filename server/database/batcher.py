@@ -2,32 +2,46 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How calls are gathered."""
+
+    size: int = 256
+    """Calls that share a flush, at most."""
+    linger_seconds: float = 0.005
+    """How long a busy batch gathers; a lone call never waits."""
+    flushes_at_once: int = 1
+    by_organization: bool = False
+    """Only calls of one organization share a flush: on Citus a transaction stays on one shard."""
+
+
 class Batcher(Generic[Item, Answer]):
     """Gathers concurrent `submit` calls and serves each gathering with one call of `flush`.
 
     A lone call goes at once. While `flushes_at_once` flushes are in flight, further calls gather, and leave together
-    `linger_seconds` after one has ended, or as soon as they fill a batch. `flush` gets 1 to `batch_size` items and
-    gives one answer or one error for each, in order; when it raises, all its items fail with that error.
+    `linger_seconds` after one has ended, or as soon as they fill a batch. `flush` gets 1 to `size` items and gives one
+    answer or one error for each, in order; when it raises, all its items fail with that error.
     """
 
     def __init__(
         self,
         flush: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
+        batching: Batching,
         *,
-        batch_size: int,
-        linger_seconds: float,
-        flushes_at_once: int = 1,
+        organization_of: Callable[[Item], str],
     ) -> None:
         self._flush = flush
-        self._batch_size = batch_size
-        self._linger_seconds = linger_seconds
-        self._flushes_at_once = flushes_at_once
+        self._size = batching.size
+        self._linger_seconds = batching.linger_seconds
+        self._flushes_at_once = batching.flushes_at_once
+        self._key = organization_of if batching.by_organization else None
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._flushing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -39,7 +53,7 @@ class Batcher(Generic[Item, Answer]):
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._timer is None or len(self._waiting) >= self._batch_size:
+        if self._timer is None or len(self._waiting) >= self._size:
             self._start_flushes()
         return await future
 
@@ -51,10 +65,20 @@ class Batcher(Generic[Item, Answer]):
 
     def _start_flushes(self) -> None:
         while self._waiting and len(self._flushing) < self._flushes_at_once:
-            batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-            task = asyncio.create_task(self._serve(batch))
+            task = asyncio.create_task(self._serve(self._next_batch()))
             self._flushing.add(task)
             task.add_done_callback(self._ended)
+
+    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
+        """Take the items of the next flush off the waiting ones, oldest first."""
+        if self._key is None:
+            batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            return batch
+        key = self._key(self._waiting[0][0])
+        batch = [entry for entry in self._waiting if self._key(entry[0]) == key][: self._size]
+        taken = {id(entry) for entry in batch}
+        self._waiting = [entry for entry in self._waiting if id(entry) not in taken]
+        return batch
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._flushing.discard(task)

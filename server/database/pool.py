@@ -20,6 +20,15 @@ Pool = AsyncConnectionPool[Connection]
 APPLICATION_ROLE = "pulsa_application"
 """What the server may do: everything it needs, and no change or removal of a ledger entry. See migrate.py."""
 
+# Plans are made once per connection and kept, maybe while the tables are empty: reading a whole table is cheap then and
+# ruinous later. Every statement of the server finds its rows by key, so only such plans are allowed.
+_PLANNING = {
+    "plan_cache_mode": "force_generic_plan",  # a tiny batch with a plan of its own costs three times as much
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 _RETRY_AFTER_SECONDS = 1.0
 _ATTEMPTS = 4
 # 40001 serialization failure, 40P01 deadlock, 57P01..57P03 the server goes down or comes up; 08… a lost connection.
@@ -34,12 +43,8 @@ async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = 
 
     async def configure(connection: Connection) -> None:
         register_arrays(connection)
-        # A tiny batch with a plan of its own costs three times the generic plan; just-in-time compiling costs more.
-        await connection.execute(
-            "SELECT set_config('role', %s, false), set_config('plan_cache_mode', 'force_generic_plan', false),"
-            " set_config('jit', 'off', false)",
-            [role],
-        )
+        for name, value in {"role": role, "jit": "off", **_PLANNING}.items():
+            await connection.execute("SELECT set_config(%s, %s, false)", [name, value])
 
     pool: Pool = AsyncConnectionPool(
         url,
@@ -92,6 +97,13 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
             yield lent
     except (PoolTimeout, psycopg.OperationalError) as error:
         raise await _unavailable(pool, error) from error
+
+
+async def allow_all_plans(connection: Connection) -> None:
+    """Let the rest of this transaction read whole tables, each statement planned for its values: for audits."""
+    for name in _PLANNING:
+        value = "force_custom_plan" if name == "plan_cache_mode" else "on"
+        await connection.execute("SELECT set_config(%s, %s, true)", [name, value])
 
 
 async def repeat_transient(work: Callable[[], Awaitable[Result]]) -> Result:

@@ -43,8 +43,8 @@ FROM unnest(
 ) AS held (organization_id, delivery_id, otp_id, held_until)
 JOIN otps USING (organization_id, otp_id)
 WHERE outbox.organization_id = held.organization_id
-    AND outbox.organization_id = ANY(%(organization_ids)s)
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
     AND outbox.delivery_id = held.delivery_id
     AND outbox.next_attempt_time = held.held_until
-    AND otps.organization_id = ANY(%(organization_ids)s)
+    AND otps.organization_id = ANY(%(organization_ids)s) -- shard
 RETURNING outbox.organization_id, outbox.delivery_id, otps.status;

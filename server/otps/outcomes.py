@@ -9,7 +9,7 @@ from server.clock import Clock, utc_now
 from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
 from server.database.arrays import Array, texts, times, uuids
-from server.database.batcher import Batcher
+from server.database.batcher import Batcher, Batching
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
 from server.otps import outbox
@@ -39,8 +39,7 @@ class Outcomes:
         self,
         pool: Pool,
         *,
-        batch_size: int,
-        linger_seconds: float,
+        batching: Batching,
         lease: timedelta,
         fallbacks: Fallbacks | None = None,
         clock: Clock = utc_now,
@@ -52,10 +51,10 @@ class Outcomes:
         self._limits = fallbacks.limits if fallbacks else SendLimits()
         self._clock = clock
         self._recorder: Batcher[Report, Errand | None] = Batcher(
-            self._record, batch_size=batch_size, linger_seconds=linger_seconds
+            self._record, batching, organization_of=lambda report: report.errand.delivery.organization_id
         )
         self._renewer: Batcher[Errand, Errand | None] = Batcher(
-            self._renew, batch_size=batch_size, linger_seconds=linger_seconds
+            self._renew, batching, organization_of=lambda errand: errand.delivery.organization_id
         )
 
     async def record(self, errand: Errand, outcome: Outcome) -> Errand | None:

@@ -1,6 +1,5 @@
 """The hot path: gathers sends, decides them under their accounts' locks, and records what was decided."""
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -8,7 +7,7 @@ from server.clock import Clock, utc_now
 from server.credits.accounts import accounts_of, announce_low_balances, request_lock, request_read, write_balances
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.arrays import byteas, texts, uuids
-from server.database.batcher import Batcher
+from server.database.batcher import Batcher, Batching
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient, transaction
 from server.database.queries import load_queries
 from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, State, admit
@@ -32,9 +31,7 @@ class Sender:
         limits: SendLimits,
         lease: timedelta,
         hand_over: Callable[[Sequence[Admitted]], None],
-        batch_size: int,
-        linger_seconds: float,
-        one_organization_per_transaction: bool = False,
+        batching: Batching,
         clock: Clock = utc_now,
     ) -> None:
         """`hand_over` gets what was accepted right after the commit and must send it before `lease` has passed."""
@@ -43,9 +40,8 @@ class Sender:
         self._lease = lease
         self._hand_over = hand_over
         self._clock = clock
-        self._one_organization_per_transaction = one_organization_per_transaction
         self._batcher: Batcher[Send, Admitted | Replayed] = Batcher(
-            self._flush, batch_size=batch_size, linger_seconds=linger_seconds
+            self._accept, batching, organization_of=lambda send: send.otp.organization_id
         )
 
     async def send(self, send: Send) -> Admitted | Replayed:
@@ -62,18 +58,6 @@ class Sender:
     async def drain(self) -> None:
         """Wait until every send that was submitted is decided."""
         await self._batcher.drain()
-
-    async def _flush(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | Exception]:
-        if not self._one_organization_per_transaction:
-            return await self._accept(sends)
-        # Citus: a transaction stays on one shard.
-        positions = defaultdict(list)
-        for position, send in enumerate(sends):
-            positions[send.otp.organization_id].append(position)
-        answers: dict[int, Admitted | Replayed | Exception] = {}
-        for group in positions.values():
-            answers.update(zip(group, await self._accept([sends[position] for position in group]), strict=True))
-        return [answers[position] for position in range(len(sends))]
 
     async def _accept(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | Exception]:
         # Safe to run again after a lost connection, as every request_id is accepted once.

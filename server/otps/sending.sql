@@ -5,17 +5,22 @@ SELECT organization_id, delivery_id, otp_id, request_id, request_fingerprint, pu
     create_time
 FROM unnest(%(organization_ids)s::text[], %(request_ids)s::uuid[]) AS wanted (organization_id, request_id)
 JOIN deliveries USING (organization_id, request_id)
-WHERE organization_id = ANY(%(organization_ids)s);
+WHERE true
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+;
 
 -- find_recent_sends
 SELECT organization_id, destination_digest, create_time, purpose
 FROM unnest(%(organization_ids)s::text[], %(digests)s::bytea[]) AS wanted (organization_id, destination_digest)
 JOIN deliveries USING (organization_id, destination_digest)
-WHERE organization_id = ANY(%(organization_ids)s) AND create_time > %(since)s
+WHERE create_time > %(since)s
+    AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY create_time;
 
 -- find_otp_statuses
 SELECT organization_id, otp_id, status
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
 JOIN otps USING (organization_id, otp_id)
-WHERE organization_id = ANY(%(organization_ids)s);
+WHERE true
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+;

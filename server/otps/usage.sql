@@ -1,14 +1,15 @@
 -- read_usage
--- Ids are ordered by time, so that a range of days is about a range of the primary key; create_time decides. An OTP
--- counts on the day and channel of its first delivery.
+-- Ids are ordered by time, so that a range of days is about a range of the OTPs' primary key, begun early enough for
+-- those that were resent on the first day; create_time decides. An OTP counts on the day and channel of its first
+-- delivery.
 SELECT (delivery.create_time AT TIME ZONE 'UTC')::date AS day,
     delivery.channel,
     count(*),
     sum(CASE WHEN delivery.refunded THEN 0 ELSE delivery.credits END)::bigint,
     count(*) FILTER (WHERE earlier.delivery_id IS NULL),
     count(*) FILTER (WHERE earlier.delivery_id IS NULL AND otps.status = 'VERIFIED')
-FROM deliveries AS delivery
-JOIN otps ON otps.organization_id = delivery.organization_id AND otps.otp_id = delivery.otp_id
+FROM otps
+JOIN deliveries AS delivery ON delivery.organization_id = otps.organization_id AND delivery.otp_id = otps.otp_id
 LEFT JOIN LATERAL (
     SELECT other.delivery_id
     FROM deliveries AS other
@@ -16,9 +17,8 @@ LEFT JOIN LATERAL (
         AND other.delivery_id < delivery.delivery_id
     LIMIT 1
 ) AS earlier ON true
-WHERE delivery.organization_id = %(organization_id)s
-    AND otps.organization_id = %(organization_id)s
-    AND delivery.delivery_id >= %(first_id)s AND delivery.delivery_id < %(end_id)s
+WHERE otps.organization_id = %(organization_id)s
+    AND otps.otp_id >= %(first_id)s AND otps.otp_id < %(end_id)s
     AND delivery.create_time >= %(start_time)s AND delivery.create_time < %(end_time)s
 GROUP BY day, delivery.channel
 ORDER BY day, delivery.channel;

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from server.clock import Clock, utc_now
 from server.database.arrays import bigints, byteas, texts, times, uuids
-from server.database.batcher import Batcher
+from server.database.batcher import Batcher, Batching
 from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
 from server.errors import DomainError
@@ -27,15 +27,16 @@ class Verifier:
         vault: Vault,
         *,
         limits: GuessLimits,
-        batch_size: int,
-        linger_seconds: float,
+        batching: Batching,
         clock: Clock = utc_now,
     ) -> None:
         self._pool = pool
         self._vault = vault
         self._limits = limits
         self._clock = clock
-        self._batcher: Batcher[Guess, Otp] = Batcher(self._flush, batch_size=batch_size, linger_seconds=linger_seconds)
+        self._batcher: Batcher[Guess, Otp] = Batcher(
+            self._flush, batching, organization_of=lambda guess: guess.organization_id
+        )
 
     async def verify(self, guess: Guess) -> Otp:
         """The verified OTP. Raises WrongCode, TooManyGuesses, OtpNotFound, or why the OTP is closed."""

@@ -6,7 +6,7 @@ WHERE (organization_id, otp_id) IN (
         SELECT organization_id, otp_id
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
     )
-    AND organization_id = ANY(%(organization_ids)s)
+    AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, otp_id
 FOR NO KEY UPDATE;
 
@@ -19,7 +19,7 @@ WHERE (organization_id, destination_digest) IN (
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
         JOIN otps USING (organization_id, otp_id)
     )
-    AND organization_id = ANY(%(organization_ids)s)
+    AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, destination_digest
 FOR NO KEY UPDATE;
 
@@ -34,7 +34,7 @@ FROM unnest(
     %(verify_times)s::timestamptz[], %(verify_request_ids)s::uuid[]
 ) AS guessed (organization_id, otp_id, status, attempts, verify_time, verify_request_id)
 WHERE otps.organization_id = guessed.organization_id
-    AND otps.organization_id = ANY(%(organization_ids)s)
+    AND otps.organization_id = ANY(%(organization_ids)s) -- shard
     AND otps.otp_id = guessed.otp_id;
 
 -- create_guess_budgets
@@ -56,5 +56,5 @@ FROM unnest(
     %(window_start_times)s::timestamptz[], %(last_guess_times)s::timestamptz[]
 ) AS guessed (organization_id, destination_digest, wrong_guesses, window_start_time, last_guess_time)
 WHERE guess_budgets.organization_id = guessed.organization_id
-    AND guess_budgets.organization_id = ANY(%(organization_ids)s)
+    AND guess_budgets.organization_id = ANY(%(organization_ids)s) -- shard
     AND guess_budgets.destination_digest = guessed.destination_digest;

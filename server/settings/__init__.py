@@ -41,6 +41,7 @@ class Database(Group):
     )
     connections: int = Field(default=8, ge=2, le=200, description="connections per process")
     timeout_seconds: float = Field(default=5, gt=0, le=60, description="longest wait for a connection")
+    citus: bool = Field(default=False, description="the URL is of a Citus coordinator: one organization a transaction")
     migrate: bool = Field(default=True, description="bring the schema up to date at start")
 
 

@@ -34,7 +34,7 @@ CREATE TABLE ledger_entries (
     created_by text NOT NULL DEFAULT '',
     create_time timestamptz NOT NULL,
     PRIMARY KEY (organization_id, sequence),
-    CONSTRAINT one_entry_per_kind_and_reference UNIQUE (organization_id, kind, reference_id),
+    CONSTRAINT one_entry_per_kind_and_reference UNIQUE (reference_id, kind, organization_id),
     CONSTRAINT sequence_begins_at_1 CHECK (sequence >= 1),
     CONSTRAINT balance_after_is_never_negative CHECK (balance_after >= 0),
     CONSTRAINT kind_gives_the_sign_of_credits CHECK (

@@ -24,6 +24,7 @@ from server.credits.stripe_events import StripeInbox
 from server.credits.top_up_changes import TopUpChanges
 from server.credits.top_up_settlement import TopUpTerms
 from server.credits.top_ups import TopUps
+from server.database.batcher import Batching
 from server.database.pool import Pool
 from server.payments.client import Payments
 from server.rpc.credit_service import CreditRoom, CreditService
@@ -102,7 +103,7 @@ async def open_office(pool: Pool, folder: Path) -> AsyncIterator[Office]:
     sandbox = await start_stripe_sandbox(webhook_secret=SECRET)
     payments = Payments(api_key="sk_test_sandbox", base_url=sandbox.url)
     changes = TopUpChanges(pool, TopUpTerms(environment="test", livemode=False), low_balance_threshold=100)
-    balances = Balances(pool, low_balance_threshold=100, batch_size=500, linger_seconds=0.005)
+    balances = Balances(pool, low_balance_threshold=100, batching=Batching(size=500, linger_seconds=0.005))
     room = CreditRoom(
         pool=pool,
         pricing=pricing,

@@ -55,6 +55,12 @@ async def send(pool: Pool, organization_id: str, *, credits: int = 3, refunded: 
                 "now": NOW,
             },
         )
+        await connection.execute(
+            "INSERT INTO otps (organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length,"
+            " context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)"
+            " VALUES (%s, %s, 'login', '', '', 'key', 6, '', '', '{}', 5, %s, %s)",
+            [organization_id, delivery_id, NOW, NOW],
+        )
         if refunded:
             await append_entry(
                 connection, account, kind=LedgerEntryKind.REFUND, credits=credits, reference_id=delivery_id, now=NOW

@@ -13,12 +13,13 @@ from server.credits.adjustments import adjust_credits
 from server.credits.alerts import update_alerts
 from server.credits.balance_watch import BalanceWatch
 from server.credits.balances import Balance, Balances
+from server.database.batcher import Batching
 from server.database.pool import Pool
 from server.errors import DatabaseUnavailable
 
 
 def watch_with(pool: Pool, *, spending_seconds: float) -> BalanceWatch:
-    balances = Balances(pool, low_balance_threshold=100, batch_size=500, linger_seconds=0.005)
+    balances = Balances(pool, low_balance_threshold=100, batching=Batching(size=500, linger_seconds=0.005))
     return BalanceWatch(balances, poll_seconds=0.01, spending_seconds=spending_seconds)
 
 

@@ -9,12 +9,13 @@ import pytest
 
 from server.credits.adjustments import adjust_credits
 from server.credits.balances import Balance, Balances
+from server.database.batcher import Batching
 from server.database.pool import Pool, connection
 
 
 @pytest.fixture
 async def balances(pool: Pool) -> AsyncIterator[Balances]:
-    balances = Balances(pool, low_balance_threshold=100, batch_size=500, linger_seconds=0.005)
+    balances = Balances(pool, low_balance_threshold=100, batching=Batching(size=500, linger_seconds=0.005))
     yield balances
     await balances.drain()
 

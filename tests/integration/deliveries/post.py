@@ -17,6 +17,7 @@ from server.channels.twilio import Twilio, TwilioSettings
 from server.channels.vonage import Vonage, VonageSettings
 from server.channels.whatsapp import WhatsApp, WhatsAppSettings
 from server.credits.adjustments import adjust_credits
+from server.database.batcher import Batching
 from server.database.pool import Pool, connection
 from server.otps.admission import Admitted
 from server.otps.dispatch import Dispatcher
@@ -101,7 +102,7 @@ class Post:
     dispatcher: Dispatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        batches: dict[str, Any] = {"batch_size": 100, "linger_seconds": 0.001, "clock": self.clock}
+        batches: dict[str, Any] = {"batching": Batching(size=100, linger_seconds=0.001), "clock": self.clock}
         prices = {name: PRICES[name] for name in self.channels}
         targets = Targets(self.vault, prices)
         self.outcomes = Outcomes(self.pool, lease=LEASE, fallbacks=Fallbacks(targets, self.limits), **batches)

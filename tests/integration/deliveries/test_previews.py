@@ -11,6 +11,7 @@ from pulsa.otp.v1 import otp_service_pb2 as pb
 from pulsa.otp.v1.destination_pb2 import Destination
 
 from server.channels.channel import ChannelName
+from server.database.batcher import Batching
 from server.errors import DomainError, InvalidDestination
 from server.otps.guessing import GuessLimits
 from server.otps.limits import SendLimits
@@ -126,7 +127,7 @@ def room_of(post: Post) -> OtpRoom:
         pool=post.pool,
         vault=post.vault,
         orders=post.orders,
-        verifier=Verifier(post.pool, post.vault, limits=GuessLimits(), batch_size=1, linger_seconds=0),
+        verifier=Verifier(post.pool, post.vault, limits=GuessLimits(), batching=Batching(size=1, linger_seconds=0)),
         cooldown=timedelta(),
         refund_accepted=False,
     )

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from server.database.batcher import Batching
 from server.database.pool import Pool
 from server.otps.guessing import Guess, GuessLimits
 from server.otps.otp import DeliveryStatus
@@ -74,7 +75,7 @@ async def test_a_message_of_a_closed_otp_never_leaves(post: Post, pool: Pool, wi
         await post.cancel(accepted)
     else:
         otp = accepted.record.otp
-        verifier = Verifier(pool, post.vault, limits=GuessLimits(), batch_size=1, linger_seconds=0)
+        verifier = Verifier(pool, post.vault, limits=GuessLimits(), batching=Batching(size=1, linger_seconds=0))
         await verifier.verify(Guess(ACME, otp.otp_id, accepted.delivery.request_id, post.vault.code_of(otp), b""))
 
     await post.watch(ahead=SECOND)

@@ -3,6 +3,7 @@
 from datetime import date, timedelta
 
 from server.channels.channel import ChannelName
+from server.database.batcher import Batching
 from server.database.pool import connection
 from server.otps.guessing import Guess, GuessLimits
 from server.otps.orders import Accepted
@@ -19,7 +20,7 @@ async def usage(post: Post, *, start: date, end: date, organization_id: str = AC
 
 async def verify(post: Post, accepted: Accepted) -> None:
     otp = accepted.record.otp
-    verifier = Verifier(post.pool, post.vault, limits=GuessLimits(), batch_size=1, linger_seconds=0, clock=post.clock)
+    verifier = Verifier(post.pool, post.vault, limits=GuessLimits(), batching=Batching(size=1), clock=post.clock)
     await verifier.verify(Guess(ACME, otp.otp_id, accepted.delivery.request_id, post.vault.code_of(otp), b""))
 
 

@@ -12,6 +12,7 @@ from server.channels.channel import ChannelName, Outcome, OutcomeKind
 from server.clock import Clock, utc_now
 from server.credits.adjustments import adjust_credits
 from server.credits.ledger import LedgerEntry, list_entries
+from server.database.batcher import Batching
 from server.database.pool import Pool, connection
 from server.otps.admission import Admitted
 from server.otps.errands import Errand, errand_of
@@ -59,21 +60,18 @@ class Replica:
     """What a dispatcher would have been handed."""
 
     def __post_init__(self) -> None:
+        batching = Batching(size=500, linger_seconds=0.0, by_organization=self.one_organization_per_transaction)
         self.sender = Sender(
             self.pool,
             limits=self.limits,
             lease=LEASE,
             hand_over=self.accepted.extend,
-            batch_size=500,
-            linger_seconds=0.0,
-            one_organization_per_transaction=self.one_organization_per_transaction,
+            batching=batching,
             clock=self.clock,
         )
         self.orders = Orders(self.pool, VAULT, self.sender, channel_credits=PRICES, clock=self.clock)
-        self.verifier = Verifier(
-            self.pool, VAULT, limits=self.guess_limits, batch_size=500, linger_seconds=0.0, clock=self.clock
-        )
-        self.outcomes = Outcomes(self.pool, batch_size=500, linger_seconds=0.0, lease=LEASE, clock=self.clock)
+        self.verifier = Verifier(self.pool, VAULT, limits=self.guess_limits, batching=batching, clock=self.clock)
+        self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, clock=self.clock)
 
     async def send(
         self,

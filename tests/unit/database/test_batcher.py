@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.database.batcher import Batcher
+from server.database.batcher import Batcher, Batching
 
 NEVER_SECONDS = 3600.0
 
@@ -32,10 +32,12 @@ class Desk:
         return [Odd() if number % 2 else 2 * number for number in numbers]
 
     def batcher(
-        self, *, batch_size: int = 100, linger_seconds: float = 0.0, flushes_at_once: int = 1
+        self, *, size: int = 100, linger_seconds: float = 0.0, flushes_at_once: int = 1, by_organization: bool = False
     ) -> Batcher[int, int]:
         return Batcher(
-            self.flush, batch_size=batch_size, linger_seconds=linger_seconds, flushes_at_once=flushes_at_once
+            self.flush,
+            Batching(size, linger_seconds, flushes_at_once, by_organization),
+            organization_of=lambda number: str(number // 100),
         )
 
     async def let_go(self, number: int = -1) -> None:
@@ -79,7 +81,7 @@ async def test_calls_during_a_flush_leave_together_after_it(desk: Desk) -> None:
 
 
 async def test_after_a_flush_the_next_waits_for_the_callers_that_were_just_answered(desk: Desk) -> None:
-    batcher = desk.batcher(batch_size=3, linger_seconds=NEVER_SECONDS)
+    batcher = desk.batcher(size=3, linger_seconds=NEVER_SECONDS)
     await calls(batcher, 2)
     await calls(batcher, 4)
     await desk.let_go()
@@ -92,7 +94,7 @@ async def test_after_a_flush_the_next_waits_for_the_callers_that_were_just_answe
 
 
 async def test_a_batch_has_a_largest_size(desk: Desk) -> None:
-    batcher = desk.batcher(batch_size=2, flushes_at_once=2)
+    batcher = desk.batcher(size=2, flushes_at_once=2)
     tasks = await calls(batcher, 2, 4, 6, 8, 10)
     assert desk.batches == [[2], [4]]
     await desk.let_go(0)
@@ -154,3 +156,13 @@ async def test_drain_waits_for_what_is_in_flight_and_for_what_waits(desk: Desk) 
 async def test_an_idle_batcher_is_drained_already(desk: Desk) -> None:
     await desk.batcher().drain()
     assert desk.batches == []
+
+
+async def test_organizations_can_be_kept_apart(desk: Desk) -> None:
+    batcher = desk.batcher(by_organization=True)
+    tasks = await calls(batcher, 2, 104, 4, 106, 204)
+    for _ in range(4):
+        await desk.let_go()
+        await asyncio.sleep(0.001)
+    assert [await task for task in tasks] == [4, 208, 8, 212, 408]
+    assert desk.batches == [[2], [104, 106], [4], [204]]
