@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.site import Site, open_site
+from server.rpc.development_key import development_key
+from tests.faults.site import Site, open_site, settings_of
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> dict[str, str]:
+    """Of a server that can start, but finds no Stripe and no relay."""
+    key = development_key(tmp_path)
+    return settings_of(key, database_url=database_url, stripe_url="http://127.0.0.1:1", relay_port=1)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import grpc
 import psycopg
 
 from server.rpc.development_key import DevelopmentKey, development_key
-from server.sandbox.relay import Relay
+from server.sandbox.relay import Mail, Relay
 from server.sandbox.stripe import StripeSandbox, start_stripe_sandbox
 from server.settings import KEY_BYTES
 from server.webhook.intake import PATH
@@ -25,6 +26,7 @@ from tests.waiting import SECONDS, until
 
 KEY = b64encode(b"k" * KEY_BYTES).decode()
 LEASE_SECONDS = 5
+CODE = re.compile(r"\b\d{6,8}\b")
 CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -68,8 +70,16 @@ class Site(Caller):
 
     def mails(self) -> Counter[str]:
         """How many mails each address has got."""
-        recipients = (mail.envelope[1] for mail in self.relay.mails)
-        return Counter(line.partition("<")[2].partition(">")[0] for line in recipients)
+        return Counter(map(_recipient, self.relay.mails))
+
+    def code_mailed_to(self, destination: str) -> str:
+        """The code in the newest mail to an address; empty when there is none."""
+        texts = [mail.content.decode() for mail in self.relay.mails if _recipient(mail) == destination]
+        return CODE.findall(texts[-1])[0] if texts else ""
+
+
+def _recipient(mail: Mail) -> str:
+    return mail.envelope[1].partition("<")[2].partition(">")[0]
 
 
 async def listening(command: str, settings: dict[str, str], folder: Path) -> Process:
@@ -93,7 +103,7 @@ async def open_site(database_url: str, folder: Path, **changes: str) -> AsyncIte
     async with AsyncExitStack() as stack:
         stack.push_async_callback(stripe.close)
         relay = await stack.enter_async_context(Relay())
-        settings = _settings(key, database_url=database_url, stripe_url=stripe.url, relay_port=relay.port) | changes
+        settings = settings_of(key, database_url=database_url, stripe_url=stripe.url, relay_port=relay.port) | changes
         running = {"serve": await listening("serve", settings, folder)}
         channel = grpc.aio.insecure_channel(settings["PULSA_LISTEN"], options=CHANNEL_OPTIONS)
         await stack.enter_async_context(channel)
@@ -114,7 +124,8 @@ async def start_sidecar(site: Site) -> None:
     site.stripe.set_webhook_url(f"http://{site.settings['PULSA_WEBHOOK_LISTEN']}{PATH}")
 
 
-def _settings(key: DevelopmentKey, *, database_url: str, stripe_url: str, relay_port: int) -> dict[str, str]:
+def settings_of(key: DevelopmentKey, *, database_url: str, stripe_url: str, relay_port: int) -> dict[str, str]:
+    """A deployment with everything on this machine, on free ports."""
     return {
         "PULSA_ENVIRONMENT": "test",
         "PULSA_LISTEN": "127.0.0.1:0",

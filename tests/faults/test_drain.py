@@ -9,7 +9,7 @@ from tests.faults.site import Site
 
 
 async def test_calls_and_deliveries_under_way_are_finished(site: Site) -> None:
-    await site.grant(100)
+    await site.grant(1000)
     control = f"{site.stripe.url}/_control/faults"
     fault = {"match": {"method": "POST", "path": "/v1/invoices"}, "fault": "hold_before"}
     async with aiohttp.ClientSession() as browser:
