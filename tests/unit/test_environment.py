@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from server.commands.reference import with_current_tables
 from server.environment import SettingsError, load_settings, variables
 from server.settings import Settings
 
@@ -106,3 +107,9 @@ def test_every_setting_is_in_the_readme() -> None:
     readme = README.read_text()
 
     assert [variable.name for variable in variables() if f"`{variable.name}`" not in readme] == []
+
+
+def test_the_readmes_tables_are_current() -> None:
+    readme = README.read_text()
+
+    assert with_current_tables(readme) == readme, "make generate rewrites them"
