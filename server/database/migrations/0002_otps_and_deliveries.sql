@@ -2,6 +2,9 @@
 --
 -- No foreign keys between these tables: they are written together in one transaction under the account's lock and
 -- deleted together by retention, and a check per row would cost every send.
+--
+-- vacuum_truncate is off: a table that retention or a quiet night has emptied keeps its pages, so that no plan is made in
+-- the belief that reading all of it is free.
 
 CREATE TABLE otps (
     organization_id text NOT NULL,
@@ -25,7 +28,7 @@ CREATE TABLE otps (
     CONSTRAINT status_is_known CHECK (status IN ('PENDING', 'VERIFIED', 'CANCELED', 'ATTEMPTS_EXHAUSTED')),
     CONSTRAINT attempts_stay_within_the_maximum CHECK (attempts BETWEEN 0 AND max_attempts),
     CONSTRAINT a_verified_otp_has_its_time CHECK ((status = 'VERIFIED') = (verify_time IS NOT NULL))
-) WITH (fillfactor = 85);
+) WITH (fillfactor = 85, vacuum_truncate = off);
 
 CREATE TABLE deliveries (
     organization_id text NOT NULL,
@@ -54,7 +57,7 @@ CREATE TABLE deliveries (
     CONSTRAINT status_is_known CHECK (status IN ('QUEUED', 'SENT', 'DELIVERED', 'FAILED', 'UNKNOWN')),
     CONSTRAINT a_delivery_costs_something CHECK (credits > 0),
     CONSTRAINT only_a_failed_delivery_is_refunded CHECK (status = 'FAILED' OR NOT refunded)
-) WITH (fillfactor = 85);
+) WITH (fillfactor = 85, vacuum_truncate = off);
 -- Each index of this table begins with another column, so that no plan can take the wrong one, also not a plan that is
 -- made while the table is empty. Ids are ordered by time: a new row lands at the end of the indexes that begin with one,
 -- however many organizations send.
@@ -71,7 +74,7 @@ CREATE TABLE outbox (
     attempts smallint NOT NULL DEFAULT 0,
     next_attempt_time timestamptz NOT NULL,
     PRIMARY KEY (organization_id, delivery_id)
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
 
 -- Wrong guesses against a destination, across all its OTPs.
 CREATE TABLE guess_budgets (
@@ -82,4 +85,4 @@ CREATE TABLE guess_budgets (
     last_guess_time timestamptz NOT NULL,
     PRIMARY KEY (organization_id, destination_digest),
     CONSTRAINT wrong_guesses_are_counted CHECK (wrong_guesses >= 0)
-);
+) WITH (vacuum_truncate = off);
