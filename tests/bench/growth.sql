@@ -20,7 +20,7 @@ ORDER BY position, oid;
 -- create_sends
 -- Sends as they would have come in turn to `organizations` organizations in the 400 days before `until`. Ids are of
 -- version 7 as the server makes them, and follow from the number alone, so that all tables agree on them.
-CREATE FUNCTION sends(entries bigint, first bigint, organizations bigint, until float8)
+CREATE FUNCTION sends(entries bigint, first bigint, last bigint, organizations bigint, until float8)
 RETURNS TABLE (
     organization_id text, sequence bigint, balance_after bigint, create_time timestamptz, delivery_id uuid, otp_id uuid,
     request_id uuid, digest bytea
@@ -35,7 +35,7 @@ FROM (
     SELECT number, md5(number::text) AS hash, unix_time, lpad(to_hex((unix_time * 1000)::bigint), 12, '0') AS time_hex
     FROM (
         SELECT number, until - 86400.0 * 400 * (1 - number::float8 / entries) AS unix_time
-        FROM generate_series(first, entries - 1) AS number
+        FROM generate_series(first, last) AS number
     ) AS timed
 ) AS hashed
 $$;
@@ -43,7 +43,7 @@ $$;
 -- insert_ledger_entries
 INSERT INTO ledger_entries (organization_id, sequence, kind, credits, balance_after, reference_id, create_time)
 SELECT organization_id, sequence, 'SEND', -1, balance_after, delivery_id, create_time
-FROM sends(%(entries)s, 0, %(organizations)s, %(until)s);
+FROM sends(%(entries)s, %(first)s, %(last)s, %(organizations)s, %(until)s);
 
 -- insert_otps
 INSERT INTO otps (
@@ -52,7 +52,7 @@ INSERT INTO otps (
 )
 SELECT organization_id, otp_id, 'login', 'id-ID', digest, 'bench', 6, '', '', '{}', 5, create_time,
     create_time + interval '5 minutes'
-FROM sends(%(entries)s, %(first_kept)s, %(organizations)s, %(until)s);
+FROM sends(%(entries)s, greatest(%(first)s, %(first_kept)s), %(last)s, %(organizations)s, %(until)s);
 
 -- insert_deliveries
 INSERT INTO deliveries (
@@ -62,7 +62,7 @@ INSERT INTO deliveries (
 )
 SELECT organization_id, delivery_id, otp_id, request_id, digest, 'login', 'EMAIL', digest, digest || digest || digest,
     'p***@example.com', 1, sequence, balance_after, 'SENT', 'console', create_time, create_time
-FROM sends(%(entries)s, %(first_kept)s, %(organizations)s, %(until)s);
+FROM sends(%(entries)s, greatest(%(first)s, %(first_kept)s), %(last)s, %(organizations)s, %(until)s);
 
 -- write_balances
 UPDATE accounts

@@ -100,6 +100,7 @@ def _subject(subject: Subject) -> dict[str, object]:
         "p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in outcomes),
         "spread": _spread(subject.per_second),
         "server_cpu": statistics.median(subject.server_cpu),
+        "server_cpu_us_per_call": statistics.median(subject.cpu_us),
     }
     if subject.lags:
         figures["outcome_lag_seconds"] = statistics.median(subject.lags)
@@ -116,21 +117,28 @@ def _generator(rounds: Rounds) -> dict[str, object]:
     }
 
 
+_COLUMNS = (
+    # key, title, digits
+    ("per_second", "per second", 0),
+    ("p50_ms", "p50 ms", 1),
+    ("p99_ms", "p99 ms", 1),
+    ("ratio_to_empty_call", "of empty", 2),
+    ("ratio_to_plain_transactions", "of plain", 1),
+    ("server_cpu_us_per_call", "cpu us", 0),
+    ("server_cpu", "of a core", 2),
+)
+
+
 def _rates(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{'':28}{'per second':>12}{'p50 ms':>9}{'p99 ms':>9}{'of empty':>10}{'of plain':>10}{'server cpu':>12}"
-    plain = figures["plain_transactions"]
-    rows = {
-        name: figures[name] for name in ("empty_call", "send_otp_hot", "send_otp_spread", "verify_otp", "get_balance")
-    }
-    rows |= {f"plain {name}": row for name, row in plain.items()} | {"bare statements": figures["bare_statements"]}
+    yield f"{'':24}" + "".join(f"{title:>12}" for _, title, _ in _COLUMNS)
+    names = ("empty_call", "send_otp_hot", "send_otp_spread", "verify_otp", "get_balance")
+    rows = {name: figures[name] for name in names}
+    rows |= {f"plain_{name}": row for name, row in figures["plain_transactions"].items()}
+    rows["bare_statements"] = figures["bare_statements"]
     for name, row in rows.items():
+        cells = (f"{row[key]:12,.{digits}f}" if key in row else " " * 12 for key, _, digits in _COLUMNS)
         low, high = row["spread"]
-        of_empty, of_plain = (row.get(key) for key in ("ratio_to_empty_call", "ratio_to_plain_transactions"))
-        yield (
-            f"{name.replace('_', ' '):28}{row['per_second']:12,.0f}{_number(row.get('p50_ms'), 9, 1)}"
-            f"{_number(row.get('p99_ms'), 9, 1)}{_number(of_empty, 10, 2)}{_number(of_plain, 10, 1)}"
-            f"{_number(row.get('server_cpu'), 12, 2)}   ({low:,.0f} to {high:,.0f})"
-        )
+        yield f"{name.replace('_', ' '):24}{''.join(cells)}   ({low:,.0f} to {high:,.0f})"
 
 
 def _goals(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -157,10 +165,6 @@ def _remarks(figures: Mapping[str, Any]) -> Iterator[str]:
     )
     entries = sum(audit["entries"] for audit in figures["audit"].values())
     yield f"Every ledger holds: {entries:,} entries audited. {figures['seconds']} s in all."
-
-
-def _number(value: float | None, width: int, digits: int) -> str:
-    return " " * width if value is None else f"{value:{width}.{digits}f}"
 
 
 def _spread(figures: Sequence[float]) -> list[float]:

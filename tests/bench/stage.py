@@ -32,7 +32,6 @@ POSTGRES = {
     "shared_buffers": "512MB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "15min",
-    "wal_compression": "pglz",
 }
 FILLING = {
     # While the stage is set nothing needs to survive a crash. The measured server is another start.
@@ -149,4 +148,4 @@ def create_database(stage: Stage, name: str) -> None:
         )
         connection.commit()
         connection.autocommit = True
-        connection.execute("VACUUM ANALYZE")
+        connection.execute("VACUUM ANALYZE accounts, ledger_entries")
