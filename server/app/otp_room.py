@@ -20,6 +20,7 @@ from server.rpc.otp_service import OtpRoom
 from server.settings import Settings
 from server.watch.deliveries import watch_deliveries
 from server.watch.night_watch import Round
+from server.watch.retention import Kept, watch_retention
 
 
 async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tuple[OtpRoom, Sequence[Round]]:
@@ -70,8 +71,10 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,
     )
+    kept = _kept(settings)
     return room, [
-        Round("deliveries", 1, lambda now: watch_deliveries(pool, vault, dispatcher, lease=lease, now=now, limit=500))
+        Round("deliveries", 1, lambda now: watch_deliveries(pool, vault, dispatcher, lease=lease, now=now, limit=500)),
+        Round("retention", 60, lambda now: watch_retention(pool, kept, now=now)),
     ]
 
 
@@ -104,4 +107,12 @@ def _guess_limits(settings: Settings) -> GuessLimits:
         wrong_guesses=limit.wrong_guesses,
         window=timedelta(hours=limit.guess_window_hours),
         free_guesses=limit.free_guesses,
+    )
+
+
+def _kept(settings: Settings) -> Kept:
+    return Kept(
+        destinations=timedelta(days=settings.delivery.destination_days),
+        records=timedelta(days=settings.delivery.retention_days),
+        guess_window=timedelta(hours=settings.limit.guess_window_hours),
     )

@@ -49,6 +49,9 @@ class Guard:
         self._wait_seconds = settings.wait_seconds
         self._places = asyncio.Semaphore(settings.concurrency)
         self._breaker = Breaker(channel.provider, settings.breaker, clock=clock)
+        # Found once: looking labels up for each message costs more than counting it.
+        self._outcomes = {kind: OUTCOMES.labels(channel.provider, kind.value) for kind in OutcomeKind}
+        self._seconds = SECONDS.labels(channel.provider)
 
     async def deliver(self, message: Message) -> Outcome:
         """What the provider made of the message.
@@ -57,7 +60,7 @@ class Guard:
         and `circuit_open` while the provider is left alone.
         """
         outcome = await self._deliver(message)
-        OUTCOMES.labels(self.provider, outcome.kind.value).inc()
+        self._outcomes[outcome.kind].inc()
         return outcome
 
     async def close(self) -> None:
@@ -65,10 +68,7 @@ class Guard:
         await self._channel.close()
 
     async def _deliver(self, message: Message) -> Outcome:
-        try:
-            async with asyncio.timeout(self._wait_seconds):
-                await self._places.acquire()
-        except TimeoutError:
+        if not await self._has_place():
             return Outcome(OutcomeKind.NOT_SENT, self.provider, failure_reason="busy", retry_after_seconds=1.0)
         try:
             # Only now: waiting may have taken long enough to change both answers.
@@ -78,16 +78,26 @@ class Guard:
         finally:
             self._places.release()
 
+    async def _has_place(self) -> bool:
+        """Whether a place was free, or came free in time; it is taken then."""
+        if not self._places.locked():
+            return await self._places.acquire()  # at once, without the cost of a timeout
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await self._places.acquire()
+        except TimeoutError:
+            return False
+
     async def _ask(self, message: Message) -> Outcome:
         """One call of the provider, whose answer the breaker learns from."""
-        outcome = None
+        outcome, began = None, time.perf_counter()
         try:
-            with SECONDS.labels(self.provider).time():
-                outcome = await self._channel.deliver(message)
+            outcome = await self._channel.deliver(message)
         except Exception as error:  # noqa: BLE001 - a fault of ours; its text may hold the message, so it ends here
             _log.error("delivery crashed", provider=self.provider, error=type(error).__name__)
             outcome = Outcome(OutcomeKind.UNKNOWN, self.provider, failure_reason="crashed")
         finally:
+            self._seconds.observe(time.perf_counter() - began)
             if outcome is None:
                 self._breaker.abandon()
             else:

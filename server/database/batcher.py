@@ -8,6 +8,9 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+_FULL = 64
+"""Items in a batch from which on lingering longer gains nothing: the cost of the flush itself is shared by enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batching:
@@ -15,8 +18,8 @@ class Batching:
 
     size: int = 256
     """Calls that share a flush, at most."""
-    linger_seconds: float = 0.005
-    """How long a busy batch gathers; a lone call never waits."""
+    linger_seconds: float = 0.02
+    """How long a batch gathers under full load; the fewer the last one held, the shorter. A lone call never waits."""
     flushes_at_once: int = 1
     by_organization: bool = False
     """Only calls of one organization share a flush: on Citus a transaction stays on one shard."""
@@ -25,9 +28,10 @@ class Batching:
 class Batcher(Generic[Item, Answer]):
     """Gathers concurrent `submit` calls and serves each gathering with one call of `flush`.
 
-    A lone call goes at once. While `flushes_at_once` flushes are in flight, further calls gather, and leave together
-    `linger_seconds` after one has ended, or as soon as they fill a batch. `flush` gets 1 to `size` items and gives one
-    answer or one error for each, in order; when it raises, all its items fail with that error.
+    A lone call goes at once, with those that come in the same turn of the event loop. While `flushes_at_once` flushes
+    are in flight, further calls gather, and leave together a while after one has ended, or as soon as they fill a
+    batch. `flush` gets 1 to `size` items and gives one answer or one error for each, in order; when it raises, all its
+    items fail with that error.
     """
 
     def __init__(
@@ -44,17 +48,21 @@ class Batcher(Generic[Item, Answer]):
         self._key = organization_of if batching.by_organization else None
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._flushing: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._last_size = 0
 
     async def submit(self, item: Item) -> Answer:
         """The answer for this item, once the flush that carried it has ended; raises the item's error.
 
         Cancelling the caller does not stop the flush: whether the item was served stays unknown to it.
         """
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((item, future))
-        if self._timer is None or len(self._waiting) >= self._size:
+        if len(self._waiting) >= self._size:
             self._start_flushes()
+        elif self._timer is None and len(self._flushing) < self._flushes_at_once:
+            self._timer = loop.call_soon(self._lingered)
         return await future
 
     async def drain(self) -> None:
@@ -65,7 +73,9 @@ class Batcher(Generic[Item, Answer]):
 
     def _start_flushes(self) -> None:
         while self._waiting and len(self._flushing) < self._flushes_at_once:
-            task = asyncio.create_task(self._serve(self._next_batch()))
+            batch = self._next_batch()
+            self._last_size = len(batch)
+            task = asyncio.create_task(self._serve(batch))
             self._flushing.add(task)
             task.add_done_callback(self._ended)
 
@@ -84,8 +94,10 @@ class Batcher(Generic[Item, Answer]):
         self._flushing.discard(task)
         if not self._waiting or self._timer is not None:
             return
-        # Callers that were just answered are about to call again: waiting for them makes larger, cheaper batches.
-        self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self._lingered)
+        # Callers that were just answered are about to call again: waiting for them makes larger, cheaper batches. How
+        # many there are shows in how many there were.
+        fullness = min(1.0, self._last_size / _FULL)
+        self._timer = asyncio.get_running_loop().call_later(self._linger_seconds * fullness, self._lingered)
 
     def _lingered(self) -> None:
         self._timer = None

@@ -170,7 +170,7 @@ def _send_order(request: pb.SendOtpRequest, call: Call) -> SendOrder:
         request_id=UUID(request.request_id),
         request=request.SerializeToString(deterministic=True),
         address=_address(request.destination, "destination"),
-        fallbacks=[_address(fallback, f"fallbacks[{position}]") for position, fallback in enumerate(request.fallbacks)],
+        fallbacks=_fallbacks(request) if request.fallbacks else (),
         purpose=request.purpose,
         locale=request.locale,
         code_length=request.code_length or DEFAULT_CODE_LENGTH,
@@ -178,9 +178,13 @@ def _send_order(request: pb.SendOtpRequest, call: Call) -> SendOrder:
         max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
         context=request.context,
         web_otp_domain=request.web_otp_domain,
-        metadata=dict(request.metadata),
+        metadata=dict(request.metadata) if request.metadata else {},
         deadline=_deadline(call),
     )
+
+
+def _fallbacks(request: pb.SendOtpRequest) -> list[Address]:
+    return [_address(fallback, f"fallbacks[{position}]") for position, fallback in enumerate(request.fallbacks)]
 
 
 def _address(destination: destination_pb2.Destination, field: str) -> Address:
