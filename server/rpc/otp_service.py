@@ -6,10 +6,10 @@ import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from pulsa.otp.v1 import destination_pb2
+from pulsa.otp.v1 import destination_pb2, otp_pb2
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
 from server.channels.channel import ChannelName
@@ -17,7 +17,7 @@ from server.database.pool import Pool, connection
 from server.errors import FieldViolation, InvalidFields
 from server.otps.guessing import Guess
 from server.otps.orders import Accepted, Orders, ResendOrder, SendOrder
-from server.otps.reading import cancel_otp, list_otps, read_otp
+from server.otps.reading import OtpRecord, cancel_otp, list_otps, read_otp
 from server.otps.reports import report_delivery
 from server.otps.targets import Address
 from server.otps.usage import read_usage
@@ -25,12 +25,12 @@ from server.otps.vault import Vault
 from server.otps.verifying import Verifier
 from server.rpc.door import Call
 from server.rpc.otp_messages import (
-    delivery_message,
-    otp_message,
     preview_message,
-    record_message,
     reported_status,
     usage_message,
+    write_delivery,
+    write_otp,
+    write_record,
 )
 from server.rpc.pages import DEFAULT_PAGE_SIZE, PageTokens
 
@@ -71,7 +71,9 @@ class OtpService:
         order = _send_order(request, call)
         if validate_only:
             return pb.SendOtpResponse(preview=preview_message(await self._room.orders.preview(order)))
-        return pb.SendOtpResponse(**self._charge(await self._room.orders.send(order)))
+        response = pb.SendOtpResponse()
+        self._write_charge(response, await self._room.orders.send(order))
+        return response
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> pb.ResendOtpResponse:
         """The same code again, charged."""
@@ -85,7 +87,9 @@ class OtpService:
                 deadline=_deadline(call),
             )
         )
-        return pb.ResendOtpResponse(**self._charge(accepted))
+        response = pb.ResendOtpResponse()
+        self._write_charge(response, accepted)
+        return response
 
     async def VerifyOtp(self, request: pb.VerifyOtpRequest, call: Call) -> pb.VerifyOtpResponse:
         """OK for the right code, once."""
@@ -99,13 +103,17 @@ class OtpService:
                 deadline=_deadline(call),
             )
         )
-        return pb.VerifyOtpResponse(otp=otp_message(otp, now=datetime.now(UTC)))
+        response = pb.VerifyOtpResponse()
+        write_otp(response.otp, otp, now=datetime.now(UTC))
+        return response
 
     async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
         """One OTP."""
         async with connection(self._room.pool) as lent:
             record = await read_otp(lent, request.organization_id, UUID(request.otp_id))
-        return pb.GetOtpResponse(otp=record_message(record, now=datetime.now(UTC), cooldown=self._room.cooldown))
+        response = pb.GetOtpResponse()
+        self._write_record(response.otp, record)
+        return response
 
     async def ListOtps(self, request: pb.ListOtpsRequest, _: Call) -> pb.ListOtpsResponse:
         """A page of OTPs, newest first."""
@@ -118,18 +126,21 @@ class OtpService:
                 before_otp_id=UUID(int=tokens.read(request.page_token)),
                 limit=size + 1,
             )
-        now, cooldown = datetime.now(UTC), self._room.cooldown
-        return pb.ListOtpsResponse(
-            otps=[record_message(record, now=now, cooldown=cooldown) for record in records[:size]],
-            next_page_token=tokens.write(records[size - 1].otp.otp_id.int) if len(records) > size else "",
-        )
+        response = pb.ListOtpsResponse()
+        for record in records[:size]:
+            self._write_record(response.otps.add(), record)
+        if len(records) > size:
+            response.next_page_token = tokens.write(records[size - 1].otp.otp_id.int)
+        return response
 
     async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
         """The code no longer works."""
         now = datetime.now(UTC)
         async with connection(self._room.pool) as lent:
             record = await cancel_otp(lent, request.organization_id, UUID(request.otp_id), now=now)
-        return pb.CancelOtpResponse(otp=record_message(record, now=now, cooldown=self._room.cooldown))
+        response = pb.CancelOtpResponse()
+        self._write_record(response.otp, record)
+        return response
 
     async def ReportDelivery(self, request: pb.ReportDeliveryRequest, _: Call) -> pb.ReportDeliveryResponse:
         """The delivery after a provider's report."""
@@ -142,7 +153,9 @@ class OtpService:
             refund_accepted=self._room.refund_accepted,
             now=datetime.now(UTC),
         )
-        return pb.ReportDeliveryResponse(delivery=delivery_message(delivery))
+        response = pb.ReportDeliveryResponse()
+        write_delivery(response.delivery, delivery)
+        return response
 
     async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
         """Sends per day and channel."""
@@ -151,17 +164,18 @@ class OtpService:
             days = await read_usage(lent, request.organization_id, start=start, end=end)
         return pb.GetUsageResponse(daily_usages=map(usage_message, days))
 
-    def _charge(self, accepted: Accepted) -> dict[str, Any]:
-        """The fields that both kinds of send answer with."""
+    def _write_charge(self, response: pb.SendOtpResponse | pb.ResendOtpResponse, accepted: Accepted) -> None:
+        """Fill in what both kinds of send answer with."""
         delivery = accepted.delivery
-        return {
-            "otp": record_message(accepted.record, now=datetime.now(UTC), cooldown=self._room.cooldown),
-            "credits_charged": delivery.credits,
-            "available_credits": delivery.balance_after,
-            "ledger_sequence": delivery.ledger_sequence,
-            "low_balance": accepted.low_balance,
-            "replayed": accepted.replayed,
-        }
+        self._write_record(response.otp, accepted.record)
+        response.credits_charged = delivery.credits
+        response.available_credits = delivery.balance_after
+        response.ledger_sequence = delivery.ledger_sequence
+        response.low_balance = accepted.low_balance
+        response.replayed = accepted.replayed
+
+    def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
+        write_record(message, record, now=datetime.now(UTC), cooldown=self._room.cooldown)
 
 
 def _send_order(request: pb.SendOtpRequest, call: Call) -> SendOrder:
