@@ -15,7 +15,8 @@ RULES: Final[Mapping[str, str]] = {
 """By the name of what would be wrong, the query that gives each (organization_id, description) of it."""
 MAXIMUM_FINDINGS: Final = 100
 """Of each rule: more of them would say nothing new."""
-_CLOCK_DIFFERENCE = timedelta(hours=1)  # retention may run elsewhere, by a clock that is ahead of ours
+# Retention may run elsewhere, by a clock that is ahead of ours, and takes the resends of an OTP's minutes with it.
+_CLOCK_DIFFERENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)

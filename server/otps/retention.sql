@@ -1,0 +1,73 @@
+-- read_mark
+SELECT last_delivery_id
+FROM erased_destinations;
+
+-- find_next_deliveries
+-- A range of the primary key, erased or not, so that each step is as short as the last.
+SELECT organization_id, delivery_id
+FROM deliveries
+WHERE delivery_id > %(last_delivery_id)s AND delivery_id < %(end_id)s
+ORDER BY delivery_id
+LIMIT %(limit)s;
+
+-- erase_destinations
+UPDATE deliveries
+SET destination_sealed = NULL
+WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(ids)s) AND destination_sealed IS NOT NULL;
+
+-- move_mark
+-- Only ahead: another replica may be further.
+UPDATE erased_destinations
+SET last_delivery_id = %(last_delivery_id)s
+WHERE last_delivery_id < %(last_delivery_id)s;
+
+-- find_old_otps
+-- By their oldest deliveries, the first of the primary key. What is still to be settled is left to the night watch.
+SELECT organization_id, otp_id
+FROM deliveries
+WHERE delivery_id < %(end_id)s AND status <> 'QUEUED'
+ORDER BY delivery_id
+LIMIT %(limit)s;
+
+-- need_not_wait_for_the_disk
+-- A removal that a crash undoes is done again.
+SELECT set_config('synchronous_commit', 'off', true);
+
+-- lock_otps
+-- An OTP goes with all of its deliveries, once each of them is settled and so has no row in the outbox any more.
+SELECT otp_id
+FROM otps
+WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s)
+    AND NOT EXISTS (
+        SELECT
+        FROM deliveries
+        WHERE deliveries.organization_id = %(organization_id)s AND deliveries.otp_id = otps.otp_id
+            AND deliveries.status = 'QUEUED'
+    )
+FOR UPDATE OF otps SKIP LOCKED;
+
+-- remove_deliveries
+DELETE FROM deliveries
+WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s);
+
+-- remove_otps
+DELETE FROM otps
+WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s);
+
+-- find_old_guess_budgets
+SELECT organization_id, destination_digest
+FROM guess_budgets
+WHERE window_start_time < %(before)s
+ORDER BY window_start_time
+LIMIT %(limit)s;
+
+-- remove_guess_budgets
+-- One that is locked has a guess at it just now, which begins a new window.
+DELETE FROM guess_budgets
+WHERE organization_id = %(organization_id)s AND destination_digest IN (
+    SELECT destination_digest
+    FROM guess_budgets
+    WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(ids)s)
+        AND window_start_time < %(before)s
+    FOR UPDATE SKIP LOCKED
+);

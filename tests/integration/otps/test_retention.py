@@ -1,0 +1,193 @@
+"""What is old goes: destinations first, then everything but the ledger, a little at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from server.channels.channel import OutcomeKind
+from server.credits.audit import audit_snapshot
+from server.credits.retention import remove_notices, remove_stripe_events
+from server.database.pool import Pool, connection, open_pool, transaction
+from server.errors import OtpNotFound, WrongCode
+from server.ids import new_id
+from server.otps.orders import Accepted
+from server.otps.retention import SQL, erase_destinations, remove_guess_budgets, remove_otps
+from server.watch.retention import Kept, watch_retention
+from tests.integration.otps.replica import Replica, count_rows, fund, ledger, stored, wrong
+
+KEPT = Kept(destinations=timedelta(days=30), records=timedelta(days=90), guess_window=timedelta(days=1))
+_numbers = count(1)
+
+
+@pytest.fixture
+async def database_url(postgres: str) -> AsyncIterator[str]:
+    """A database whose sends may lack their deliveries at the end; all else that the audit looks at must hold."""
+    name = f"retained_{next(_numbers)}"
+    database = sql.Identifier(name)
+    with psycopg.connect(postgres, autocommit=True) as owner:
+        owner.execute(sql.SQL("CREATE DATABASE {} TEMPLATE pulsa_template").format(database))
+        url = psycopg.conninfo.make_conninfo(postgres, dbname=name)
+        yield url
+        pool = await open_pool(url, size=1, timeout_seconds=5)
+        async with transaction(pool) as lent:
+            report = await audit_snapshot(lent, None, later(days=1), verify_time=later())
+        await pool.close()
+        owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+    assert report.findings == ()
+
+
+def later(*, days: float = 0) -> datetime:
+    return datetime.now(UTC) + timedelta(days=days)
+
+
+async def settled_sends(replica: Replica, number: int) -> list[Accepted]:
+    await fund(replica.pool, number)
+    sends = [await replica.send() for _ in range(number)]
+    for send in sends:
+        await replica.report(send, OutcomeKind.ACCEPTED)
+    return sends
+
+
+async def test_a_destination_is_erased_when_its_days_are_over_and_nothing_else_is(replica: Replica) -> None:
+    pool, (send,) = replica.pool, await settled_sends(replica, 1)
+    rounds = [await watch_retention(pool, KEPT, now=later(days=days)) for days in (29.9, 30.1, 30.1, 89.9)]
+
+    (delivery,) = (await stored(pool, send.record.otp)).deliveries
+    assert rounds == [0, 1, 0, 0]
+    assert (delivery.destination_sealed, delivery.masked_destination) == (None, send.delivery.masked_destination)
+    with pytest.raises(OtpNotFound):
+        await replica.resend(send.record.otp)
+
+
+async def test_erasing_goes_on_where_it_was_and_never_back(replica: Replica) -> None:
+    await settled_sends(replica, 5)
+    steps = [await erase_destinations(replica.pool, before=later(), limit=2) for _ in range(4)]
+    await settled_sends(replica, 1)
+    steps += [await erase_destinations(replica.pool, before=later(), limit=2) for _ in range(2)]
+
+    async with connection(replica.pool) as lent:
+        left = await (await lent.execute("SELECT 1 FROM deliveries WHERE destination_sealed IS NOT NULL")).fetchall()
+    assert steps == [2, 2, 1, 0, 1, 0]
+    assert left == []
+
+
+async def test_an_old_otp_goes_with_its_deliveries_and_its_ledger_stays(replica: Replica) -> None:
+    pool, sends = replica.pool, await settled_sends(replica, 3)
+    await fund(pool, 1)
+    again = await replica.resend(sends[0].record.otp)
+    await replica.report(again, OutcomeKind.REJECTED_DESTINATION)
+    before = await ledger(pool)
+
+    young = await remove_otps(pool, before=later(days=-1), limit=100)
+    rounds = [await watch_retention(pool, KEPT, now=later(days=90.1)) for _ in range(2)]
+
+    assert (young, rounds) == (0, [4 + 3, 0])
+    assert [await count_rows(pool, table) for table in ("otps", "deliveries", "outbox")] == [0, 0, 0]
+    assert await ledger(pool) == before
+
+
+async def test_what_is_not_settled_yet_stays(replica: Replica) -> None:
+    pool = replica.pool
+    await fund(pool, 1)
+    send = await replica.send()
+    unsettled = await remove_otps(pool, before=later(), limit=100)
+    await replica.report(send, OutcomeKind.ACCEPTED)
+
+    assert (unsettled, await remove_otps(pool, before=later(), limit=100)) == (0, 1)
+
+
+async def test_a_step_removes_no_more_than_it_is_told(replica: Replica) -> None:
+    await settled_sends(replica, 5)
+    assert [await remove_otps(replica.pool, before=later(), limit=2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_an_otp_that_somebody_holds_is_left_for_the_next_time(replica: Replica, other_pool: Pool) -> None:
+    held, *_ = await settled_sends(replica, 3)
+    async with transaction(other_pool) as holder:
+        await holder.execute("SELECT 1 FROM otps WHERE otp_id = %s FOR NO KEY UPDATE", [held.record.otp.otp_id])
+        meanwhile = await remove_otps(replica.pool, before=later(), limit=100)
+
+    assert (meanwhile, await remove_otps(replica.pool, before=later(), limit=100)) == (2, 1)
+
+
+async def test_two_replicas_remove_each_otp_once(replica: Replica, other_pool: Pool) -> None:
+    await settled_sends(replica, 40)
+    pools = (replica.pool, other_pool) * 4
+    removed = await asyncio.gather(*(remove_otps(pool, before=later(), limit=10) for pool in pools))
+    rest = [await remove_otps(replica.pool, before=later(), limit=100) for _ in range(2)]
+
+    assert (sum(removed) + rest[0], rest[1]) == (40, 0)
+    assert await count_rows(replica.pool, "deliveries") == 0
+
+
+async def test_wrong_guesses_are_forgotten_once_they_no_longer_count(replica: Replica) -> None:
+    (send,) = await settled_sends(replica, 1)
+    otp = send.record.otp
+    with pytest.raises(WrongCode):
+        await replica.verify(otp, wrong(otp))
+    counting = await watch_retention(replica.pool, KEPT, now=later(days=1.9))
+    over = await watch_retention(replica.pool, KEPT, now=later(days=2.1))
+
+    assert (counting, over, await count_rows(replica.pool, "guess_budgets")) == (0, 1, 0)
+
+
+async def test_a_budget_with_a_guess_under_way_is_left(replica: Replica, other_pool: Pool) -> None:
+    (send,) = await settled_sends(replica, 1)
+    otp = send.record.otp
+    with pytest.raises(WrongCode):
+        await replica.verify(otp, wrong(otp))
+    async with transaction(other_pool) as guess:
+        await guess.execute("SELECT 1 FROM guess_budgets FOR NO KEY UPDATE")
+        meanwhile = await remove_guess_budgets(replica.pool, before=later(), limit=10)
+
+    assert (meanwhile, await remove_guess_budgets(replica.pool, before=later(), limit=10)) == (0, 1)
+
+
+async def test_mails_that_wait_are_kept_and_others_go(pool: Pool) -> None:
+    async with connection(pool) as lent:
+        for status in ("PENDING", "SENT", "FAILED"):
+            await lent.execute(
+                "INSERT INTO notices (organization_id, notice_id, kind, reference_id, email, details, status,"
+                " next_attempt_time, create_time) VALUES ('acme', %s, 'BALANCE_LOW', %s, '', %s, %s, %s, %s)",
+                [new_id(), status, Jsonb({}), status, later(), later()],
+            )
+    removed = [await remove_notices(pool, before=later(days=days), limit=10) for days in (-1, 1, 1)]
+
+    assert (removed, await count_rows(pool, "notices")) == ([0, 2, 0], 1)
+
+
+async def test_events_that_wait_or_are_dead_are_kept_and_others_go(pool: Pool) -> None:
+    async with connection(pool) as lent:
+        for status in ("RECEIVED", "DONE", "REJECTED", "DEAD"):
+            await lent.execute(
+                "INSERT INTO stripe_events (event_id, type, payload, status, next_attempt_time, create_time)"
+                " VALUES (%s, 'invoice.paid', '{}', %s, %s, %s)",
+                [f"evt_{status}", status, later(), later()],
+            )
+    removed = [await remove_stripe_events(pool, before=later(days=days), limit=10) for days in (-1, 1, 1)]
+
+    assert (removed, await count_rows(pool, "stripe_events")) == ([0, 2, 0], 2)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in SQL if "mark" not in name and "disk" not in name])
+async def test_old_rows_are_found_by_an_index_in_its_order(pool: Pool, name: str) -> None:
+    values = {
+        "organization_id": "acme",
+        "ids": [b"1"] if "guess" in name else [new_id()],
+        "before": later(),
+        "last_delivery_id": new_id(),
+        "end_id": new_id(),
+        "limit": 10,
+    }
+    async with connection(pool) as lent:
+        plan = "\n".join(row[0] for row in await (await lent.execute(f"EXPLAIN {dict(SQL)[name]}", values)).fetchall())
+
+    assert "Index" in plan
+    assert "Seq Scan" not in plan
+    assert "Sort" not in plan
