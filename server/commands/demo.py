@@ -41,23 +41,27 @@ class StepFailedError(Exception):
 def demo() -> int:
     """Play it, with the server of `make run` when one listens, else with one of its own. 0 when every step held."""
     settings = load_settings(os.environ)
-    with _server(settings):
-        organization = f"demo-{uuid4().hex[:8]}"
-        token = mint(
-            development_key(settings.data).private_key(),
-            subject="demo",
-            organization_id=organization,
-            permissions=sorted(ALL_PERMISSIONS),
-            lifetime_seconds=_HOUR_SECONDS,
-        )
-        with connect(settings.listen, token=token) as pulsa:
-            try:
-                _Story(pulsa, organization, settings).play()
-            except (StepFailedError, PulsaError) as error:
-                print(f"  FAILED: {error}", file=sys.stderr)
-                return 1
+    try:
+        with _server(settings):
+            _play(settings)
+    except (StepFailedError, PulsaError) as error:
+        print(f"  FAILED: {error}", file=sys.stderr)
+        return 1
     print("\nEvery step held.")
     return 0
+
+
+def _play(settings: Settings) -> None:
+    organization = f"demo-{uuid4().hex[:8]}"
+    token = mint(
+        development_key(settings.data).private_key(),
+        subject="demo",
+        organization_id=organization,
+        permissions=sorted(ALL_PERMISSIONS),
+        lifetime_seconds=_HOUR_SECONDS,
+    )
+    with connect(settings.listen, token=token) as pulsa:
+        _Story(pulsa, organization, settings).play()
 
 
 class _Story:

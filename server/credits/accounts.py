@@ -22,7 +22,7 @@ class Account:
     last_sequence: int
     low_balance_threshold: int
     low_balance_since: datetime | None
-    """When the balance fell below the threshold; None while it is not low."""
+    """When the balance fell below the threshold; None once credits were added beyond it."""
     window_start_time: datetime
     """The start of the minute in which window_send_count sends were accepted."""
     window_send_count: int
@@ -37,17 +37,27 @@ class Account:
     def apply(self, credits: int, *, now: datetime) -> bool:
         """Add (or, negative, take) credits and give the change its sequence.
 
-        True when this made the balance low. The caller has made sure that the balance stays at 0 or above.
+        True when this made the balance low: only once until credits are added again. The caller has made sure that the
+        balance stays at 0 or above.
         """
         self.available_credits += credits
         self.last_sequence += 1
         if not self.low_balance:
-            self.low_balance_since = None
+            if credits > 0:
+                self.low_balance_since = None
             return False
         crossed = self.low_balance_since is None
         if crossed:
             self.low_balance_since = now
         return crossed
+
+    def give_back(self, credits: int) -> None:
+        """Add the credits of a send that failed, and give the change its sequence.
+
+        These are no new credits: whoever was told that the balance is low is not told again when a send takes them.
+        """
+        self.available_credits += credits
+        self.last_sequence += 1
 
 
 def empty_account(organization_id: str, *, low_balance_threshold: int, now: datetime) -> Account:

@@ -62,7 +62,11 @@ async def append_entry(
         return written
     if account.available_credits + credits < 0:
         raise InsufficientCredits(required_credits=-credits, available_credits=account.available_credits)
-    crossed = account.apply(credits, now=now)
+    if kind is LedgerEntryKind.REFUND:
+        account.give_back(credits)
+        crossed = False
+    else:
+        crossed = account.apply(credits, now=now)
     entry = LedgerEntry(
         organization_id=account.organization_id,
         sequence=account.last_sequence,

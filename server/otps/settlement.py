@@ -105,7 +105,7 @@ def _refund(report: Report, state: State, now: datetime) -> LedgerEntry:
     """One ledger entry, linked to the delivery."""
     delivery = report.errand.delivery
     account = state.accounts[delivery.organization_id]
-    account.apply(delivery.credits, now=now)
+    account.give_back(delivery.credits)
     return LedgerEntry(
         organization_id=delivery.organization_id,
         sequence=account.last_sequence,
