@@ -39,7 +39,7 @@ class Plan:
 
 
 FULL = Plan(rounds=5, seconds=3.0, few_rounds=3, growth=True, workers=True)
-QUICK = Plan(rounds=1, seconds=1.2, few_rounds=1, growth=False, workers=False)
+QUICK = Plan(rounds=1, seconds=1.0, few_rounds=1, growth=False, workers=False)
 
 
 def main() -> None:
