@@ -36,15 +36,13 @@ def _draw(axes: Any, figures: dict[str, Any]) -> None:
     plain = figures["plain_transactions"]["send_otp"]["per_second"]
     bars.append(("SendOtp by plain transactions", plain / figures["empty_call"]["per_second"], (0, 0), plain, None))
     bars.reverse()
-    for row, (_, ratio, (below, above), rate, floor) in enumerate(bars):
+    for row, (_, ratio, (below, above), _, floor) in enumerate(bars):
         color = _REST if floor is None else _BAR
         axes.barh(row, ratio, xerr=[[below], [above]], height=0.6, color=color, ecolor=_INK, capsize=3)
-        axes.text(1.03, row, f"{rate:,.0f} per second", va="center")
         if floor:
             axes.plot([floor, floor], [row - 0.4, row + 0.4], color=_FLOOR, linewidth=2)
     axes.axvline(1, color=_INK, linewidth=1)
-    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars])
-    axes.set_xlim(0, 1.25)
+    axes.set_yticks(range(len(bars)), [f"{title}\n{rate:,.0f} per second" for title, _, _, rate, _ in bars])
     axes.set_xlabel("share of an empty gRPC call's rate, measured beside it (line: the floor; whiskers: all rounds)")
     machine = figures["machine"]
     axes.set_title(
