@@ -14,6 +14,7 @@ from server.commands import (
     migration,
     reconciliation,
     reference,
+    rotation,
     serve,
     token,
     webhook,
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("doctor", lambda _: doctor.doctor(), "look at everything that a deployment needs, and list every setting")
     add("audit", lambda _: audit.audit(), "replay every ledger and say whether all of them hold")
+    add("rotate", lambda _: rotation.rotate(), "seal destinations under the current key, so that an older one may go")
     reference.add_arguments(
         add("reference", reference.reference, "rewrite the tables of a Markdown file from the code")
     )
