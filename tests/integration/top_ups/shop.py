@@ -29,7 +29,8 @@ from server.watch.top_ups import watch_top_ups
 API_KEY = "sk_test_sandbox"
 SECRET = "whsec_sandbox"
 ACME = "acme"
-PATIENCE_SECONDS = 15
+PATIENCE_SECONDS = 60
+"""Never waited for unless something is wrong, also on a machine with much else to do."""
 TERMS = TopUpTerms(environment="test", livemode=False)
 
 

@@ -1,33 +1,14 @@
-"""Fault group 10: a process that stops for good at any point, each commit and each Stripe call, and one that follows.
+"""Fault group 10: a process that stops for good at any point, each commit and each Stripe call, and its successor."""
 
-A stop here is a task that never goes on: nothing after the point happens, no cleanup either, as with kill -9.
-"""
-
-import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 from server.credits.top_up_rows import TopUp
 from server.credits.top_up_states import TopUpStatus
 from tests.integration.top_ups.shop import Shop, until
+from tests.integration.top_ups.stopping import Stop, play, replace_process
 
 _LEASE_IS_OVER = timedelta(seconds=61)
-
-
-@dataclass(slots=True)
-class Stop:
-    """Lets `passes` points pass and holds whoever reaches the next one, for ever; None lets all pass."""
-
-    passes: int | None = None
-    points: list[str] = field(default_factory=list)
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def reached(self, point: str) -> None:
-        self.points.append(point)
-        if self.passes is not None and len(self.points) > self.passes:
-            self.stopped.set()
-            await asyncio.Event().wait()
 
 
 Scene = Callable[[Shop, str], Coroutine[None, None, None]]
@@ -37,13 +18,8 @@ Scene = Callable[[Shop, str], Coroutine[None, None, None]]
 async def _crash(shop: Shop, organization_id: str, stop: Stop, scene: Scene) -> bool:
     """Play the scene in a process that stops; a new process takes its place. False when the scene came to its end."""
     desk = shop.start(reached=stop.reached)
-    playing = asyncio.create_task(scene(shop, organization_id))
-    stopping = asyncio.create_task(stop.stopped.wait())
-    await asyncio.wait({playing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (playing, stopping, *desk.top_ups._tasks, *desk.inbox._tasks):
-        task.cancel()
-    await asyncio.gather(playing, stopping, return_exceptions=True)
-    shop.start()
+    await play(scene(shop, organization_id), stop)
+    await replace_process(shop, desk)
     return stop.stopped.is_set()
 
 

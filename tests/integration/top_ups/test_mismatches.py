@@ -130,6 +130,8 @@ async def _changed(shop: Shop, opened: TopUp, actions: list[tuple[str, dict[str,
         ([("pay", {"amount": 100}), ("pay", {"out_of_band": True})], _S.REVIEW, "paid_out_of_band", 0),
         ([("change", {"fields": {"total": 1, "amount_due": 1, "amount_remaining": 1}}), ("pay", {})],
          _S.REVIEW, "total_mismatch", 0),
+        ([("change", {"fields": {"total": 16 * 10**6, "amount_due": 16 * 10**6, "amount_remaining": 16 * 10**6}}),
+          ("pay", {})], _S.REVIEW, "total_changed", 0),
         ([("change", {"fields": {"currency": "usd"}}), ("pay", {})], _S.REVIEW, "currency_mismatch", 0),
         ([("void", {})], _S.CANCELED, "", 0),
         ([("mark_uncollectible", {})], _S.UNCOLLECTIBLE, "", 0),
@@ -188,4 +190,18 @@ async def test_what_comes_after_the_credit_is_flagged_and_changes_no_balance(
     await _changed(shop, opened, [("pay", {})])
     ended = await _changed(shop, opened, actions)
     assert (ended.status, ended.flags) == (_S.PAID, (flag,))
+    assert await shop.credits() == 1000
+
+
+async def test_a_second_invoice_for_one_top_up_is_flagged_and_never_credited(shop: Shop) -> None:
+    await shop.fault("POST /v1/invoices", "twice")
+    opened = await shop.buy()
+    [other] = [each["id"] for each in await shop.invoices() if each["id"] != opened.stripe_invoice_id]
+    await shop.control(f"POST /invoices/{other}/finalize", {})
+    await shop.all_events_done()
+    flagged = await shop.read(opened)
+    assert (flagged.status, flagged.flags) == (_S.OPEN, ("SECOND_INVOICE",))
+    assert flagged.stripe_invoice_id == opened.stripe_invoice_id
+    await shop.press_pay(opened)
+    await shop.becomes(opened, _S.PAID)
     assert await shop.credits() == 1000

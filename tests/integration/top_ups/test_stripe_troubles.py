@@ -222,6 +222,18 @@ async def test_a_purchase_can_be_canceled_while_it_is_made(shop: Shop, call: str
     assert (await shop.buy()).status is _S.OPEN
 
 
+async def test_a_cancellation_just_before_the_worker_lets_go_is_not_forgotten(shop: Shop) -> None:
+    async def reached(point: str) -> None:
+        if point == "commit settle" and (found := await shop.top_ups.list(ACME, statuses=[_S.OPEN], limit=1)):
+            await shop.cancel(found[0], wait_seconds=0)
+
+    shop.sandbox.set_webhook_url("http://127.0.0.1:9/closed")
+    shop.start(reached=reached)
+    await shop.buy()
+    await shop.top_ups.close()
+    assert [each.status for each in await shop.top_ups.list(ACME, limit=10)] == [_S.CANCELED]
+
+
 async def test_what_stays_unpaid_too_long_is_voided_and_expired(shop: Shop) -> None:
     opened = await shop.buy()
     shop.clock.ahead = timedelta(days=7, hours=23)
