@@ -51,7 +51,10 @@ class Outcomes:
         self._limits = fallbacks.limits if fallbacks else SendLimits()
         self._clock = clock
         self._recorder: Batcher[Report, Errand | None] = Batcher(
-            self._record, batching, organization_of=lambda report: report.errand.delivery.organization_id
+            self._record,
+            batching,
+            organization_of=lambda report: report.errand.delivery.organization_id,
+            patient=True,  # the message has left, and its caller was answered long ago
         )
         self._renewer: Batcher[Errand, Errand | None] = Batcher(
             self._renew, batching, organization_of=lambda errand: errand.delivery.organization_id
