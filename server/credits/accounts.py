@@ -85,12 +85,12 @@ async def lock_accounts(connection: Connection, organization_ids: Iterable[str])
 
 async def request_lock(connection: Connection, organization_ids: Iterable[str]) -> Cursor:
     """As `lock_accounts`, for a pipeline: the accounts arrive when `accounts_of` fetches them."""
-    return await connection.execute(SQL.lock_accounts, {"organization_ids": sorted(set(organization_ids))})
+    return await connection.execute(SQL.lock_accounts, {"organization_ids": texts(sorted(set(organization_ids)))})
 
 
 async def request_read(connection: Connection, organization_ids: Iterable[str]) -> Cursor:
     """As `request_lock`, without the lock."""
-    return await connection.execute(SQL.read_accounts, {"organization_ids": list(organization_ids)})
+    return await connection.execute(SQL.read_accounts, {"organization_ids": texts(organization_ids)})
 
 
 async def accounts_of(cursor: Cursor) -> dict[str, Account]:

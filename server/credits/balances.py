@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.credits.accounts import Account
+from server.database.arrays import texts
 from server.database.batcher import Batcher, Batching
 from server.database.pool import Pool, connection
 from server.database.queries import load_queries
@@ -50,7 +51,7 @@ class Balances:
     async def read(self, organization_ids: Sequence[str]) -> list[Balance]:
         """The balance of each organization, in order, as of one moment."""
         async with connection(self._pool) as lent:
-            cursor = await lent.execute(SQL.read_balances, {"organization_ids": list(set(organization_ids))})
+            cursor = await lent.execute(SQL.read_balances, {"organization_ids": texts(set(organization_ids))})
             known = {row[0]: Balance(*row) for row in await cursor.fetchall()}
         return [known.get(organization_id) or self._nothing(organization_id) for organization_id in organization_ids]
 
