@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 import psycopg
@@ -43,8 +44,10 @@ async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = 
 
     async def configure(connection: Connection) -> None:
         register_arrays(connection)
-        for name, value in {"role": role, "jit": "off", **_PLANNING}.items():
-            await connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        settings = {"role": role, "jit": "off", **_PLANNING}
+        await connection.execute(
+            f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(settings))}", list(chain(*settings.items()))
+        )
 
     pool: Pool = AsyncConnectionPool(
         url,
