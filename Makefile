@@ -8,7 +8,8 @@ PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test generate stubs verify-generate format lint types check lock bench bench-quick bench-publish clean
+.PHONY: help setup run demo test generate stubs verify-generate format lint types check lock bench bench-quick \
+	bench-publish clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,7 +72,7 @@ lint: .venv/ready verify-generate  ## Check style, the direction of imports, the
 	$(BIN)/buf breaking --against '.git#ref=$(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)'
 
 types: .venv/ready  ## Check types, strictly
-	$(BIN)/mypy server tests clients/python/pulsa/client.py
+	$(BIN)/mypy server tests $(wildcard $(STUBS)/pulsa/*.py)
 
 check: lint types test  ## What CI runs
 
@@ -82,6 +83,8 @@ lock: .venv/ready  ## Resolve pyproject.toml's dependencies into requirements/, 
 	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--quiet --upgrade --extra development --constraint requirements/server.txt pyproject.toml \
 		--output-file requirements/development.txt
+	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--quiet --upgrade requirements/plot.in --output-file requirements/plot.txt
 
 bench: .venv/ready build/plot/ready  ## Measure the server, in under 10 minutes; writes build/bench.{json,svg,png}
 	@$(RUN) -m tests.bench.run
