@@ -12,6 +12,7 @@ from server.otps.guessing import GuessLimits
 from server.otps.limits import SendLimits
 from server.otps.orders import Orders
 from server.otps.outcomes import Fallbacks, Outcomes
+from server.otps.pumping import Served
 from server.otps.sending import Sender
 from server.otps.targets import Targets
 from server.otps.verifying import Verifier
@@ -35,12 +36,12 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     for channel in channels.values():
         stack.push_async_callback(channel.close)
     prices = {name: foundations.pricing.channel_credits[name] for name in channels}
-    limits = _send_limits(settings)
+    limits, served = _send_limits(settings), Served(settings.limit.areas, settings.limit.blocked_areas)
     outcomes = Outcomes(
         pool,
         batching=foundations.batching,
         lease=lease,
-        fallbacks=Fallbacks(Targets(vault, prices), limits),
+        fallbacks=Fallbacks(Targets(vault, prices, served), limits),
     )
     dispatcher = Dispatcher(channels, vault, outcomes, concurrency=delivery.concurrency, queue=delivery.queue)
     stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
@@ -66,7 +67,7 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     room = OtpRoom(
         pool=pool,
         vault=vault,
-        orders=Orders(pool, vault, sender, channel_credits=prices, templates=foundations.templates),
+        orders=Orders(pool, vault, sender, channel_credits=prices, served=served, templates=foundations.templates),
         verifier=verifier,
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,
@@ -98,6 +99,8 @@ def _send_limits(settings: Settings) -> SendLimits:
         sends_per_destination_per_hour=limit.sends_per_destination_per_hour,
         sends_per_destination_per_day=limit.sends_per_destination_per_day,
         sends_per_organization_per_minute=limit.sends_per_organization_per_minute,
+        unverified_credits_per_country=limit.unverified_credits_per_country,
+        unverified_window=timedelta(hours=limit.unverified_window_hours),
     )
 
 

@@ -17,7 +17,7 @@ from server.errors import (
     OtpNotFound,
     RequestIdReused,
 )
-from server.otps.limits import RecentSend, SendLimits, check_limits, count_send
+from server.otps.limits import RecentSend, SendLimits, Spending, UnverifiedCredits, check_limits, count_send
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpStatus, Target
 
 
@@ -64,6 +64,7 @@ Decision = Admitted | Replayed | Refused
 RequestKey = tuple[str, UUID]
 OtpKey = tuple[str, UUID]
 DestinationKey = tuple[str, bytes]
+CountryKey = tuple[str, str]
 
 CLOSED: Mapping[OtpStatus, type[DomainError]] = {
     OtpStatus.VERIFIED: OtpAlreadyVerified,
@@ -85,6 +86,8 @@ class State:
     """Of the last day, oldest first."""
     otp_statuses: dict[OtpKey, OtpStatus] = field(default_factory=dict)
     """Of the OTPs that are to be sent again."""
+    unverified: dict[CountryKey, UnverifiedCredits] = field(default_factory=dict)
+    """What was spent on the countries of those sends that are to phones."""
     newly_low: list[Account] = field(default_factory=list)
     """The accounts whose balance these sends made low."""
 
@@ -109,11 +112,14 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
         if earlier.request_fingerprint != send.request_fingerprint:
             return Refused(RequestIdReused())
         return Replayed(earlier, earlier.balance_after < account.low_balance_threshold)
+    spending = _spending(send, state, now)
     try:
-        recent = _check(send, account, state, now, limits)
+        recent = _check(send, account, state, spending, now, limits)
     except DomainError as error:
         return Refused(error)
     count_send(account, now=now)
+    if spending:
+        spending.unverified.count(target.credits, now=now, limits=limits)
     if account.apply(-target.credits, now=now):
         state.newly_low.append(account)
     delivery = _delivery(send, account, now)
@@ -122,7 +128,18 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
     return Admitted(send, delivery, account.low_balance)
 
 
-def _check(send: Send, account: Account, state: State, now: datetime, limits: SendLimits) -> list[RecentSend]:
+def _spending(send: Send, state: State, now: datetime) -> Spending | None:
+    """What counts towards its country's limit; None for mail."""
+    target = send.target
+    if not target.country:
+        return None
+    key = send.otp.organization_id, target.country
+    return Spending(state.unverified.setdefault(key, UnverifiedCredits(now)), target.credits)
+
+
+def _check(
+    send: Send, account: Account, state: State, spending: Spending | None, now: datetime, limits: SendLimits
+) -> list[RecentSend]:
     """Raise why the send is refused, or give the sends that its destination had."""
     otp, target = send.otp, send.target
     if send.deadline is not None and now >= send.deadline:
@@ -137,7 +154,7 @@ def _check(send: Send, account: Account, state: State, now: datetime, limits: Se
     if account.available_credits < target.credits:
         raise InsufficientCredits(required_credits=target.credits, available_credits=account.available_credits)
     recent = state.recent_sends.setdefault((otp.organization_id, target.destination_digest), [])
-    check_limits(account, recent, otp.purpose, now=now, limits=limits)
+    check_limits(account, recent, otp.purpose, spending=spending, now=now, limits=limits)
     return recent
 
 
@@ -161,4 +178,5 @@ def _delivery(send: Send, account: Account, now: datetime) -> Delivery:
         refunded=False,
         failure_reason="",
         create_time=now,
+        country=target.country,
     )

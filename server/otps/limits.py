@@ -21,6 +21,9 @@ class SendLimits:
     sends_per_destination_per_hour: int = 10
     sends_per_destination_per_day: int = 30
     sends_per_organization_per_minute: int = 60_000
+    unverified_credits_per_country: int = 0
+    """Of an organization, to a country's numbers, in a window: more than that pumping fraud cannot take."""
+    unverified_window: timedelta = DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,54 @@ class RecentSend:
     purpose: str
 
 
+@dataclass(slots=True)
+class UnverifiedCredits:
+    """What an organization spent on a country's numbers in one window, without what came to be verified."""
+
+    window_start_time: datetime
+    credits: int = 0
+
+    def wait(self, credits: int, *, now: datetime, limits: SendLimits) -> timedelta:
+        """How long no more of so many credits may be spent; zero or less when they may."""
+        spent, end = self.credits, self.window_start_time + limits.unverified_window
+        if now >= end:
+            spent, end = 0, now + limits.unverified_window
+        most = limits.unverified_credits_per_country
+        return end - now if most and spent + credits > most else timedelta()
+
+    def count(self, credits: int, *, now: datetime, limits: SendLimits) -> None:
+        """Count credits, in a new window when the current one is over."""
+        if now >= self.window_start_time + limits.unverified_window:
+            self.window_start_time = now
+            self.credits = 0
+        self.credits += credits
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What one more send to a phone would spend, and what was spent before."""
+
+    unverified: UnverifiedCredits
+    credits: int
+
+
 def check_limits(
-    account: Account, recent: Sequence[RecentSend], purpose: str, *, now: datetime, limits: SendLimits
+    account: Account,
+    recent: Sequence[RecentSend],
+    purpose: str,
+    *,
+    spending: Spending | None = None,
+    now: datetime,
+    limits: SendLimits,
 ) -> None:
     """Raise ResendTooSoon or TooManySends when one more send is too much.
 
-    `recent` has the sends to the destination, oldest first. Of several limits the one that takes longest to pass is
-    raised, so that whoever waits as long as it says is not refused by the next.
+    `recent` has the sends to the destination, oldest first; mail spends nothing on a country. Of several limits the one
+    that takes longest to pass is raised, so that whoever waits as long as it says is not refused by the next.
     """
     refusals = [*_of_destination(recent, purpose, now, limits), *_of_organization(account, now, limits)]
+    if spending and (wait := spending.unverified.wait(spending.credits, now=now, limits=limits)) > timedelta():
+        refusals.append(_too_many(wait, "unverified_credits_per_country"))
     if refusals:
         raise max(refusals, key=lambda refusal: refusal.retry_after_seconds)
 

@@ -14,6 +14,7 @@ from server.errors import DomainError, OtpNotFound
 from server.ids import new_id
 from server.otps.admission import Admitted, Refused, Replayed, Send
 from server.otps.otp import Delivery, Otp, OtpStatus, Target
+from server.otps.pumping import EVERYBODY, Served
 from server.otps.reading import OtpRecord, read_otp
 from server.otps.sending import Sender
 from server.otps.targets import Address, Targets
@@ -88,6 +89,7 @@ class Orders:
         sender: Sender,
         *,
         channel_credits: Mapping[ChannelName, int],
+        served: Served = EVERYBODY,
         templates: Templates | None = None,
         clock: Clock = utc_now,
     ) -> None:
@@ -98,7 +100,7 @@ class Orders:
         self._pool = pool
         self._vault = vault
         self._sender = sender
-        self._targets = Targets(vault, channel_credits)
+        self._targets = Targets(vault, channel_credits, served)
         self._templates = templates or load_templates(None)
         self._clock = clock
 
@@ -143,7 +145,7 @@ class Orders:
         )
 
     def _new(self, order: SendOrder) -> Send:
-        """The send of a new OTP. Raises ChannelNotConfigured or InvalidDestination."""
+        """The send of a new OTP. Raises as `Targets.target` does."""
         target = self._targets.target(order.organization_id, order.address)
         now = self._clock()
         otp = Otp(
@@ -162,6 +164,7 @@ class Orders:
             max_attempts=order.max_attempts,
             create_time=now,
             expire_time=now + order.ttl,
+            to_phone=any(one.channel is not ChannelName.EMAIL for one in (order.address, *order.fallbacks)),
         )
         return Send(
             request_id=order.request_id,
@@ -205,11 +208,5 @@ class Orders:
         if last.destination_sealed is None:
             # Retention has erased where it went, long after the code expired.
             raise OtpNotFound
-        return Target(
-            channel=last.channel,
-            credits=self._targets.price(last.channel),
-            destination=self._vault.unseal(last.destination_sealed, organization_id=last.organization_id),
-            destination_digest=last.destination_digest,
-            destination_sealed=last.destination_sealed,
-            masked_destination=last.masked_destination,
-        )
+        destination = self._vault.unseal(last.destination_sealed, organization_id=last.organization_id)
+        return self._targets.target(last.organization_id, Address(last.channel, destination, "destination"))

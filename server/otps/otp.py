@@ -50,6 +50,8 @@ class Otp:
     expire_time: datetime
     verify_time: datetime | None = None
     verify_request_id: UUID | None = None
+    to_phone: bool = False
+    """Whether any of its deliveries may be to a phone."""
 
     def status_at(self, now: datetime) -> OtpStatus:
         """Where it stands at a moment."""
@@ -80,6 +82,8 @@ class Delivery:
     refunded: bool
     failure_reason: str
     create_time: datetime
+    country: str = ""
+    """Of the number that it went to; empty for an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ class Target:
     destination_digest: bytes
     destination_sealed: bytes
     masked_destination: str
+    country: str = ""
+    """Of the number; empty for an address."""
 
 
 def otp_of(row: tuple[Any, ...]) -> Otp:

@@ -17,6 +17,7 @@ from server.otps.admission import State
 from server.otps.errands import DeliveryKey, Errand, errand_of
 from server.otps.limits import DAY, SendLimits
 from server.otps.otp import DeliveryStatus
+from server.otps.pumping import lower_failed
 from server.otps.sending import read_state, record
 from server.otps.settlement import Failure, Report, decisive, settle
 from server.otps.targets import Targets
@@ -115,6 +116,7 @@ class Outcomes:
         """Settle and refund those failures that are still ours, and record what is sent instead of them."""
         accounts = await lock_accounts(connection, {failure.report.errand.key[0] for failure in failures})
         failures = await _settle_held(connection, failures, now=self._clock())
+        await lower_failed(connection, [failure.report.errand.delivery for failure in failures])
         alternatives = [send for failure in failures for send in failure.alternatives]
         state = await read_state(connection, alternatives, since=self._clock() - DAY) if alternatives else State({})
         state.accounts = accounts

@@ -31,6 +31,7 @@ async def insert_otps(connection: Connection, otps: Sequence[Otp]) -> None:
             "max_attempts": bigints(otp.max_attempts for otp in otps),
             "create_times": times(otp.create_time for otp in otps),
             "expire_times": times(otp.expire_time for otp in otps),
+            "to_phones": texts("true" if otp.to_phone else "false" for otp in otps),
         },
     )
 
@@ -53,6 +54,7 @@ async def insert_deliveries(connection: Connection, deliveries: Sequence[Deliver
             "credits": bigints(delivery.credits for delivery in deliveries),
             "ledger_sequences": bigints(delivery.ledger_sequence for delivery in deliveries),
             "balances_after": bigints(delivery.balance_after for delivery in deliveries),
+            "countries": texts(delivery.country for delivery in deliveries),
             "now": now,
         },
     )

@@ -13,6 +13,7 @@ from server.database.queries import load_queries
 from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, State, admit
 from server.otps.limits import DAY, RecentSend, SendLimits
 from server.otps.otp import Delivery, OtpStatus, delivery_of
+from server.otps.pumping import add_unverified, request_unverified, unverified_of
 from server.otps.recording import insert_deliveries, insert_otps, insert_outbox
 
 SQL = load_queries(__file__)
@@ -108,7 +109,9 @@ async def read_state(
             "since": since,
         },
     )
+    unverified = await request_unverified(connection, sends)
     state = State(await accounts_of(accounts))
+    state.unverified = await unverified_of(unverified)
     for delivery in map(delivery_of, await earlier.fetchall()):
         state.deliveries[delivery.organization_id, delivery.request_id] = delivery
     for organization_id, digest, create_time, purpose in await recent.fetchall():
@@ -132,6 +135,7 @@ async def record(
 ) -> None:
     """Write what was decided, to leave with the COMMIT in one round trip."""
     deliveries = [one.delivery for one in admitted]
+    await add_unverified(connection, admitted, state.unverified)
     otps = [one.send.otp for one in admitted if not one.send.resend]
     touched = {delivery.organization_id for delivery in deliveries}
     await write_balances(connection, [state.accounts[organization_id] for organization_id in touched])

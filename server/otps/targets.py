@@ -9,11 +9,12 @@ from cryptography.exceptions import InvalidTag
 
 from server.channels.channel import ChannelName
 from server.channels.destinations import Destination, parse_email, parse_phone
-from server.errors import ChannelNotConfigured, InvalidDestination
+from server.errors import ChannelNotConfigured, DestinationBlocked, InvalidDestination
 from server.ids import new_id
 from server.otps.admission import Send
 from server.otps.errands import Errand
 from server.otps.otp import Target
+from server.otps.pumping import EVERYBODY, Served, country_of
 from server.otps.vault import Vault
 
 _log = structlog.get_logger(__name__)
@@ -32,10 +33,11 @@ class Address:
 class Targets:
     """Makes targets of addresses."""
 
-    def __init__(self, vault: Vault, channel_credits: Mapping[ChannelName, int]) -> None:
+    def __init__(self, vault: Vault, channel_credits: Mapping[ChannelName, int], served: Served = EVERYBODY) -> None:
         """`channel_credits` has the price of every channel that is configured, and of no other."""
         self._vault = vault
         self._channel_credits = channel_credits
+        self._served = served
 
     def price(self, channel: ChannelName) -> int:
         """What a send costs in credits. Raises ChannelNotConfigured."""
@@ -45,12 +47,17 @@ class Targets:
         return credits
 
     def target(self, organization_id: str, address: Address) -> Target:
-        """The destination as it is sent to and recorded. Raises ChannelNotConfigured or InvalidDestination."""
+        """The destination as it is sent to and recorded.
+
+        Raises ChannelNotConfigured, InvalidDestination or DestinationBlocked.
+        """
         credits = self.price(address.channel)
         try:
             destination = _parse(address.channel, address.text)
         except ValueError:
             raise InvalidDestination(field=address.field) from None
+        if not self._served.serves(destination):
+            raise DestinationBlocked(channel=address.channel.value)
         return Target(
             channel=address.channel,
             credits=credits,
@@ -58,6 +65,7 @@ class Targets:
             destination_digest=self._vault.digest(destination.normalized),
             destination_sealed=self._vault.seal(destination.normalized, organization_id=organization_id),
             masked_destination=destination.masked,
+            country=country_of(destination),
         )
 
     def seal_fallbacks(self, organization_id: str, addresses: Sequence[Address]) -> bytes | None:
@@ -68,13 +76,15 @@ class Targets:
     def alternatives(self, errand: Errand) -> Iterator[Send]:
         """What may be sent instead of a delivery that failed, in order, each with the fallbacks that come after it.
 
-        Leaves out channels that are not configured any more; empty when the key of the fallbacks has left the ring.
+        Leaves out what is not configured or not served any more; empty when the key of the fallbacks has left the ring.
         """
         delivery = errand.delivery
         left = self._open(delivery.organization_id, errand.fallbacks_sealed)
         for position, (channel, destination) in enumerate(left, start=1):
-            if channel not in self._channel_credits:
-                _log.warning("a fallback was skipped: no provider carries its channel", channel=channel.value)
+            try:
+                target = self.target(delivery.organization_id, Address(channel, destination, "fallbacks"))
+            except (ChannelNotConfigured, DestinationBlocked) as error:
+                _log.warning("a fallback was skipped", channel=channel.value, reason=error.reason)
                 continue
             delivery_id = new_id()
             yield Send(
@@ -83,7 +93,7 @@ class Targets:
                 request_fingerprint=b"",
                 delivery_id=delivery_id,
                 otp=errand.otp,
-                target=self.target(delivery.organization_id, Address(channel, destination, "fallbacks")),
+                target=target,
                 resend=True,
                 fallbacks_sealed=self._seal(delivery.organization_id, left[position:]),
             )

@@ -13,6 +13,7 @@ from server.errors import DomainError
 from server.otps.admission import DestinationKey
 from server.otps.guessing import Guess, GuessBudget, GuessLimits, GuessState, judge
 from server.otps.otp import Otp, OtpStatus, otp_of
+from server.otps.pumping import lower_verified
 from server.otps.vault import Vault
 
 SQL = load_queries(__file__)
@@ -55,6 +56,8 @@ class Verifier:
             decisions = judge(guesses, state, now=now, limits=self._limits)
             if state.changed_otps:
                 await _write_otps(connection, list(state.changed_otps.values()))
+                verified = [otp for otp in state.changed_otps.values() if otp.status is OtpStatus.VERIFIED]
+                await lower_verified(connection, verified)
             if state.changed_budgets:
                 await _write_budgets(connection, state.changed_budgets)
         return decisions

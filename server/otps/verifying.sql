@@ -1,6 +1,7 @@
 -- lock_otps
 SELECT organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
-    web_otp_domain, metadata, status, attempts, max_attempts, create_time, expire_time, verify_time, verify_request_id
+    web_otp_domain, metadata, status, attempts, max_attempts, create_time, expire_time, verify_time, verify_request_id,
+    to_phone
 FROM otps
 WHERE (organization_id, otp_id) IN (
         SELECT organization_id, otp_id

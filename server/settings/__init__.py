@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
-from server.settings.group import ADDRESS, Group, IsDatabase, Json, Words
+from server.settings.group import ADDRESS, AreAreas, Group, IsDatabase, Json, Words
 from server.settings.providers import Sandbox, Smtp, Twilio, Vonage, Whatsapp
 
 KEY_BYTES = 32
@@ -101,6 +101,16 @@ class Limit(Group):
     sends_per_destination_per_day: int = Field(default=30, ge=0, description="sends to one destination in any 24 hours")
     sends_per_organization_per_minute: int = Field(
         default=60_000, ge=0, description="sends of one organization in a minute"
+    )
+    unverified_credits_per_country: int = Field(
+        default=3000, ge=0, description="credits for one country's phones whose codes nobody verified, per organization"
+    )
+    unverified_window_hours: float = Field(default=24, gt=0, le=720, description="how long they count")
+    areas: Annotated[tuple[str, ...], AreAreas, Words] = Field(
+        default=(), description="countries (ID) or beginnings of numbers (+62812) that are sent to; unset: all"
+    )
+    blocked_areas: Annotated[tuple[str, ...], AreAreas, Words] = Field(
+        default=(), description="countries or beginnings of numbers that are not sent to"
     )
     wrong_guesses: int = Field(
         default=50, ge=1, le=100, description="wrong codes at one destination in guess_window_hours"

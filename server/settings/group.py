@@ -1,10 +1,13 @@
 """What groups of settings have in common."""
 
 import json
+import re
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
+
+_AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
 
 
 def _words(value: object) -> object:
@@ -23,10 +26,18 @@ def _is_database(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _are_areas(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_AREA.fullmatch(area) for area in value):
+        raise ValueError("must be countries such as ID, or beginnings of numbers such as +62812")
+    return value
+
+
 Words = BeforeValidator(_words)
 """Written with commas between them."""
 Json = BeforeValidator(_json)
 """Written as JSON."""
+AreAreas = AfterValidator(_are_areas)
+"""Countries and beginnings of numbers."""
 IsDatabase = AfterValidator(_is_database)
 """A URL that psycopg understands."""
 ADDRESS = r"^\S+:\d{1,5}$"

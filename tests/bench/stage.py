@@ -111,6 +111,7 @@ class Stage:
             "PULSA_SECRET_KEYS": f"{KEY_ID}:{key}",
             "PULSA_SECRET_DIGEST_KEY": key,
             "PULSA_LIMIT_SENDS_PER_ORGANIZATION_PER_MINUTE": "100000000",
+            "PULSA_LIMIT_UNVERIFIED_CREDITS_PER_COUNTRY": "1000000000",
             "PULSA_STRIPE_API_KEY": "sk_test_bench",
             "PULSA_STRIPE_WEBHOOK_SECRETS": "whsec_bench",
             "PULSA_CHANNEL_EMAIL": "console",

@@ -1,0 +1,128 @@
+"""What bounds the loss to SMS pumping: credits spent on a country's numbers for which no code has come back.
+
+A pumping fraud asks for codes to numbers that earn it money, and types none of them in. What is verified, or failed for
+sure, no longer counts; so the unverified rest has a limit for each organization, country and window.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from server.channels.destinations import Destination
+from server.database.arrays import Array, bigints, texts, times, uuids
+from server.database.pool import Connection, Cursor
+from server.database.queries import load_queries
+from server.otps.admission import Admitted, CountryKey, Send
+from server.otps.limits import UnverifiedCredits
+from server.otps.otp import Delivery, Otp
+
+SQL = load_queries(__file__)
+
+SpentOn = tuple[str, str, datetime, int]
+"""Organization, country, when, and credits of a send to a phone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Whose numbers are sent to. An area is a country (ID) or the beginning of a number (+62812)."""
+
+    areas: Sequence[str] = ()
+    """None for all."""
+    blocked: Sequence[str] = ()
+    """Also of the areas above."""
+
+    def serves(self, destination: Destination) -> bool:
+        """Whether messages go there; always true for an address."""
+        if not country_of(destination):
+            return True
+        if any(_is_in(destination, area) for area in self.blocked):
+            return False
+        return not self.areas or any(_is_in(destination, area) for area in self.areas)
+
+
+EVERYBODY = Served()
+
+
+def country_of(destination: Destination) -> str:
+    """What a number counts towards: its country, or its calling code where that has none; empty for an address."""
+    return destination.country or destination.calling_prefix
+
+
+def _is_in(destination: Destination, area: str) -> bool:
+    return destination.normalized.startswith(area) if area.startswith("+") else destination.country == area
+
+
+async def request_unverified(connection: Connection, sends: Iterable[Send]) -> Cursor | None:
+    """For a pipeline: what was spent on the countries of these sends; asks nothing when none is to a phone."""
+    keys = {(send.otp.organization_id, send.target.country) for send in sends if send.target.country}
+    return await connection.execute(SQL.read_unverified, _columns(sorted(keys))) if keys else None
+
+
+async def unverified_of(cursor: Cursor | None) -> dict[CountryKey, UnverifiedCredits]:
+    """What the cursor holds, by organization and country."""
+    rows = await cursor.fetchall() if cursor else []
+    return {(row[0], row[1]): UnverifiedCredits(*row[2:]) for row in rows}
+
+
+async def add_unverified(
+    connection: Connection, admitted: Iterable[Admitted], unverified: Mapping[CountryKey, UnverifiedCredits]
+) -> None:
+    """Count accepted sends to phones, in the windows that `admit` put them into. The accounts are locked."""
+    phones = [one for one in admitted if one.delivery.country]
+    if not phones:
+        return
+    if unmarked := [one.send.otp for one in phones if one.send.resend and not one.send.otp.to_phone]:
+        await connection.execute(SQL.mark_otps_to_phones, _ids(unmarked))
+    spent: Counter[CountryKey] = Counter()
+    for one in phones:
+        spent[one.delivery.organization_id, one.delivery.country] += one.delivery.credits
+    keys = sorted(spent)
+    await connection.execute(
+        SQL.add_unverified,
+        {
+            **_columns(keys),
+            "window_start_times": times(unverified[key].window_start_time for key in keys),
+            "credits": bigints(spent[key] for key in keys),
+        },
+    )
+
+
+async def lower_verified(connection: Connection, otps: Iterable[Otp]) -> None:
+    """No longer count what was sent of OTPs that are verified now."""
+    if verified := [otp for otp in otps if otp.to_phone]:
+        cursor = await connection.execute(SQL.find_sends_of_otps, _ids(verified))
+        await _lower(connection, await cursor.fetchall())
+
+
+async def lower_failed(connection: Connection, deliveries: Iterable[Delivery]) -> None:
+    """No longer count deliveries that surely did not go out."""
+    await _lower(connection, [(one.organization_id, one.country, one.create_time, one.credits) for one in deliveries])
+
+
+async def _lower(connection: Connection, sends: Sequence[SpentOn]) -> None:
+    """Only in the window in which they were counted."""
+    keys = sorted({send[:2] for send in sends if send[1]})
+    if not keys:
+        return
+    windows = await connection.execute(SQL.lock_unverified, _columns(keys))
+    starts = {(row[0], row[1]): row[2] for row in await windows.fetchall()}
+    lowered: Counter[CountryKey] = Counter()
+    for organization_id, country, create_time, credits in sends:
+        key = organization_id, country
+        if key in starts and create_time >= starts[key]:
+            lowered[key] += credits
+    if lowered:
+        values = {**_columns(list(lowered)), "credits": bigints(lowered.values())}
+        await connection.execute(SQL.lower_unverified, values)
+
+
+def _columns(keys: Sequence[CountryKey]) -> dict[str, Array]:
+    return {"organization_ids": texts(key[0] for key in keys), "countries": texts(key[1] for key in keys)}
+
+
+def _ids(otps: Sequence[Otp]) -> dict[str, Array]:
+    return {
+        "organization_ids": texts(otp.organization_id for otp in otps),
+        "otp_ids": uuids(otp.otp_id for otp in otps),
+    }

@@ -1,0 +1,59 @@
+-- read_unverified
+SELECT organization_id, country, window_start_time, credits
+FROM unnest(%(organization_ids)s::text[], %(countries)s::text[]) AS wanted (organization_id, country)
+JOIN unverified_credits USING (organization_id, country)
+WHERE true
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+;
+
+-- add_unverified
+-- Under the accounts' locks, so that nobody else begins a window; what is lowered meanwhile by a verification stays so.
+INSERT INTO unverified_credits (organization_id, country, window_start_time, credits)
+SELECT spent.organization_id, spent.country, spent.window_start_time, spent.credits
+FROM unnest(
+    %(organization_ids)s::text[], %(countries)s::text[], %(window_start_times)s::timestamptz[], %(credits)s::bigint[]
+) AS spent (organization_id, country, window_start_time, credits)
+ON CONFLICT (organization_id, country) DO UPDATE
+SET credits = excluded.credits + CASE
+        WHEN unverified_credits.window_start_time = excluded.window_start_time THEN unverified_credits.credits
+        ELSE 0
+    END,
+    window_start_time = excluded.window_start_time;
+
+-- mark_otps_to_phones
+UPDATE otps
+SET to_phone = true
+FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS sent (organization_id, otp_id)
+WHERE otps.organization_id = sent.organization_id
+    AND otps.organization_id = ANY(%(organization_ids)s) -- shard
+    AND otps.otp_id = sent.otp_id;
+
+-- find_sends_of_otps
+-- A failed one was lowered when it failed, and one that is still under way may fail.
+SELECT organization_id, country, create_time, credits
+FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS verified (organization_id, otp_id)
+JOIN deliveries USING (organization_id, otp_id)
+WHERE country <> '' AND status IN ('SENT', 'DELIVERED', 'UNKNOWN')
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+;
+
+-- lock_unverified
+-- In the order in which they are added, so that two transactions never wait for each other.
+SELECT organization_id, country, window_start_time
+FROM unverified_credits
+WHERE (organization_id, country) IN (
+        SELECT organization_id, country
+        FROM unnest(%(organization_ids)s::text[], %(countries)s::text[]) AS wanted (organization_id, country)
+    )
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+ORDER BY organization_id COLLATE "C", country COLLATE "C"
+FOR NO KEY UPDATE;
+
+-- lower_unverified
+UPDATE unverified_credits
+SET credits = greatest(0, unverified_credits.credits - lowered.credits)
+FROM unnest(%(organization_ids)s::text[], %(countries)s::text[], %(credits)s::bigint[])
+    AS lowered (organization_id, country, credits)
+WHERE unverified_credits.organization_id = lowered.organization_id
+    AND unverified_credits.organization_id = ANY(%(organization_ids)s) -- shard
+    AND unverified_credits.country = lowered.country;

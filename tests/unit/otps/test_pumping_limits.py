@@ -1,0 +1,151 @@
+"""The limit on unverified credits, decided without a database, and whose numbers are sent to."""
+
+from collections import defaultdict
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.channels.destinations import parse_email, parse_phone
+from server.errors import TooManySends
+from server.otps.admission import Admitted, Decision, Refused, Send, State, admit
+from server.otps.limits import UnverifiedCredits
+from server.otps.pumping import Served
+from tests.unit.otps.books import NO_LIMITS, START, a_send, an_account, an_otp
+
+MOST = 10
+WINDOW = timedelta(hours=1)
+LIMITS = replace(NO_LIMITS, unverified_credits_per_country=MOST, unverified_window=WINDOW)
+
+
+def to(country: str, *, credits: int = 3, organization_id: str = "acme") -> Send:
+    send = a_send(an_otp(organization_id=organization_id), credits=credits)
+    send.request_id = send.delivery_id
+    send.target = replace(send.target, country=country)
+    return send
+
+
+def books() -> State:
+    return State({name: an_account(name, credits=1_000_000) for name in ("acme", "other")})
+
+
+def decide(state: State, *sends: Send, now: datetime = START) -> list[Decision]:
+    return admit(sends, state, now=now, limits=LIMITS)
+
+
+def accepted(decisions: list[Decision]) -> list[bool]:
+    return [isinstance(decision, Admitted) for decision in decisions]
+
+
+def test_a_countrys_sends_stop_before_they_cost_more_than_the_limit() -> None:
+    decisions = decide(books(), *(to("ID") for _ in range(5)))
+
+    assert accepted(decisions) == [True, True, True, False, False]
+    refused = decisions[-1]
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, TooManySends)
+    assert refused.error.limit == "unverified_credits_per_country"
+
+
+def test_another_country_another_organization_and_mail_are_not_held_up() -> None:
+    state = books()
+    decide(state, *(to("ID") for _ in range(4)))
+
+    assert accepted(decide(state, to("SG"), to("ID", organization_id="other"), to(""), to("ID"))) == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_cheaper_send_still_fits_where_a_dearer_one_does_not() -> None:
+    state = books()
+    decide(state, *(to("ID") for _ in range(3)))
+
+    assert accepted(decide(state, to("ID", credits=2), to("ID", credits=1), to("ID", credits=1))) == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_whoever_waits_as_told_is_accepted_and_not_a_microsecond_before() -> None:
+    state = books()
+    decide(state, *(to("ID") for _ in range(3)))
+    (refused,) = decide(state, to("ID"), now=START + timedelta(minutes=20))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, TooManySends)
+    then = START + timedelta(minutes=20, seconds=refused.error.retry_after_seconds)
+
+    early, late = decide(state, to("ID"), now=then - timedelta(microseconds=1)), decide(state, to("ID"), now=then)
+
+    assert (accepted(early), accepted(late)) == ([False], [True])
+    assert state.unverified["acme", "ID"] == UnverifiedCredits(then, 3)
+
+
+def test_a_send_that_alone_costs_more_than_the_limit_is_never_accepted() -> None:
+    state = books()
+    decide(state, to("ID"))
+
+    assert accepted(decide(state, to("ID", credits=MOST + 1), now=START + 2 * WINDOW)) == [False]
+    assert accepted(decide(state, to("SG", credits=MOST + 1))) == [False]
+
+
+def test_a_refused_send_counts_nothing() -> None:
+    state = books()
+    state.accounts["acme"].available_credits = 2
+    decide(state, to("ID"))
+
+    assert state.unverified["acme", "ID"].credits == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ID", "SG"]), st.sampled_from(["acme", "other"]), st.integers(1, 4), st.integers(0, 40)
+        ),
+        max_size=40,
+    )
+)
+def test_no_window_ever_holds_more_than_the_limit(sends: list[tuple[str, str, int, int]]) -> None:
+    state, now = books(), START
+    begun: dict[tuple[str, str], datetime] = {}
+    spent: dict[tuple[str, str], int] = defaultdict(int)
+    for country, organization_id, credits, minutes in sends:
+        now += timedelta(minutes=minutes)
+        key = organization_id, country
+        if key not in begun or now >= begun[key] + WINDOW:
+            expected, start, before = credits <= MOST, now, 0
+        else:
+            expected, start, before = spent[key] + credits <= MOST, begun[key], spent[key]
+        assert accepted(decide(state, to(country, credits=credits, organization_id=organization_id), now=now)) == [
+            expected
+        ]
+        if expected:
+            begun[key], spent[key] = start, before + credits
+
+
+@pytest.mark.parametrize(
+    ("served", "number", "expected"),
+    [
+        (Served(), "+6281234567890", True),
+        (Served(areas=("ID",)), "+6281234567890", True),
+        (Served(areas=("SG",)), "+6281234567890", False),
+        (Served(areas=("SG", "+62812")), "+6281234567890", True),
+        (Served(areas=("+62813",)), "+6281234567890", False),
+        (Served(blocked=("ID",)), "+6281234567890", False),
+        (Served(blocked=("+628123",)), "+6281234567890", False),
+        (Served(areas=("ID",), blocked=("+62812",)), "+6281234567890", False),
+        (Served(blocked=("001",)), "+80012345678", False),
+        (Served(areas=("ID",)), "+80012345678", False),
+    ],
+)
+def test_a_number_is_served_where_its_areas_say_so(served: Served, number: str, expected: bool) -> None:  # noqa: FBT001
+    assert served.serves(parse_phone(number)) is expected
+
+
+def test_mail_is_served_wherever_it_goes() -> None:
+    assert Served(areas=("ID",), blocked=("SG",)).serves(parse_email("bob@example.sg"))
