@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -63,9 +64,21 @@ async def until_told_to_stop() -> None:
     await told.wait()
 
 
+def calm_garbage_collector() -> None:
+    """Let it look rarely, and never again at what exists now: for a process that has built all that it keeps.
+
+    What a call leaves behind is freed by reference counting. Left to its defaults the collector would walk every
+    object of the process again and again, for 5 to 10 % of the time of a busy server.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 async def _serve(settings: Settings, url: str, *, supervisor: int | None) -> None:
     serve_metrics(settings.metrics.listen)
     async with running(settings, database_url=url) as server:
+        calm_garbage_collector()
         _log.info("listening", address=settings.listen, port=server.port)
         ends = [asyncio.ensure_future(until_told_to_stop())]
         if supervisor is not None:

@@ -1,7 +1,6 @@
 """The gRPC server: where it listens, what it serves, and how it goes down without failing a call."""
 
 import asyncio
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -87,20 +86,8 @@ async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Do
     if listening.reflection:
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = _listen(server, listening)
-    calm_garbage_collector()
     await server.start()
     return GrpcServer(server, port, door, health_servicer)
-
-
-def calm_garbage_collector() -> None:
-    """Let it look rarely, and never again at what exists now: for a process that has built all that it keeps.
-
-    What a call leaves behind is freed by reference counting. Left to its defaults the collector would walk every
-    object of the process again and again, for 5 to 10 % of the time of a busy server.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _listen(server: grpc.aio.Server, listening: Listening) -> int:

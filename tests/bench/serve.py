@@ -14,7 +14,7 @@ import uvloop
 
 from server.app import running
 from server.channels.console import Console
-from server.commands.serve import until_told_to_stop
+from server.commands.serve import calm_garbage_collector, until_told_to_stop
 from server.environment import load_settings
 from server.logs import configure_logging
 from server.rpc import serving
@@ -28,6 +28,7 @@ Method = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[b
 
 async def _serve(kind: str, settings: Settings) -> None:
     async with {"pulsa": _pulsa, "empty": _empty, "plain": _plain}[kind](settings) as port:
+        calm_garbage_collector()
         print(port, flush=True)  # noqa: T201 - what the starter waits for
         await until_told_to_stop()
 
