@@ -42,6 +42,7 @@ def open_credit_room(
         expire_grace=timedelta(hours=settings.stripe.expire_grace_hours),
         trust_out_of_band=settings.stripe.trust_out_of_band,
         payment_method_types=settings.stripe.payment_methods,
+        lease=timedelta(seconds=settings.stripe.lease_seconds),
     )
     changes = TopUpChanges(pool, terms, low_balance_threshold=pricing.low_balance_threshold, reached=reached)
     top_ups = TopUps(changes, payments, pricing)
@@ -78,11 +79,16 @@ def open_credit_room(
 
 
 def open_payments(settings: Settings, reached: Reached) -> Payments:
-    """The Stripe account of the settings. Raises SettingsError without a key."""
-    return Payments(
+    """The Stripe account of the settings. Raises SettingsError without a key, ValueError for too short a lease."""
+    payments = Payments(
         api_key=needed(settings.stripe.api_key, "PULSA_STRIPE_API_KEY").get_secret_value(),
         base_url=settings.stripe.base_url,
         api_version=settings.stripe.api_version,
         timeout_seconds=settings.stripe.timeout_seconds,
         reached=reached,
     )
+    if payments.deadline_seconds >= settings.stripe.lease_seconds:
+        raise ValueError(
+            f"PULSA_STRIPE_LEASE_SECONDS: must exceed {payments.deadline_seconds:g}, what a call to Stripe may take"
+        )
+    return payments

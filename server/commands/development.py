@@ -22,6 +22,7 @@ from server.rpc.tokens import ANY_ORGANIZATION, mint
 from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.settings import KEY_BYTES, Settings
+from server.stops import Reached, go_on, kill_at
 from server.webhook.intake import PATH
 from server.webhook.relay import Relay
 from server.webhook.sidecar import start_sidecar
@@ -104,7 +105,8 @@ async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
         stack.push_async_callback(stripe.close)
         await stack.enter_async_context(message_page(console, port=settings.sandbox.messages_port))
         serve_metrics(settings.metrics.listen)
-        await stack.enter_async_context(running(settings, database_url=url, console=console))
+        reached = _stop_at(settings.sandbox.stop_at)
+        await stack.enter_async_context(running(settings, database_url=url, console=console, reached=reached))
         relay = Relay(
             settings.listen,
             token=lambda: _token(key, "sidecar", ANY_ORGANIZATION, STRIPE_RELAY),
@@ -145,6 +147,12 @@ def _token(key: DevelopmentKey, subject: str, organization_id: str, *permissions
         permissions=permissions,
         lifetime_seconds=_DAY_SECONDS,
     )
+
+
+def _stop_at(point: str) -> Reached:
+    """As PULSA_SANDBOX_STOP_AT says: a point, and behind # which time it is reached."""
+    name, _, occurrence = point.partition("#")
+    return kill_at(name, occurrence=int(occurrence or 1)) if name else go_on
 
 
 def _secrets(folder: Path) -> dict[str, str]:

@@ -68,7 +68,8 @@ class Payments:
         self.api_version = api_version or stripe.api_version
         """What the answers are written in."""
         self.livemode = api_key.startswith(("sk_live_", "rk_live_"))
-        self._deadline_seconds = 3 * timeout_seconds
+        self.deadline_seconds = 3 * timeout_seconds
+        """The longest that a call takes, repeats included."""
         self._reached = reached
         self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=timeout_seconds))
         self._stripe = stripe.StripeClient(
@@ -198,7 +199,7 @@ class Payments:
     async def _call(self, name: str, call: Callable[..., Awaitable[Any]], *arguments: object) -> Mapping[str, Any]:
         """Stripe's answer as plain JSON."""
         try:
-            async with asyncio.timeout(self._deadline_seconds):
+            async with asyncio.timeout(self.deadline_seconds):
                 answer = await _repeat_rate_limited(call, *arguments)
         except TRANSPORT_ERRORS as error:
             raise explain(error) from error

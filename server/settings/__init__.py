@@ -155,6 +155,7 @@ class Stripe(Group):
     account_id: str | None = Field(default=None, description="the account that events must be of; unset: any")
     timeout_seconds: float = Field(default=10, gt=0, le=80, description="for each call to Stripe")
     wait_seconds: float = Field(default=15, gt=0, description="how long CreateTopUp and CancelTopUp wait for Stripe")
+    lease_seconds: float = Field(default=60, gt=0, description="after this another replica takes a silent top-up over")
     days_until_due: int = Field(default=7, ge=1, le=90, description="days to pay an invoice")
     expire_grace_hours: float = Field(
         default=24, ge=0, description="after due time, before an unpaid invoice is voided"

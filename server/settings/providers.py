@@ -65,3 +65,8 @@ class Sandbox(Group):
 
     stripe_port: int = Field(default=12111, description="port of the stand-in for Stripe on 127.0.0.1")
     messages_port: int = Field(default=12112, description="port of the page with the messages on 127.0.0.1")
+    stop_at: str = Field(
+        default="",
+        pattern=r"^([a-z_ ]+(#[1-9][0-9]*)?)?$",
+        description="for crash tests: where `dev` kills itself, as `stripe void`, or `stripe void#2` the second time",
+    )

@@ -18,6 +18,7 @@ from server.rpc.development_key import DevelopmentKey, development_key
 from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.settings import KEY_BYTES, Settings
+from server.stops import Reached, go_on
 from server.webhook.intake import PATH
 from server.webhook.relay import Relay
 from server.webhook.sidecar import start_sidecar
@@ -69,7 +70,9 @@ class Deployment(Caller):
 
 
 @asynccontextmanager
-async def deployed(database_url: str, folder: Path, **changes: Any) -> AsyncIterator[Deployment]:
+async def deployed(
+    database_url: str, folder: Path, *, reached: Reached = go_on, **changes: Any
+) -> AsyncIterator[Deployment]:
     """Everything, running; changes are settings by group."""
     key, console = development_key(folder), Console(None)
     async with AsyncExitStack() as stack:
@@ -81,6 +84,7 @@ async def deployed(database_url: str, folder: Path, **changes: Any) -> AsyncIter
                 _settings(key, stripe.url, changes),
                 database_url=database_url,
                 console=console,
+                reached=reached,
                 registry=CollectorRegistry(),
             )
         )

@@ -18,6 +18,7 @@ WRONG = {
     "PULSA_TOKEN_KEYS": "/there/is/no/such/file",
     "PULSA_SECRET_KEYS": "test:short",
     "PULSA_SMTP_SENDER": "",
+    "PULSA_STRIPE_LEASE_SECONDS": "30",
     "PULSA_DATABASE_URL": "postgresql://127.0.0.1:1/nobody-is-there",
 }
 """All but the first show only when they are used; test_environment.py has more of its kind."""
