@@ -16,12 +16,12 @@ async def go_on(_point: str) -> None:
 
 
 def kill_at(point: str, *, occurrence: int = 1) -> Reached:
-    """The process kills itself, as kill -9 does, when the point is reached for the nth time. `*` is every point."""
+    """The process kills itself, as kill -9 does, when the point is reached for the nth time."""
     left = occurrence
 
     async def reached(at: str) -> None:
         nonlocal left
-        left -= point in {at, "*"}
+        left -= at == point
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
