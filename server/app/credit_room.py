@@ -19,8 +19,9 @@ from server.stops import Reached
 from server.watch.night_watch import Round
 from server.watch.notices import watch_notices
 from server.watch.stripe_events import watch_stripe_events, watch_undelivered_events
-from server.watch.top_ups import watch_top_ups
+from server.watch.top_ups import watch_drift, watch_top_ups
 
+_DAY_SECONDS = 24 * 60 * 60
 _BALANCE_POLL_SECONDS = 0.25
 _BALANCE_SPENDING_SECONDS = 1.0
 
@@ -71,6 +72,11 @@ def open_credit_room(
         Round("top-ups", 1, lambda now: watch_top_ups(top_ups, now=now)),
         Round("stripe events", 1, lambda now: watch_stripe_events(inbox, now=now)),
         Round("undelivered stripe events", 300, lambda now: watch_undelivered_events(inbox, now=now)),
+        Round(
+            "drift",
+            _DAY_SECONDS,
+            lambda now: watch_drift(pool, payments, environment=settings.environment, now=now),
+        ),
     ]
     if mailer := open_mailer(settings, foundations.templates, console=foundations.console):
         stack.push_async_callback(mailer.close)

@@ -8,6 +8,7 @@ import pytest
 from server.credits.drift import DriftReport, find_drift
 from server.credits.top_up_states import TopUpStatus
 from server.database.pool import connection
+from server.watch.top_ups import watch_drift
 from tests.integration.top_ups.shop import Shop
 
 
@@ -88,3 +89,12 @@ async def test_older_top_ups_than_35_days_are_left_out(shop: Shop) -> None:
     await shop.buy()
     shop.clock.ahead = timedelta(days=36)
     assert (await _report(shop)).top_ups == 0
+
+
+async def test_the_night_watch_counts_what_does_not_agree(shop: Shop) -> None:
+    await shop.act(await shop.buy("voided"), "void")
+    await shop.all_events_done()
+    payments, now = shop.desk.payments, shop.clock()
+    assert await watch_drift(shop.pool, payments, environment="test", now=now) == 0
+    await _edit(shop, "UPDATE top_ups SET status = 'OPEN', cancel_time = NULL")
+    assert await watch_drift(shop.pool, payments, environment="test", now=now) == 1
