@@ -44,8 +44,8 @@ def test_a_line_says_when_where_how_grave_and_what(capsys: pytest.CaptureFixture
 
 def test_a_library_is_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="debug", style="json")
-    logging.getLogger("some.library").info("chatter")
-    logging.getLogger("some.library").warning("trouble with %s", "disks")
+    logging.getLogger("another.package").info("chatter")
+    logging.getLogger("another.package").warning("trouble with %s", "disks")
 
     assert [line["event"] for line in lines(capsys)] == ["trouble with disks"]
 
@@ -58,9 +58,9 @@ def test_what_must_not_be_logged_is_hidden(style: str, capsys: pytest.CaptureFix
     log.info("sent", code="918273", destination="jane@mail.example")
     for secret in secrets[1:]:
         log.info("careless", detail=f"text with {secret}.")
-        logging.getLogger("some.library").error("refused %s", secret)
+        logging.getLogger("another.package").error("refused %s", secret)
     failure = ValueError(f"cannot reach {secrets[1]}")
-    logging.getLogger("some.library").error("failed", exc_info=failure)
+    logging.getLogger("another.package").error("failed", exc_info=failure)
 
     output = capsys.readouterr().err
 

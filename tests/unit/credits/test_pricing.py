@@ -86,7 +86,7 @@ def test_what_is_not_sold_is_refused() -> None:
         ("IDR = 150", "IDR = 150.5", "unit_prices.IDR has more than 0 decimals"),
         ("IDR = 150", "IDR = 9", "minimum_credits cost less than 10000 IDR"),
         ("IDR = 150", "IDR = 1_000", "maximum_credits cost more than 9999999999 IDR"),
-        ("IDR = 150", "XXX = 150", "unit_prices.XXX is not a currency known here: IDR, USD"),
+        ("IDR = 150", "ZZZ = 150", "unit_prices.ZZZ is not a currency known here: IDR, USD"),
         ("USD = 0.01", "USD = 0.0000000001", "unit_prices.USD has more than 9 decimals"),
         ("USD = 0.01", "USD = 0.000494", "minimum_credits cost less than 0.50 USD"),
         ("USD = 0.01", "USD = nan", "unit_prices.USD: Input should be a finite number"),
