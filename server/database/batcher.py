@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 _FULL = 64
-"""Items in a batch from which on lingering longer gains nothing: the cost of the flush itself is shared by enough."""
+"""Items in a batch from which on it lingers for the whole time; a choice, not a measured optimum."""
 
 
 @dataclass(frozen=True, slots=True)
