@@ -36,7 +36,7 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     for channel in channels.values():
         stack.push_async_callback(channel.close)
     prices = {name: foundations.pricing.channel_credits[name] for name in channels}
-    limits, served = _send_limits(settings), Served(settings.limit.areas, settings.limit.blocked_areas)
+    limits, served = _send_limits(settings), _served(settings)
     outcomes = Outcomes(
         pool,
         batching=foundations.batching,
@@ -100,7 +100,17 @@ def _send_limits(settings: Settings) -> SendLimits:
         sends_per_destination_per_day=limit.sends_per_destination_per_day,
         sends_per_organization_per_minute=limit.sends_per_organization_per_minute,
         unverified_credits_per_country=limit.unverified_credits_per_country,
+        unverified_credits_per_prefix=limit.unverified_credits_per_prefix,
         unverified_window=timedelta(hours=limit.unverified_window_hours),
+    )
+
+
+def _served(settings: Settings) -> Served:
+    limit = settings.limit
+    return Served(
+        areas=limit.areas,
+        blocked=limit.blocked_areas,
+        prefix_digits=limit.unverified_prefix_digits if limit.unverified_credits_per_prefix else 0,
     )
 
 

@@ -64,7 +64,7 @@ Decision = Admitted | Replayed | Refused
 RequestKey = tuple[str, UUID]
 OtpKey = tuple[str, UUID]
 DestinationKey = tuple[str, bytes]
-CountryKey = tuple[str, str]
+AreaKey = tuple[str, str]
 
 CLOSED: Mapping[OtpStatus, type[DomainError]] = {
     OtpStatus.VERIFIED: OtpAlreadyVerified,
@@ -86,8 +86,8 @@ class State:
     """Of the last day, oldest first."""
     otp_statuses: dict[OtpKey, OtpStatus] = field(default_factory=dict)
     """Of the OTPs that are to be sent again."""
-    unverified: dict[CountryKey, UnverifiedCredits] = field(default_factory=dict)
-    """What was spent on the countries of those sends that are to phones."""
+    unverified: dict[AreaKey, UnverifiedCredits] = field(default_factory=dict)
+    """What was spent in the areas of those sends that are to phones."""
     newly_low: list[Account] = field(default_factory=list)
     """The accounts whose balance these sends made low."""
 
@@ -119,7 +119,7 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
         return Refused(error)
     count_send(account, now=now)
     if spending:
-        spending.unverified.count(target.credits, now=now, limits=limits)
+        spending.count(now=now, limits=limits)
     if account.apply(-target.credits, now=now):
         state.newly_low.append(account)
     delivery = _delivery(send, account, now)
@@ -129,12 +129,12 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
 
 
 def _spending(send: Send, state: State, now: datetime) -> Spending | None:
-    """What counts towards its country's limit; None for mail."""
+    """What counts towards its areas' limits; None for mail."""
     target = send.target
-    if not target.country:
+    if not target.areas:
         return None
-    key = send.otp.organization_id, target.country
-    return Spending(state.unverified.setdefault(key, UnverifiedCredits(now)), target.credits)
+    keys = [(send.otp.organization_id, area) for area in target.areas.split()]
+    return Spending([state.unverified.setdefault(key, UnverifiedCredits(now)) for key in keys], target.credits)
 
 
 def _check(
@@ -178,5 +178,5 @@ def _delivery(send: Send, account: Account, now: datetime) -> Delivery:
         refunded=False,
         failure_reason="",
         create_time=now,
-        country=target.country,
+        areas=target.areas,
     )

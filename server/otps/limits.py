@@ -23,6 +23,8 @@ class SendLimits:
     sends_per_organization_per_minute: int = 60_000
     unverified_credits_per_country: int = 0
     """Of an organization, to a country's numbers, in a window: more than that pumping fraud cannot take."""
+    unverified_credits_per_prefix: int = 0
+    """To numbers that begin alike: what fraud with one range of numbers may take of its country's share."""
     unverified_window: timedelta = DAY
 
 
@@ -36,17 +38,16 @@ class RecentSend:
 
 @dataclass(slots=True)
 class UnverifiedCredits:
-    """What an organization spent on a country's numbers in one window, without what came to be verified."""
+    """What an organization spent on an area's numbers in one window, without what came to be verified."""
 
     window_start_time: datetime
     credits: int = 0
 
-    def wait(self, credits: int, *, now: datetime, limits: SendLimits) -> timedelta:
-        """How long no more of so many credits may be spent; zero or less when they may."""
+    def wait(self, credits: int, *, most: int, now: datetime, limits: SendLimits) -> timedelta:
+        """How long so many credits more would be beyond `most`; zero or less when they are not."""
         spent, end = self.credits, self.window_start_time + limits.unverified_window
         if now >= end:
             spent, end = 0, now + limits.unverified_window
-        most = limits.unverified_credits_per_country
         return end - now if most and spent + credits > most else timedelta()
 
     def count(self, credits: int, *, now: datetime, limits: SendLimits) -> None:
@@ -61,8 +62,14 @@ class UnverifiedCredits:
 class Spending:
     """What one more send to a phone would spend, and what was spent before."""
 
-    unverified: UnverifiedCredits
+    unverified: Sequence[UnverifiedCredits]
+    """On its country's numbers, and on those of its prefix where prefixes count."""
     credits: int
+
+    def count(self, *, now: datetime, limits: SendLimits) -> None:
+        """Count the credits in each area."""
+        for area in self.unverified:
+            area.count(self.credits, now=now, limits=limits)
 
 
 def check_limits(
@@ -76,12 +83,12 @@ def check_limits(
 ) -> None:
     """Raise ResendTooSoon or TooManySends when one more send is too much.
 
-    `recent` has the sends to the destination, oldest first; mail spends nothing on a country. Of several limits the one
+    `recent` has the sends to the destination, oldest first; mail spends nothing in an area. Of several limits the one
     that takes longest to pass is raised, so that whoever waits as long as it says is not refused by the next.
     """
     refusals = [*_of_destination(recent, purpose, now, limits), *_of_organization(account, now, limits)]
-    if spending and (wait := spending.unverified.wait(spending.credits, now=now, limits=limits)) > timedelta():
-        refusals.append(_too_many(wait, "unverified_credits_per_country"))
+    if spending:
+        refusals += _of_areas(spending, now, limits)
     if refusals:
         raise max(refusals, key=lambda refusal: refusal.retry_after_seconds)
 
@@ -115,6 +122,16 @@ def _of_organization(account: Account, now: datetime, limits: SendLimits) -> Ite
     end = account.window_start_time + MINUTE
     if most and account.window_send_count >= most and now < end:
         yield _too_many(end - now, "sends_per_organization_per_minute")
+
+
+def _of_areas(spending: Spending, now: datetime, limits: SendLimits) -> Iterator[RetryLater]:
+    budgets = (
+        (limits.unverified_credits_per_country, "unverified_credits_per_country"),
+        (limits.unverified_credits_per_prefix, "unverified_credits_per_prefix"),
+    )
+    for area, (most, name) in zip(spending.unverified, budgets, strict=False):
+        if (wait := area.wait(spending.credits, most=most, now=now, limits=limits)) > timedelta():
+            yield _too_many(wait, name)
 
 
 def _too_many(wait: timedelta, name: str) -> RetryLater:

@@ -82,8 +82,8 @@ class Delivery:
     refunded: bool
     failure_reason: str
     create_time: datetime
-    country: str = ""
-    """Of the number that it went to; empty for an address."""
+    areas: str = ""
+    """As its target's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,9 @@ class Target:
     destination_digest: bytes
     destination_sealed: bytes
     masked_destination: str
-    country: str = ""
-    """Of the number; empty for an address."""
+    areas: str = ""
+    """Where unverified credits are counted, with spaces between them: the number's country, and perhaps its prefix as a
+    keyed digest. Empty for an address."""
 
 
 def otp_of(row: tuple[Any, ...]) -> Otp:

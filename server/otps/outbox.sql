@@ -13,7 +13,7 @@ SELECT outbox.fallbacks_sealed, outbox.attempts,
     delivery.organization_id, delivery.delivery_id, delivery.otp_id, delivery.request_id, delivery.request_fingerprint,
     delivery.purpose, delivery.channel, delivery.destination_digest, delivery.destination_sealed,
     delivery.masked_destination, delivery.credits, delivery.ledger_sequence, delivery.balance_after, delivery.status,
-    delivery.refunded, delivery.failure_reason, delivery.create_time, delivery.country,
+    delivery.refunded, delivery.failure_reason, delivery.create_time, delivery.areas,
     otp.organization_id, otp.otp_id, otp.purpose, otp.locale, otp.destination_digest, otp.code_key_id, otp.code_length,
     otp.context_digest, otp.web_otp_domain, otp.metadata, otp.status, otp.attempts, otp.max_attempts, otp.create_time,
     otp.expire_time, otp.verify_time, otp.verify_request_id, otp.to_phone

@@ -1,7 +1,8 @@
-"""What bounds the loss to SMS pumping: credits spent on a country's numbers for which no code has come back.
+"""What bounds the loss to SMS pumping: credits spent on an area's numbers for which no code has come back.
 
 A pumping fraud asks for codes to numbers that earn it money, and types none of them in. What is verified, or failed for
-sure, no longer counts; so the unverified rest has a limit for each organization, country and window.
+sure, no longer counts; so the unverified rest has a limit for each organization, area and window. An area is a country,
+and where prefixes count also what begins with the same digits.
 """
 
 from collections import Counter
@@ -13,24 +14,26 @@ from server.channels.destinations import Destination
 from server.database.arrays import Array, bigints, texts, times, uuids
 from server.database.pool import Connection, Cursor
 from server.database.queries import load_queries
-from server.otps.admission import Admitted, CountryKey, Send
+from server.otps.admission import Admitted, AreaKey, Send
 from server.otps.limits import UnverifiedCredits
 from server.otps.otp import Delivery, Otp
 
 SQL = load_queries(__file__)
 
 SpentOn = tuple[str, str, datetime, int]
-"""Organization, country, when, and credits of a send to a phone."""
+"""Organization, areas, when, and credits of a send to a phone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Whose numbers are sent to. An area is a country (ID) or the beginning of a number (+62812)."""
+    """Whose numbers are sent to, by country (ID) or the beginning of a number (+62812), and what is counted of them."""
 
     areas: Sequence[str] = ()
     """None for all."""
     blocked: Sequence[str] = ()
     """Also of the areas above."""
+    prefix_digits: int = 0
+    """How many digits after the plus sign share a budget; 0: only a country's numbers do."""
 
     def serves(self, destination: Destination) -> bool:
         """Whether messages go there; always true for an address."""
@@ -54,29 +57,31 @@ def _is_in(destination: Destination, area: str) -> bool:
 
 
 async def request_unverified(connection: Connection, sends: Iterable[Send]) -> Cursor | None:
-    """For a pipeline: what was spent on the countries of these sends; asks nothing when none is to a phone."""
-    keys = {(send.otp.organization_id, send.target.country) for send in sends if send.target.country}
+    """For a pipeline: what was spent in the areas of these sends; asks nothing when none is to a phone."""
+    phones = [send for send in sends if send.target.areas]
+    keys = {(send.otp.organization_id, area) for send in phones for area in send.target.areas.split()}
     return await connection.execute(SQL.read_unverified, _columns(sorted(keys))) if keys else None
 
 
-async def unverified_of(cursor: Cursor | None) -> dict[CountryKey, UnverifiedCredits]:
-    """What the cursor holds, by organization and country."""
+async def unverified_of(cursor: Cursor | None) -> dict[AreaKey, UnverifiedCredits]:
+    """What the cursor holds, by organization and area."""
     rows = await cursor.fetchall() if cursor else []
     return {(row[0], row[1]): UnverifiedCredits(*row[2:]) for row in rows}
 
 
 async def add_unverified(
-    connection: Connection, admitted: Iterable[Admitted], unverified: Mapping[CountryKey, UnverifiedCredits]
+    connection: Connection, admitted: Iterable[Admitted], unverified: Mapping[AreaKey, UnverifiedCredits]
 ) -> None:
     """Count accepted sends to phones, in the windows that `admit` put them into. The accounts are locked."""
-    phones = [one for one in admitted if one.delivery.country]
+    phones = [one for one in admitted if one.delivery.areas]
     if not phones:
         return
     if unmarked := [one.send.otp for one in phones if one.send.resend and not one.send.otp.to_phone]:
         await connection.execute(SQL.mark_otps_to_phones, _ids(unmarked))
-    spent: Counter[CountryKey] = Counter()
+    spent: Counter[AreaKey] = Counter()
     for one in phones:
-        spent[one.delivery.organization_id, one.delivery.country] += one.delivery.credits
+        for area in one.delivery.areas.split():
+            spent[one.delivery.organization_id, area] += one.delivery.credits
     keys = sorted(spent)
     await connection.execute(
         SQL.add_unverified,
@@ -97,19 +102,19 @@ async def lower_verified(connection: Connection, otps: Iterable[Otp]) -> None:
 
 async def lower_failed(connection: Connection, deliveries: Iterable[Delivery]) -> None:
     """No longer count deliveries that surely did not go out."""
-    await _lower(connection, [(one.organization_id, one.country, one.create_time, one.credits) for one in deliveries])
+    await _lower(connection, [(one.organization_id, one.areas, one.create_time, one.credits) for one in deliveries])
 
 
 async def _lower(connection: Connection, sends: Sequence[SpentOn]) -> None:
     """Only in the window in which they were counted."""
-    keys = sorted({send[:2] for send in sends if send[1]})
-    if not keys:
+    counted = [((send[0], area), *send[2:]) for send in sends for area in send[1].split()]
+    if not counted:
         return
+    keys = sorted({key for key, _, _ in counted})
     windows = await connection.execute(SQL.lock_unverified, _columns(keys))
     starts = {(row[0], row[1]): row[2] for row in await windows.fetchall()}
-    lowered: Counter[CountryKey] = Counter()
-    for organization_id, country, create_time, credits in sends:
-        key = organization_id, country
+    lowered: Counter[AreaKey] = Counter()
+    for key, create_time, credits in counted:
         if key in starts and create_time >= starts[key]:
             lowered[key] += credits
     if lowered:
@@ -117,8 +122,8 @@ async def _lower(connection: Connection, sends: Sequence[SpentOn]) -> None:
         await connection.execute(SQL.lower_unverified, values)
 
 
-def _columns(keys: Sequence[CountryKey]) -> dict[str, Array]:
-    return {"organization_ids": texts(key[0] for key in keys), "countries": texts(key[1] for key in keys)}
+def _columns(keys: Sequence[AreaKey]) -> dict[str, Array]:
+    return {"organization_ids": texts(key[0] for key in keys), "areas": texts(key[1] for key in keys)}
 
 
 def _ids(otps: Sequence[Otp]) -> dict[str, Array]:

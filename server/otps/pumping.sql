@@ -1,19 +1,19 @@
 -- read_unverified
-SELECT organization_id, country, window_start_time, credits
-FROM unnest(%(organization_ids)s::text[], %(countries)s::text[]) AS wanted (organization_id, country)
-JOIN unverified_credits USING (organization_id, country)
+SELECT organization_id, area, window_start_time, credits
+FROM unnest(%(organization_ids)s::text[], %(areas)s::text[]) AS wanted (organization_id, area)
+JOIN unverified_credits USING (organization_id, area)
 WHERE true
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ;
 
 -- add_unverified
 -- Under the accounts' locks, so that nobody else begins a window; what is lowered meanwhile by a verification stays so.
-INSERT INTO unverified_credits (organization_id, country, window_start_time, credits)
-SELECT spent.organization_id, spent.country, spent.window_start_time, spent.credits
+INSERT INTO unverified_credits (organization_id, area, window_start_time, credits)
+SELECT spent.organization_id, spent.area, spent.window_start_time, spent.credits
 FROM unnest(
-    %(organization_ids)s::text[], %(countries)s::text[], %(window_start_times)s::timestamptz[], %(credits)s::bigint[]
-) AS spent (organization_id, country, window_start_time, credits)
-ON CONFLICT (organization_id, country) DO UPDATE
+    %(organization_ids)s::text[], %(areas)s::text[], %(window_start_times)s::timestamptz[], %(credits)s::bigint[]
+) AS spent (organization_id, area, window_start_time, credits)
+ON CONFLICT (organization_id, area) DO UPDATE
 SET credits = excluded.credits + CASE
         WHEN unverified_credits.window_start_time = excluded.window_start_time THEN unverified_credits.credits
         ELSE 0
@@ -30,30 +30,30 @@ WHERE otps.organization_id = sent.organization_id
 
 -- find_sends_of_otps
 -- A failed one was lowered when it failed, and one that is still under way may fail.
-SELECT organization_id, country, create_time, credits
+SELECT organization_id, areas, create_time, credits
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS verified (organization_id, otp_id)
 JOIN deliveries USING (organization_id, otp_id)
-WHERE country <> '' AND status IN ('SENT', 'DELIVERED', 'UNKNOWN')
+WHERE areas <> '' AND status IN ('SENT', 'DELIVERED', 'UNKNOWN')
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ;
 
 -- lock_unverified
 -- In the order in which they are added, so that two transactions never wait for each other.
-SELECT organization_id, country, window_start_time
+SELECT organization_id, area, window_start_time
 FROM unverified_credits
-WHERE (organization_id, country) IN (
-        SELECT organization_id, country
-        FROM unnest(%(organization_ids)s::text[], %(countries)s::text[]) AS wanted (organization_id, country)
+WHERE (organization_id, area) IN (
+        SELECT organization_id, area
+        FROM unnest(%(organization_ids)s::text[], %(areas)s::text[]) AS wanted (organization_id, area)
     )
     AND organization_id = ANY(%(organization_ids)s) -- shard
-ORDER BY organization_id COLLATE "C", country COLLATE "C"
+ORDER BY organization_id COLLATE "C", area COLLATE "C"
 FOR NO KEY UPDATE;
 
 -- lower_unverified
 UPDATE unverified_credits
 SET credits = greatest(0, unverified_credits.credits - lowered.credits)
-FROM unnest(%(organization_ids)s::text[], %(countries)s::text[], %(credits)s::bigint[])
-    AS lowered (organization_id, country, credits)
+FROM unnest(%(organization_ids)s::text[], %(areas)s::text[], %(credits)s::bigint[])
+    AS lowered (organization_id, area, credits)
 WHERE unverified_credits.organization_id = lowered.organization_id
     AND unverified_credits.organization_id = ANY(%(organization_ids)s) -- shard
-    AND unverified_credits.country = lowered.country;
+    AND unverified_credits.area = lowered.area;

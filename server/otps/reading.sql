@@ -17,7 +17,7 @@ LIMIT %(limit)s;
 -- read_deliveries
 SELECT organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
     destination_sealed, masked_destination, credits, ledger_sequence, balance_after, status, refunded, failure_reason,
-    create_time, country
+    create_time, areas
 FROM deliveries
 WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s)
 ORDER BY delivery_id;

@@ -54,7 +54,7 @@ async def insert_deliveries(connection: Connection, deliveries: Sequence[Deliver
             "credits": bigints(delivery.credits for delivery in deliveries),
             "ledger_sequences": bigints(delivery.ledger_sequence for delivery in deliveries),
             "balances_after": bigints(delivery.balance_after for delivery in deliveries),
-            "countries": texts(delivery.country for delivery in deliveries),
+            "areas": texts(delivery.areas for delivery in deliveries),
             "now": now,
         },
     )

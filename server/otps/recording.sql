@@ -19,20 +19,20 @@ FROM unnest(
 -- insert_deliveries
 INSERT INTO deliveries (
     organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
-    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, create_time, update_time, country
+    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, create_time, update_time, areas
 )
 SELECT delivery.organization_id, delivery.delivery_id, delivery.otp_id, delivery.request_id,
     delivery.request_fingerprint, delivery.purpose, delivery.channel, delivery.destination_digest,
     delivery.destination_sealed, delivery.masked_destination, delivery.credits, delivery.ledger_sequence,
-    delivery.balance_after, %(now)s, %(now)s, delivery.country
+    delivery.balance_after, %(now)s, %(now)s, delivery.areas
 FROM unnest(
     %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(otp_ids)s::uuid[], %(request_ids)s::uuid[],
     %(fingerprints)s::bytea[], %(purposes)s::text[], %(channels)s::text[], %(destination_digests)s::bytea[],
     %(destinations_sealed)s::bytea[], %(masked_destinations)s::text[], %(credits)s::bigint[],
-    %(ledger_sequences)s::bigint[], %(balances_after)s::bigint[], %(countries)s::text[]
+    %(ledger_sequences)s::bigint[], %(balances_after)s::bigint[], %(areas)s::text[]
 ) AS delivery (
     organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
-    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, country
+    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, areas
 );
 
 -- insert_outbox

@@ -7,7 +7,7 @@ FOR UPDATE;
 -- lock_delivery
 SELECT organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
     destination_sealed, masked_destination, credits, ledger_sequence, balance_after, status, refunded, failure_reason,
-    create_time, country
+    create_time, areas
 FROM deliveries
 WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
 FOR NO KEY UPDATE;

@@ -2,7 +2,7 @@
 -- Joined pair by pair: two ANY conditions would probe the index for every organization with every request_id.
 SELECT organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
     destination_sealed, masked_destination, credits, ledger_sequence, balance_after, status, refunded, failure_reason,
-    create_time, country
+    create_time, areas
 FROM unnest(%(organization_ids)s::text[], %(request_ids)s::uuid[]) AS wanted (organization_id, request_id)
 JOIN deliveries USING (organization_id, request_id)
 WHERE true

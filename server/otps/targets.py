@@ -65,8 +65,18 @@ class Targets:
             destination_digest=self._vault.digest(destination.normalized),
             destination_sealed=self._vault.seal(destination.normalized, organization_id=organization_id),
             masked_destination=destination.masked,
-            country=country_of(destination),
+            areas=self._areas(destination),
         )
+
+    def _areas(self, destination: Destination) -> str:
+        """Where the credits of sends to it are counted until they are verified.
+
+        A prefix is named by its digest: beside the masked number its digits would leave few numbers to try.
+        """
+        country, digits = country_of(destination), self._served.prefix_digits
+        if not country or not digits:
+            return country
+        return f"{country} {self._vault.digest(destination.normalized[: 1 + digits]).hex()}"
 
     def seal_fallbacks(self, organization_id: str, addresses: Sequence[Address]) -> bytes | None:
         """The addresses checked and sealed, in order; None for none. Raises as `target` does."""

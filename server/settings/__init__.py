@@ -105,6 +105,12 @@ class Limit(Group):
     unverified_credits_per_country: int = Field(
         default=3000, ge=0, description="credits for one country's phones whose codes nobody verified, per organization"
     )
+    unverified_credits_per_prefix: int = Field(
+        default=0, ge=0, description="the same for numbers that begin alike, within their country's; 0: no such limit"
+    )
+    unverified_prefix_digits: int = Field(
+        default=7, ge=2, le=14, description="how many digits after the plus sign begin alike: +6281234 has 7"
+    )
     unverified_window_hours: float = Field(default=24, gt=0, le=720, description="how long they count")
     areas: Annotated[tuple[str, ...], AreAreas, Words] = Field(
         default=(), description="countries (ID) or beginnings of numbers (+62812) that are sent to; unset: all"

@@ -59,7 +59,7 @@ async def unverified(pool: Pool) -> int:
     async with connection(pool) as lent:
         rows = await lent.execute(
             "SELECT sum(delivery.credits)::bigint FROM deliveries AS delivery JOIN otps USING (organization_id, otp_id)"
-            " WHERE country <> '' AND delivery.status <> 'FAILED' AND otps.status <> 'VERIFIED'"
+            " WHERE areas <> '' AND delivery.status <> 'FAILED' AND otps.status <> 'VERIFIED'"
         )
         row = await rows.fetchone()
     return int(row[0] or 0) if row else 0

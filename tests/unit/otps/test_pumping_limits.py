@@ -20,10 +20,10 @@ WINDOW = timedelta(hours=1)
 LIMITS = replace(NO_LIMITS, unverified_credits_per_country=MOST, unverified_window=WINDOW)
 
 
-def to(country: str, *, credits: int = 3, organization_id: str = "acme") -> Send:
+def to(areas: str, *, credits: int = 3, organization_id: str = "acme") -> Send:
     send = a_send(an_otp(organization_id=organization_id), credits=credits)
     send.request_id = send.delivery_id
-    send.target = replace(send.target, country=country)
+    send.target = replace(send.target, areas=areas)
     return send
 
 
