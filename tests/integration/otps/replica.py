@@ -21,6 +21,7 @@ from server.otps.limits import SendLimits
 from server.otps.orders import Accepted, Orders, ResendOrder, SendOrder
 from server.otps.otp import Otp
 from server.otps.outcomes import Outcomes
+from server.otps.pumping import EVERYBODY, Served
 from server.otps.reading import OtpRecord, read_otp
 from server.otps.sending import Sender
 from server.otps.targets import Address
@@ -54,6 +55,7 @@ class Replica:
     pool: Pool
     limits: SendLimits = NO_LIMITS
     guess_limits: GuessLimits = field(default_factory=GuessLimits)
+    served: Served = EVERYBODY
     clock: Clock = utc_now
     one_organization_per_transaction: bool = False
     accepted: list[Admitted] = field(default_factory=list)
@@ -69,7 +71,9 @@ class Replica:
             batching=batching,
             clock=self.clock,
         )
-        self.orders = Orders(self.pool, VAULT, self.sender, channel_credits=PRICES, clock=self.clock)
+        self.orders = Orders(
+            self.pool, VAULT, self.sender, channel_credits=PRICES, served=self.served, clock=self.clock
+        )
         self.verifier = Verifier(self.pool, VAULT, limits=self.guess_limits, batching=batching, clock=self.clock)
         self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, clock=self.clock)
 

@@ -1,6 +1,5 @@
 """The limit on unverified credits, decided without a database, and whose numbers are sent to."""
 
-from collections import defaultdict
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -8,16 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.channels.channel import ChannelName
 from server.channels.destinations import parse_email, parse_phone
 from server.errors import TooManySends
 from server.otps.admission import Admitted, Decision, Refused, Send, State, admit
-from server.otps.limits import UnverifiedCredits
+from server.otps.limits import SendLimits, UnverifiedCredits
 from server.otps.pumping import Served
+from server.otps.targets import Address, Targets
+from server.otps.vault import KEY_BYTES, Vault
 from tests.unit.otps.books import NO_LIMITS, START, a_send, an_account, an_otp
 
 MOST = 10
 WINDOW = timedelta(hours=1)
 LIMITS = replace(NO_LIMITS, unverified_credits_per_country=MOST, unverified_window=WINDOW)
+PREFIX_MOST = 6
+WITH_PREFIXES = replace(LIMITS, unverified_credits_per_prefix=PREFIX_MOST)
+VAULT = Vault({"k1": b"1" * KEY_BYTES}, digest_secret=b"2" * KEY_BYTES)
 
 
 def to(areas: str, *, credits: int = 3, organization_id: str = "acme") -> Send:
@@ -31,8 +36,8 @@ def books() -> State:
     return State({name: an_account(name, credits=1_000_000) for name in ("acme", "other")})
 
 
-def decide(state: State, *sends: Send, now: datetime = START) -> list[Decision]:
-    return admit(sends, state, now=now, limits=LIMITS)
+def decide(state: State, *sends: Send, now: datetime = START, limits: SendLimits = LIMITS) -> list[Decision]:
+    return admit(sends, state, now=now, limits=limits)
 
 
 def accepted(decisions: list[Decision]) -> list[bool]:
@@ -102,30 +107,77 @@ def test_a_refused_send_counts_nothing() -> None:
     assert state.unverified["acme", "ID"].credits == 0
 
 
+def test_a_prefix_and_its_country_each_have_a_limit() -> None:
+    sends = [to(f"ID {prefix}") for prefix in ("81", "81", "81", "82", "83")]
+    decisions = decide(books(), *sends, limits=WITH_PREFIXES)
+
+    refusals = [decision.error for decision in decisions if isinstance(decision, Refused)]
+    assert accepted(decisions) == [True, True, False, True, False]
+    assert [error.limit for error in refusals if isinstance(error, TooManySends)] == [
+        "unverified_credits_per_prefix",
+        "unverified_credits_per_country",
+    ]
+
+
+def test_of_two_full_areas_the_one_that_opens_last_is_waited_for() -> None:
+    state = books()
+    decide(state, to("ID 81"), limits=WITH_PREFIXES)
+    half = START + WINDOW / 2
+    decide(state, to("ID 82"), to("ID 82"), now=half, limits=WITH_PREFIXES)
+    (refused,) = decide(state, to("ID 82"), now=half, limits=WITH_PREFIXES)
+
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, TooManySends)
+    assert refused.error.retry_after_seconds == WINDOW.total_seconds()
+    then = half + WINDOW
+    early, late = then - timedelta(microseconds=1), then
+    assert [accepted(decide(state, to("ID 82"), now=now, limits=WITH_PREFIXES)) for now in (early, late)] == [
+        [False],
+        [True],
+    ]
+
+
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["ID", "SG"]), st.sampled_from(["acme", "other"]), st.integers(1, 4), st.integers(0, 40)
+            st.sampled_from(["ID", "ID 81", "ID 82", "SG 65"]),
+            st.sampled_from(["acme", "other"]),
+            st.integers(1, 4),
+            st.integers(0, 40),
         ),
         max_size=40,
     )
 )
 def test_no_window_ever_holds_more_than_the_limit(sends: list[tuple[str, str, int, int]]) -> None:
     state, now = books(), START
-    begun: dict[tuple[str, str], datetime] = {}
-    spent: dict[tuple[str, str], int] = defaultdict(int)
-    for country, organization_id, credits, minutes in sends:
+    windows: dict[tuple[str, str], tuple[datetime, int]] = {}
+    for areas, organization_id, credits, minutes in sends:
         now += timedelta(minutes=minutes)
-        key = organization_id, country
-        if key not in begun or now >= begun[key] + WINDOW:
-            expected, start, before = credits <= MOST, now, 0
-        else:
-            expected, start, before = spent[key] + credits <= MOST, begun[key], spent[key]
-        assert accepted(decide(state, to(country, credits=credits, organization_id=organization_id), now=now)) == [
-            expected
-        ]
+        keys = [(organization_id, area) for area in areas.split()]
+        current = {key: windows[key] for key in keys if key in windows and now < windows[key][0] + WINDOW}
+        after = {key: (begin, spent + credits) for key in keys for begin, spent in [current.get(key, (now, 0))]}
+        expected = all(after[key][1] <= most for key, most in zip(keys, (MOST, PREFIX_MOST), strict=False))
+        send = to(areas, credits=credits, organization_id=organization_id)
+        assert accepted(decide(state, send, now=now, limits=WITH_PREFIXES)) == [expected]
         if expected:
-            begun[key], spent[key] = start, before + credits
+            windows |= after
+
+
+def areas_of(destination: str, *, prefix_digits: int = 7) -> list[str]:
+    channel = ChannelName.SMS if destination.startswith("+") else ChannelName.EMAIL
+    targets = Targets(VAULT, {channel: 1}, Served(prefix_digits=prefix_digits))
+    return targets.target("acme", Address(channel, destination, "destination")).areas.split()
+
+
+def test_numbers_that_begin_alike_share_an_area_that_does_not_tell_their_digits() -> None:
+    first, alike, other = map(areas_of, ("+6281234567890", "+6281234000111", "+6281235567890"))
+
+    assert first == alike
+    assert (first[0], other[0]) == ("ID", "ID")
+    assert first[1] != other[1]
+    assert "81234" not in first[1]
+    assert areas_of("+6281234567890", prefix_digits=0) == ["ID"]
+    assert areas_of("bob@example.com") == []
 
 
 @pytest.mark.parametrize(
