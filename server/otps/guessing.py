@@ -14,44 +14,54 @@ from server.otps.otp import Otp, OtpStatus
 class GuessLimits:
     """How many wrong guesses a destination takes, across all its OTPs.
 
-    The chance to hit a code of n digits within one window is at most wrong_guesses / 10**n.
+    The chance to hit a code of n digits within a window, wherever it begins, is at most wrong_guesses / 10**n.
     """
 
     wrong_guesses: int = 50
-    """Within one window. NIST SP 800-63B allows at most 100 in a row."""
+    """Within any window. NIST SP 800-63B allows at most 100 in a row."""
     window: timedelta = timedelta(days=1)
     free_guesses: int = 10
     """Wrong guesses within a window without a pause; each further one doubles the pause before the next guess."""
     first_pause: timedelta = timedelta(seconds=1)
     longest_pause: timedelta = timedelta(minutes=15)
 
+    def pause(self, wrong_guesses: int) -> timedelta:
+        """From the last of so many wrong guesses to the next guess."""
+        excess = wrong_guesses - self.free_guesses
+        if excess < 0 or not wrong_guesses:
+            return timedelta()
+        return min(self.first_pause * (1 << min(excess, 20)), self.longest_pause)
+
 
 @dataclass(slots=True)
 class GuessBudget:
-    """The wrong guesses at one destination in its current window."""
+    """The wrong guesses at one destination that may still count, oldest first."""
 
-    wrong_guesses: int
-    window_start_time: datetime
-    last_guess_time: datetime
+    wrong_guess_times: list[datetime]
 
     def wait(self, *, now: datetime, limits: GuessLimits) -> timedelta:
-        """How long no guess at this destination is looked at; zero or less when one is."""
-        until_new_window = self.window_start_time + limits.window - now
-        if self.wrong_guesses >= limits.wrong_guesses:
-            return until_new_window
-        excess = self.wrong_guesses - limits.free_guesses
-        if excess < 0 or not self.wrong_guesses:
+        """How long no guess at this destination is looked at; zero when one is.
+
+        As the oldest wrong guesses leave the window, fewer count, and the pause after the last one is shorter.
+        """
+        counting = self._counting(now, limits)
+        if not counting:
             return timedelta()
-        pause = min(limits.first_pause * (1 << min(excess, 20)), limits.longest_pause)
-        return min(self.last_guess_time + pause - now, until_new_window)
+        moments = (
+            max(begin, counting[-1] + limits.pause(left))
+            for left, begin in zip(
+                range(len(counting), -1, -1), [now, *(time + limits.window for time in counting)], strict=True
+            )
+            if left < limits.wrong_guesses
+        )
+        return min(moments) - now
 
     def count(self, *, now: datetime, limits: GuessLimits) -> None:
-        """Count a wrong guess, in a new window when the current one is over."""
-        if now >= self.window_start_time + limits.window:
-            self.wrong_guesses = 0
-            self.window_start_time = now
-        self.wrong_guesses += 1
-        self.last_guess_time = now
+        """Count a wrong guess, and forget those that no longer count."""
+        self.wrong_guess_times = [*self._counting(now, limits), now]
+
+    def _counting(self, now: datetime, limits: GuessLimits) -> list[datetime]:
+        return [time for time in self.wrong_guess_times if time + limits.window > now]
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> int:
 
 
 async def remove_guess_budgets(pool: Pool, *, before: datetime, limit: int) -> int:
-    """Remove what was counted of wrong guesses in windows that began before then; how many, 0 at the end."""
+    """Forget the wrong guesses at destinations that had the last of them before then; how many, 0 at the end."""
     async with connection(pool) as lent:
         cursor = await lent.execute(SQL.find_old_guess_budgets, {"before": before, "limit": limit})
         found: list[tuple[str, bytes]] = await cursor.fetchall()

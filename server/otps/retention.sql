@@ -57,17 +57,17 @@ WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s);
 -- find_old_guess_budgets
 SELECT organization_id, destination_digest
 FROM guess_budgets
-WHERE window_start_time < %(before)s
-ORDER BY window_start_time
+WHERE last_guess_time < %(before)s
+ORDER BY last_guess_time
 LIMIT %(limit)s;
 
 -- remove_guess_budgets
--- One that is locked has a guess at it just now, which begins a new window.
+-- One that is locked has a guess at it just now.
 DELETE FROM guess_budgets
 WHERE organization_id = %(organization_id)s AND destination_digest IN (
     SELECT destination_digest
     FROM guess_budgets
     WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(ids)s)
-        AND window_start_time < %(before)s
+        AND last_guess_time < %(before)s
     FOR UPDATE SKIP LOCKED
 );

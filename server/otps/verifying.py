@@ -125,8 +125,12 @@ async def _write_budgets(connection: Connection, budgets: dict[DestinationKey, G
         {
             "organization_ids": texts(key[0] for key in budgets),
             "destination_digests": byteas(key[1] for key in budgets),
-            "wrong_guesses": bigints(budget.wrong_guesses for budget in budgets.values()),
-            "window_start_times": times(budget.window_start_time for budget in budgets.values()),
-            "last_guess_times": times(budget.last_guess_time for budget in budgets.values()),
+            # As text, since PostgreSQL has no arrays of arrays of different lengths.
+            "wrong_guess_times": texts(_array_text(budget.wrong_guess_times) for budget in budgets.values()),
+            "last_guess_times": times(budget.wrong_guess_times[-1] for budget in budgets.values()),
         },
     )
+
+
+def _array_text(moments: Sequence[datetime]) -> str:
+    return f"{{{','.join(moment.isoformat() for moment in moments)}}}"

@@ -13,7 +13,7 @@ FOR NO KEY UPDATE;
 
 -- lock_guess_budgets
 -- After the OTPs. A destination without wrong guesses has no row, and a right guess needs none: it comes before them.
-SELECT organization_id, destination_digest, wrong_guesses, window_start_time, last_guess_time
+SELECT organization_id, destination_digest, wrong_guess_times
 FROM guess_budgets
 WHERE (organization_id, destination_digest) IN (
         SELECT otps.organization_id, otps.destination_digest
@@ -39,23 +39,20 @@ WHERE otps.organization_id = guessed.organization_id
     AND otps.otp_id = guessed.otp_id;
 
 -- create_guess_budgets
-INSERT INTO guess_budgets (
-    organization_id, destination_digest, wrong_guesses, window_start_time, last_guess_time
-)
-SELECT missing.organization_id, missing.destination_digest, 0, %(now)s, %(now)s
+INSERT INTO guess_budgets (organization_id, destination_digest, last_guess_time)
+SELECT missing.organization_id, missing.destination_digest, %(now)s
 FROM unnest(%(organization_ids)s::text[], %(destination_digests)s::bytea[])
     AS missing (organization_id, destination_digest)
 ON CONFLICT DO NOTHING;
 
 -- write_guess_budgets
 UPDATE guess_budgets
-SET wrong_guesses = guessed.wrong_guesses,
-    window_start_time = guessed.window_start_time,
+SET wrong_guess_times = guessed.wrong_guess_times::timestamptz[],
     last_guess_time = guessed.last_guess_time
 FROM unnest(
-    %(organization_ids)s::text[], %(destination_digests)s::bytea[], %(wrong_guesses)s::integer[],
-    %(window_start_times)s::timestamptz[], %(last_guess_times)s::timestamptz[]
-) AS guessed (organization_id, destination_digest, wrong_guesses, window_start_time, last_guess_time)
+    %(organization_ids)s::text[], %(destination_digests)s::bytea[], %(wrong_guess_times)s::text[],
+    %(last_guess_times)s::timestamptz[]
+) AS guessed (organization_id, destination_digest, wrong_guess_times, last_guess_time)
 WHERE guess_budgets.organization_id = guessed.organization_id
     AND guess_budgets.organization_id = ANY(%(organization_ids)s) -- shard
     AND guess_budgets.destination_digest = guessed.destination_digest;

@@ -55,19 +55,16 @@ class GuessModel:
 
     def _first_moment(self, otp: Otp, now: datetime) -> datetime:
         """When the next guess at this OTP's destination is looked at."""
-        window: list[datetime] = []
-        for time, one in self.wrong:
-            if one.destination_digest != otp.destination_digest:
-                continue
-            if window and time - window[0] >= self.limits.window:
-                window = []
-            window.append(time)
-        if not window or now - window[0] >= self.limits.window:
-            return now
-        end = window[0] + self.limits.window
-        if len(window) >= self.limits.wrong_guesses:
-            return end
-        return max(now, min(end, window[-1] + self._pause(len(window))))
+        times = [time for time, one in self.wrong if one.destination_digest == otp.destination_digest]
+        spans = [self.limits.window, *(self._pause(count) for count in range(len(times) + 1))]
+        moments = [now, *sorted(time + span for time in times for span in spans)]
+        return next(moment for moment in moments if moment >= now and self._fits(times, moment))
+
+    def _fits(self, times: list[datetime], moment: datetime) -> bool:
+        window = [time for time in times if moment - time < self.limits.window]
+        if not window:
+            return True
+        return len(window) < self.limits.wrong_guesses and moment - window[-1] >= self._pause(len(window))
 
     def _pause(self, wrong_guesses: int) -> timedelta:
         if wrong_guesses < self.limits.free_guesses:

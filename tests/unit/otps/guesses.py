@@ -32,7 +32,7 @@ class Cells:
             otp = state.otps.get((guess.organization_id, guess.otp_id))
             if otp is not None and not guess.right and otp.status_at(now) is OtpStatus.PENDING:
                 destination = (guess.organization_id, otp.destination_digest)
-                state.budgets.setdefault(destination, GuessBudget(0, now, now))
+                state.budgets.setdefault(destination, GuessBudget([]))
         answers = judge(guesses, state, now=now, limits=limits)
         self.otps |= state.changed_otps
         self.budgets |= state.changed_budgets

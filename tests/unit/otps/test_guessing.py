@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from server.errors import DomainError
-from server.otps.guessing import Guess, GuessLimits
+from server.otps.guessing import Guess, GuessBudget, GuessLimits
 from server.otps.otp import Otp, OtpStatus
 from tests.unit.otps.books import START, an_otp
 from tests.unit.otps.guesses import ACME, Cells, a_guess, verdict
@@ -49,7 +49,7 @@ def test_a_wrong_guess_is_counted_and_says_how_many_remain() -> None:
     wrong = a_guess(otp.otp_id, right=False)
     assert judge(cells, wrong, wrong) == [("WrongCode", 2), ("WrongCode", 1)]
     assert cells.otps[ACME, otp.otp_id].attempts == 2
-    assert cells.budgets[ACME, otp.destination_digest].wrong_guesses == 2
+    assert cells.budgets[ACME, otp.destination_digest].wrong_guess_times == [START] * 2
 
 
 def test_the_last_attempt_is_accepted_when_it_is_right() -> None:
@@ -131,12 +131,27 @@ def test_pauses_double_after_the_free_guesses_up_to_the_longest() -> None:
 def test_new_otps_do_not_renew_the_budget_and_it_is_exact() -> None:
     cells = Cells({})
     pauses, now = guess_wrongly(LIMITS.wrong_guesses, cells, START)
-    assert cells.budgets[ACME, b"bob"].wrong_guesses == LIMITS.wrong_guesses
-    # The last wait leads to the end of the window, and there the count begins anew.
+    assert len(cells.budgets[ACME, b"bob"].wrong_guess_times) == LIMITS.wrong_guesses
+    # The last wait is for the first guesses to leave the window: ten came at once, before there was a pause.
     assert now == START + LIMITS.window
     assert pauses[-1] > LIMITS.longest_pause
     guess_wrongly(1, cells, now)
-    assert cells.budgets[ACME, b"bob"].wrong_guesses == 1
+    assert len(cells.budgets[ACME, b"bob"].wrong_guess_times) == LIMITS.wrong_guesses - 10 + 1
+
+
+def test_no_stretch_of_time_holds_more_than_the_budget_wherever_it_begins() -> None:
+    cells, times, now = Cells({}), [], START
+    while now < START + 4 * LIMITS.window:
+        times.append(now)
+        _, now = guess_wrongly(1, cells, now)
+    assert max(sum(first <= time < first + LIMITS.window for time in times) for first in times) == LIMITS.wrong_guesses
+
+
+def test_a_pause_gets_shorter_when_the_oldest_guesses_leave_the_window() -> None:
+    limits = GuessLimits(free_guesses=1, window=timedelta(seconds=10))
+    budget = GuessBudget([START, START + timedelta(seconds=1), START + timedelta(seconds=9)])
+    # Of three the pause is 4 s; the first leaves after 10 s, and of two it is 2 s.
+    assert budget.wait(now=START + timedelta(seconds=9), limits=limits) == timedelta(seconds=2)
 
 
 def test_nobody_else_waits_for_a_destination_that_is_guessed_at() -> None:
