@@ -62,6 +62,8 @@ async def running(
             calls_at_once=settings.limit.calls_at_once,
             streams_at_once=settings.limit.streams_at_once,
         )
+        counts = asyncio.create_task(door.metrics.keep_shared())
+        stack.callback(counts.cancel)
         services = {CREDIT_SERVICE: CreditService(credit_room), OTP_SERVICE: OtpService(otp_room)}
         try:
             with read_from("PULSA_TLS_CERTIFICATE"):

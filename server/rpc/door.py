@@ -99,7 +99,7 @@ class Door:
         self._verifier = verifier
         self._calls = _Places(calls_at_once)
         self._streams = _Places(streams_at_once)
-        self._metrics = RpcMetrics(registry, in_flight=lambda: self._calls.taken + self._streams.taken)
+        self.metrics = RpcMetrics(registry, in_flight=lambda: self._calls.taken + self._streams.taken)
         self._journal = Journal()
         self._overloaded = failure_of(Overloaded(retry_after_seconds=overload_retry_seconds))
         self._too_late = deadline_failure()
@@ -145,7 +145,7 @@ class Door:
             validate=compile_validation(request),
             streams=descriptor.server_streaming,
             places=self._streams if descriptor.server_streaming else self._calls,
-            counts=self._metrics.of(descriptor.name),
+            counts=self.metrics.of(descriptor.name),
         )
         handle = self._handle(rpc)
         if rpc.streams:
