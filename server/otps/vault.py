@@ -10,9 +10,8 @@ import os
 from collections.abc import Mapping
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA1, SHA256
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.twofactor.hotp import HOTP
 
 from server.otps.otp import Otp
 
@@ -44,8 +43,7 @@ class Vault:
         binding = b"\x00".join(
             [otp.organization_id.encode(), otp.otp_id.bytes, otp.purpose.encode(), otp.context_digest]
         )
-        key = hmac.digest(self._code_keys[otp.code_key_id], binding, "sha256")
-        return HOTP(key, otp.code_length, SHA1(), enforce_key_length=False).generate(0).decode()  # noqa: S303 - RFC 4226's
+        return hotp(hmac.digest(self._code_keys[otp.code_key_id], binding, "sha256"), 0, digits=otp.code_length)
 
     def digest(self, text: str) -> bytes:
         """16 bytes that name a text, and tell nothing of it without the secret."""
@@ -81,6 +79,14 @@ class Vault:
     def _prefix(key_id: str) -> bytes:
         name = key_id.encode()
         return bytes([len(name)]) + name
+
+
+def hotp(key: bytes, counter: int, *, digits: int) -> str:
+    """RFC 4226, section 5.3; cryptography's costs half as much again, for each message that leaves."""
+    mac = hmac.digest(key, counter.to_bytes(8, "big"), "sha1")
+    offset = mac[-1] & 0x0F
+    number = int.from_bytes(mac[offset : offset + 4], "big") & 0x7FFF_FFFF
+    return str(number % 10**digits).zfill(digits)
 
 
 def _derive(secret: bytes, use: bytes) -> bytes:
