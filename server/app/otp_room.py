@@ -128,4 +128,5 @@ def _kept(settings: Settings) -> Kept:
         destinations=timedelta(days=settings.delivery.destination_days),
         records=timedelta(days=settings.delivery.retention_days),
         guess_window=timedelta(hours=settings.limit.guess_window_hours),
+        unverified_window=timedelta(hours=settings.limit.unverified_window_hours),
     )

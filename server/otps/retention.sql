@@ -35,24 +35,34 @@ SELECT set_config('synchronous_commit', 'off', true);
 
 -- lock_otps
 -- An OTP goes with all of its deliveries, once each of them is settled and so has no row in the outbox any more.
-SELECT otp_id
+SELECT organization_id, otp_id
 FROM otps
-WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s)
+WHERE (organization_id, otp_id) IN (
+        SELECT organization_id, otp_id
+        FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS old (organization_id, otp_id)
+    )
+    AND organization_id = ANY(%(organization_ids)s) -- shard
     AND NOT EXISTS (
         SELECT
         FROM deliveries
-        WHERE deliveries.organization_id = %(organization_id)s AND deliveries.otp_id = otps.otp_id
+        WHERE deliveries.organization_id = otps.organization_id AND deliveries.otp_id = otps.otp_id
             AND deliveries.status = 'QUEUED'
     )
 FOR UPDATE OF otps SKIP LOCKED;
 
 -- remove_deliveries
 DELETE FROM deliveries
-WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s);
+USING unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS old (organization_id, otp_id)
+WHERE deliveries.organization_id = old.organization_id
+    AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
+    AND deliveries.otp_id = old.otp_id;
 
 -- remove_otps
 DELETE FROM otps
-WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s);
+USING unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS old (organization_id, otp_id)
+WHERE otps.organization_id = old.organization_id
+    AND otps.organization_id = ANY(%(organization_ids)s) -- shard
+    AND otps.otp_id = old.otp_id;
 
 -- find_old_guess_budgets
 SELECT organization_id, destination_digest
@@ -69,5 +79,23 @@ WHERE organization_id = %(organization_id)s AND destination_digest IN (
     FROM guess_budgets
     WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(ids)s)
         AND last_guess_time < %(before)s
+    FOR UPDATE SKIP LOCKED
+);
+
+-- find_old_unverified
+SELECT organization_id, area
+FROM unverified_credits
+WHERE window_start_time < %(before)s
+ORDER BY window_start_time
+LIMIT %(limit)s;
+
+-- remove_unverified
+-- One that is locked is counted in just now, in a new window.
+DELETE FROM unverified_credits
+WHERE organization_id = %(organization_id)s AND area IN (
+    SELECT area
+    FROM unverified_credits
+    WHERE organization_id = %(organization_id)s AND area = ANY(%(ids)s)
+        AND window_start_time < %(before)s
     FOR UPDATE SKIP LOCKED
 );

@@ -1,5 +1,7 @@
 """One round of the night watch over what has been kept for long enough."""
 
+import asyncio
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,10 +9,9 @@ from typing import Protocol
 
 from server.credits.retention import remove_notices, remove_stripe_events
 from server.database.pool import Pool
-from server.otps.retention import erase_destinations, remove_guess_budgets, remove_otps
+from server.otps.retention import erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
 
 _AT_ONCE = 500
-_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Kept:
     """OTPs, deliveries, mails to billing contacts, and what Stripe told."""
     guess_window: timedelta
     """A wrong guess counts for so long, and is kept a day longer: clocks differ."""
+    unverified_window: timedelta
+    """So long credits count that nobody has verified; they too are kept a day longer."""
 
 
 class _Step(Protocol):
@@ -30,11 +33,12 @@ class _Step(Protocol):
 
 
 async def watch_retention(pool: Pool, kept: Kept, *, now: datetime) -> int:
-    """Erase and remove what is older, 10,000 rows of a kind at most and 500 at once; how many there were."""
+    """Erase and remove all that is older, 500 rows at once; how many there were."""
     ends: list[tuple[_Step, datetime]] = [
         (erase_destinations, now - kept.destinations),
         (remove_otps, now - kept.records),
         (remove_guess_budgets, now - kept.guess_window - timedelta(days=1)),
+        (remove_unverified, now - kept.unverified_window - timedelta(days=1)),
         (remove_notices, now - kept.records),
         (remove_stripe_events, now - kept.records),
     ]
@@ -42,10 +46,12 @@ async def watch_retention(pool: Pool, kept: Kept, *, now: datetime) -> int:
 
 
 async def _repeat(step: _Step, pool: Pool, before: datetime) -> int:
+    """Step until nothing is left, and rest after each step for as long as it took: others need the database too."""
     total = 0
-    for _ in range(_STEPS):
+    while True:
+        begin = time.monotonic()
         count = await step(pool, before=before, limit=_AT_ONCE)
-        total += count
         if not count:
-            break
-    return total
+            return total
+        total += count
+        await asyncio.sleep(time.monotonic() - begin)

@@ -10,18 +10,24 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from server.channels.channel import OutcomeKind
+from server.channels.channel import ChannelName, OutcomeKind
 from server.credits.audit import audit_snapshot
 from server.credits.retention import remove_notices, remove_stripe_events
 from server.database.pool import Pool, connection, open_pool, transaction
+from server.database.queries import Queries
 from server.errors import OtpNotFound, WrongCode
 from server.ids import new_id
 from server.otps.orders import Accepted
-from server.otps.retention import SQL, erase_destinations, remove_guess_budgets, remove_otps
+from server.otps.retention import SQL, erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
 from server.watch.retention import Kept, watch_retention
 from tests.integration.otps.replica import Replica, count_rows, fund, ledger, stored, wrong
 
-KEPT = Kept(destinations=timedelta(days=30), records=timedelta(days=90), guess_window=timedelta(days=1))
+KEPT = Kept(
+    destinations=timedelta(days=30),
+    records=timedelta(days=90),
+    guess_window=timedelta(days=1),
+    unverified_window=timedelta(days=2),
+)
 _numbers = count(1)
 
 
@@ -116,6 +122,20 @@ async def test_an_otp_that_somebody_holds_is_left_for_the_next_time(replica: Rep
     assert (meanwhile, await remove_otps(replica.pool, before=later(), limit=100)) == (2, 1)
 
 
+@pytest.mark.parametrize("citus", [True, False])
+async def test_the_otps_of_many_organizations_are_removed_at_once(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, *, citus: bool
+) -> None:
+    monkeypatch.setattr(Queries, "name_shards", citus)
+    for name in ("acme", "other", "third"):
+        await fund(replica.pool, 3, organization_id=name)
+        for _ in range(3):
+            await replica.report(await replica.send(organization_id=name), OutcomeKind.ACCEPTED)
+
+    assert [await remove_otps(replica.pool, before=later(), limit=100) for _ in range(2)] == [9, 0]
+    assert await count_rows(replica.pool, "deliveries") == 0
+
+
 async def test_two_replicas_remove_each_otp_once(replica: Replica, other_pool: Pool) -> None:
     await settled_sends(replica, 40)
     pools = (replica.pool, other_pool) * 4
@@ -149,6 +169,31 @@ async def test_a_budget_with_a_guess_under_way_is_left(replica: Replica, other_p
     assert (meanwhile, await remove_guess_budgets(replica.pool, before=later(), limit=10)) == (0, 1)
 
 
+async def test_a_round_goes_on_until_nothing_is_left(pool: Pool) -> None:
+    async with connection(pool) as lent:
+        await lent.execute(
+            "INSERT INTO guess_budgets (organization_id, destination_digest, last_guess_time)"
+            " SELECT 'acme', int4send(number), %s FROM generate_series(1, 12345) AS number",
+            [later(days=-3)],
+        )
+
+    assert await watch_retention(pool, KEPT, now=later()) == 12_345
+
+
+async def test_credits_are_forgotten_once_their_window_is_over(replica: Replica, other_pool: Pool) -> None:
+    pool = replica.pool
+    await fund(pool, 6)
+    for number in ("+6281234567890", "+6581234567"):
+        await replica.report(await replica.send(number, channel=ChannelName.SMS), OutcomeKind.ACCEPTED)
+    counting = await watch_retention(pool, KEPT, now=later(days=2.9))
+    async with transaction(other_pool) as send:
+        await send.execute("SELECT 1 FROM unverified_credits WHERE area = 'ID' FOR NO KEY UPDATE")
+        meanwhile = await remove_unverified(pool, before=later(), limit=10)
+    over = await watch_retention(pool, KEPT, now=later(days=3.1))
+
+    assert (counting, meanwhile, over, await count_rows(pool, "unverified_credits")) == (0, 1, 1, 0)
+
+
 async def test_mails_that_wait_are_kept_and_others_go(pool: Pool) -> None:
     async with connection(pool) as lent:
         for status in ("PENDING", "SENT", "FAILED"):
@@ -179,7 +224,9 @@ async def test_events_that_wait_or_are_dead_are_kept_and_others_go(pool: Pool) -
 async def test_old_rows_are_found_by_an_index_in_its_order(pool: Pool, name: str) -> None:
     values = {
         "organization_id": "acme",
-        "ids": [b"1"] if "guess" in name else [new_id()],
+        "ids": {"remove_guess_budgets": [b"1"], "remove_unverified": ["ID"]}.get(name, [new_id()]),
+        "organization_ids": ["acme"],
+        "otp_ids": [new_id()],
         "before": later(),
         "last_delivery_id": new_id(),
         "end_id": new_id(),
