@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many processes."""
     parser.add_argument("--workers", type=int, help="processes that share the port (PULSA_WORKERS)")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, metavar="SUPERVISOR", help=argparse.SUPPRESS)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -36,10 +36,10 @@ def serve(arguments: argparse.Namespace) -> None:
     settings = load_settings(os.environ | given)
     configure_logging(level=settings.log.level, style=settings.log.format)
     with database(settings) as url:
-        if settings.workers > 1 and not arguments.worker:
+        if settings.workers > 1 and arguments.worker is None:
             Supervisor(settings, url).run()
         else:
-            uvloop.run(_serve(settings, url, supervisor=os.getppid() if arguments.worker else None))
+            uvloop.run(_serve(settings, url, supervisor=arguments.worker))
 
 
 @contextmanager
