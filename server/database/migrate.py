@@ -67,7 +67,10 @@ def current_version(connection: Connection) -> int:
 
 
 def _grant(connection: Connection) -> None:
-    """Let the application's role do its work, and nothing to a ledger entry but add and read it."""
+    """Let the application's role do its work, and nothing to a ledger entry but add and read it.
+
+    Whole tables only: Citus knows no rights to columns.
+    """
     role = sql.Identifier(APPLICATION_ROLE)
     known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [APPLICATION_ROLE]).fetchone()
     with connection.transaction():
@@ -79,7 +82,7 @@ def _grant(connection: Connection) -> None:
                 "GRANT USAGE ON SCHEMA public TO {0};"
                 " GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {0};"
                 " REVOKE UPDATE, DELETE ON ledger_entries FROM {0};"
-                " REVOKE DELETE ON accounts FROM {0};"
+                " REVOKE DELETE ON accounts, top_ups FROM {0};"
                 " REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM {0}"
             ).format(role)
         )
