@@ -10,7 +10,7 @@ import psycopg
 from server.database.queries import load_queries
 from tests.bench.calls import SEND_OTP, spread_sends
 from tests.bench.rounds import Rounds, Subject
-from tests.bench.stage import SPREAD, Server, Stage
+from tests.bench.stage import SPREAD, Stage
 
 SMALL, LARGE = "small", "large"
 SMALL_ENTRIES, LARGE_ENTRIES = 10_000, 10_000_000
@@ -109,15 +109,13 @@ def growth(stage: Stage, *, count: int, seconds: float) -> Figures:
 
 
 def workers(stage: Stage, rounds: Rounds, database: str, *, count: int, seconds: float) -> Figures:
-    """Two processes on one port over one process, alternating."""
+    """Two supervised workers over one process, alternating."""
     one, ratios = rounds.subjects["send_otp_spread"], []
-    with stage.server("pulsa", database, PULSA_WORKERS="2") as first:
-        port = {"PULSA_WORKERS": "2", "PULSA_LISTEN": f"127.0.0.1:{first.port}"}
-        with stage.server("pulsa", database, **port) as second:
-            pair = Subject(Server(second.pid, second.port), SEND_OTP, spread_sends, stage.token)
-            for _ in range(count):
-                both = pair.run(seconds, connections=_WORKER_CONNECTIONS).per_second
-                ratios.append(both / one.run(seconds, connections=_WORKER_CONNECTIONS).per_second)
+    with stage.server("pulsa", database, PULSA_WORKERS="2") as supervised:
+        pair = Subject(supervised, SEND_OTP, spread_sends, stage.token)
+        for _ in range(count):
+            both = pair.run(seconds, connections=_WORKER_CONNECTIONS).per_second
+            ratios.append(both / one.run(seconds, connections=_WORKER_CONNECTIONS).per_second)
     return {
         "per_second": statistics.median(pair.per_second),
         "ratio_of_two_to_one": statistics.median(ratios),

@@ -1,7 +1,7 @@
 """The servers that are measured, each in a process of its own: `python -m tests.bench.serve {pulsa,empty,plain}`.
 
 Settings come from PULSA_… as for `serve`; the difference is that messages go to a console that prints nothing. The
-first line of output is the port.
+first line of output is the port. With PULSA_WORKERS above 1 `pulsa` is a supervisor, and each worker prints the port.
 """
 
 import os
@@ -15,6 +15,7 @@ import uvloop
 from server.app import running
 from server.channels.console import Console
 from server.commands.serve import calm_garbage_collector, until_told_to_stop
+from server.commands.workers import Supervisor
 from server.environment import load_settings
 from server.logs import configure_logging
 from server.rpc import serving
@@ -82,7 +83,12 @@ def main() -> None:
     """Serve until SIGTERM."""
     settings = load_settings(os.environ)
     configure_logging(level=settings.log.level, style=settings.log.format)
-    uvloop.run(_serve(sys.argv[1], settings))
+    kind, *worker = sys.argv[1:]
+    if settings.workers > 1 and not worker:
+        command = [sys.executable, "-m", "tests.bench.serve", kind]
+        Supervisor(settings, _database_url(settings), command=command).run()
+    else:
+        uvloop.run(_serve(kind, settings))
 
 
 if __name__ == "__main__":

@@ -90,11 +90,12 @@ class Stage:
                 stderr=log,
                 text=True,
             )
+        assert process.stdout is not None
         try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line:
+            lines = [process.stdout.readline() for _ in range(int(settings.get("PULSA_WORKERS", "1")))]
+            if not all(lines):
                 raise RuntimeError(f"the {kind} server did not start: {Path(log.name).read_text()[-2000:]}")
-            yield Server(process.pid, int(line))
+            yield Server(process.pid, int(lines[0]))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
