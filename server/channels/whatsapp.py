@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from server.channels.channel import Message, Outcome, OutcomeKind
 from server.channels.http import HttpClient, Json, NoReply, Reply, message_id
@@ -44,7 +45,8 @@ class WhatsAppSettings:
 class WhatsApp:
     """Sends the template with the code; delivery reports come by Meta's webhook.
 
-    The message id that Meta gives holds the recipient's number in Base64: it is stored, and never logged.
+    The message id that Meta gives holds the recipient's number in Base64, beside the message's own: its SHA-256 is kept
+    (`printf %s wamid.… | sha256sum`).
     """
 
     provider = "whatsapp"
@@ -109,5 +111,5 @@ class WhatsApp:
         messages = body.get("messages")
         first = messages[0] if isinstance(messages, list) and messages else None
         if error is None and isinstance(first, dict) and (provider_id := message_id(first.get("id"))):
-            return Outcome(OutcomeKind.ACCEPTED, self.provider, provider_id)
+            return Outcome(OutcomeKind.ACCEPTED, self.provider, sha256(provider_id.encode()).hexdigest())
         return Outcome(OutcomeKind.UNKNOWN, self.provider, failure_reason=f"whatsapp_http_{reply.status}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class ProvidersSandbox:
         document = await request.json()
         code = document["template"]["components"][0]["parameters"][0]["text"]
         self._record("whatsapp", request, to=document["to"], text=code, fields=document)
-        message = {"id": f"wamid.{next(self._numbers)}", "message_status": "accepted"}
+        message = {"id": _wamid(document["to"], next(self._numbers)), "message_status": "accepted"}
         body = {"messaging_product": "whatsapp", "messages": [message]}
         return await self._answer("whatsapp", request, json_answer(body))
 
@@ -129,6 +130,12 @@ class ProvidersSandbox:
         return web.Response(
             status=answer.status, text=answer.body, content_type=answer.content_type, headers=answer.headers
         )
+
+
+def _wamid(to: str, number: int) -> str:
+    """A message id as Meta's are: the recipient's number is in it."""
+    content = b"\x1c\x18" + bytes([len(to)]) + to.encode() + b"\x15\x02\x00\x11\x18\x12" + b"%018X\x00" % number
+    return f"wamid.{b64encode(content).decode()}"
 
 
 async def _truncated(request: web.Request, answer: Answer) -> web.StreamResponse:

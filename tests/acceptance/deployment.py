@@ -55,6 +55,12 @@ class Deployment(Caller):
             found: list[dict[str, str]] = await page.json()
             return found
 
+    async def all_messages(self) -> list[dict[str, str]]:
+        """What everybody has received from the console, newest first."""
+        async with self.browser.get(self.messages_url) as page:
+            found: list[dict[str, str]] = await page.json()
+            return found
+
     async def code_sent_to(self, destination: str) -> str:
         """The newest code, once it has arrived."""
         await until(lambda: self.messages_to(destination))

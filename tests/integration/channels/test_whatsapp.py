@@ -34,7 +34,7 @@ async def test_a_template_goes_out_as_meta_documents_it(
 
     call = sandbox.received[0]
     code = [{"type": "text", "text": "918273"}]
-    assert (outcome.kind, outcome.provider_message_id) == (OutcomeKind.ACCEPTED, "wamid.1")
+    assert (outcome.kind, len(outcome.provider_message_id)) == (OutcomeKind.ACCEPTED, 64)
     assert call.headers["Authorization"] == "Bearer token"
     assert call.fields == {
         "messaging_product": "whatsapp",
