@@ -1,0 +1,156 @@
+"""Whoever guesses codes through the front door, as fast as it lets them: how far they get is what README states."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pulsa.errors import PulsaError
+
+from tests.acceptance.deployment import Deployment, deployed
+from tests.callers import reason_of, refusal_of
+
+BOUND, HOURS = 12, 24
+WINDOW = HOURS * 3600.0
+NUMBER = "+6281234567890"
+LIMIT: dict[str, Any] = {
+    "cooldown_seconds": 0,
+    "sends_per_destination_per_hour": 0,
+    "sends_per_destination_per_day": 0,
+    "unverified_credits_per_country": 0,
+    "wrong_guesses": BOUND,
+    "guess_window_hours": HOURS,
+    "free_guesses": 4,
+}
+
+
+@pytest.fixture
+async def pulsa(database_url: str, tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with deployed(database_url, tmp_path, limit=LIMIT) as deployment:
+        for name in ("acme", "other"):
+            await deployment.grant(10_000, name)
+        yield deployment
+
+
+def wrong(code: str, number: int = 1) -> str:
+    return f"{(int(code) + number) % 10**6:06}"
+
+
+@dataclass
+class Attacker:
+    """Guesses at one person's codes. Time is real, and what was waited is added to it."""
+
+    pulsa: Deployment
+    database_url: str
+    organization_id: str = "acme"
+    waited_seconds: float = 0
+    looked_at: list[tuple[float, float]] = field(default_factory=list)
+    """Between when and when each guess was looked at."""
+    waits: list[tuple[float, float, float]] = field(default_factory=list)
+    """Between when and when a guess was refused, and what wait that told."""
+
+    def now(self) -> float:
+        return time.monotonic() + self.waited_seconds
+
+    async def attack(self, guesses: int) -> None:
+        """Guess wrongly so often, at ever new codes: sent by changing channels, and once more to elsewhere."""
+        for channel in cycle(({"sms": NUMBER}, {"whatsapp": NUMBER})):
+            sent = await self.pulsa.send(self.organization_id, **channel, max_attempts=10)
+            elsewhere = f"{sent.otp.otp_id}@mail.example"
+            again = {"otp_id": sent.otp.otp_id, "destination": {"email": elsewhere}}
+            await self.pulsa.call("ResendOtp", self.organization_id, **again)
+            code = await self.pulsa.code_sent_to(elsewhere)
+            for number in range(1, 8):
+                await self._guess(sent.otp.otp_id, wrong(code, number), right=code)
+                if len(self.looked_at) == guesses:
+                    return
+
+    async def _guess(self, otp_id: str, code: str, *, right: str) -> None:
+        """One guess, looked at at last: whoever waits as told is not refused again."""
+        refused = await self._try(otp_id, code)
+        if refused is not None:
+            assert await reason_of(self._verify(otp_id, right)) == "TOO_MANY_GUESSES"
+            self._wait(refused)
+            assert await self._try(otp_id, code) is None
+
+    async def _try(self, otp_id: str, code: str) -> float | None:
+        """How long to wait; None when the guess was looked at."""
+        before = self.now()
+        error = await refusal_of(self._verify(otp_id, code))
+        if error.reason == "WRONG_CODE":
+            self.looked_at.append((before, self.now()))
+            return None
+        assert error.reason == "TOO_MANY_GUESSES"
+        assert error.retry_after_seconds is not None
+        self.waits.append((before, self.now(), error.retry_after_seconds))
+        return error.retry_after_seconds
+
+    def _verify(self, otp_id: str, code: str) -> Any:
+        return self.pulsa.call("VerifyOtp", self.organization_id, otp_id=otp_id, code=code)
+
+    def _wait(self, seconds: float) -> None:
+        """As if so much time had passed: what was counted lies so much further back."""
+        self.waited_seconds += seconds
+        with psycopg.connect(self.database_url) as connection:
+            connection.execute(
+                "UPDATE guess_budgets SET last_guess_time = last_guess_time - %(wait)s, wrong_guess_times ="
+                " (SELECT array_agg(time - %(wait)s ORDER BY time) FROM unnest(wrong_guess_times) AS guess (time))",
+                {"wait": timedelta(seconds=seconds)},
+            )
+
+
+async def test_no_day_holds_more_guesses_than_the_stated_bound(pulsa: Deployment, database_url: str) -> None:
+    attacker = Attacker(pulsa, database_url)
+    await attacker.attack(3 * BOUND)
+
+    # From any guess on, the one that would be one too many comes a day later.
+    spans = [late[1] - early[0] for early, late in zip(attacker.looked_at, attacker.looked_at[BOUND:], strict=False)]
+    assert min(spans) >= WINDOW
+    # And not much later: the bound is used up, each day anew.
+    assert attacker.looked_at[-1][1] - attacker.looked_at[0][0] < 3 * WINDOW
+
+
+async def test_the_wait_that_is_told_ends_when_the_oldest_guess_no_longer_counts(
+    pulsa: Deployment, database_url: str
+) -> None:
+    attacker = Attacker(pulsa, database_url)
+    await attacker.attack(BOUND + 1)
+
+    before, after, wait = attacker.waits[-1]
+    first_before, first_after = attacker.looked_at[0]
+    assert first_before + WINDOW - after <= wait <= first_after + WINDOW - before + 1
+
+
+async def test_of_64_guesses_at_once_as_many_are_looked_at_as_the_bound_allows(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with deployed(database_url, tmp_path, limit=LIMIT | {"free_guesses": BOUND}) as pulsa:
+        await pulsa.grant(100)
+        sent = [await pulsa.send(sms=NUMBER, max_attempts=10) for _ in range(8)]
+        codes = {message["code"] for message in await pulsa.messages_to(NUMBER)}
+        guess = next(code for code in map("{:06}".format, range(10)) if code not in codes)
+        guesses = (pulsa.call("VerifyOtp", otp_id=each.otp.otp_id, code=guess) for each in sent * 8)
+        answers = await asyncio.gather(*guesses, return_exceptions=True)
+
+    reasons = Counter(answer.reason for answer in answers if isinstance(answer, PulsaError))
+    assert reasons == {"WRONG_CODE": BOUND, "TOO_MANY_GUESSES": 64 - BOUND}
+
+
+async def test_an_attack_through_another_organization_locks_nobody_out(pulsa: Deployment, database_url: str) -> None:
+    attacker = Attacker(pulsa, database_url, organization_id="other")
+    await attacker.attack(BOUND)
+    theirs = await pulsa.send("other", sms=NUMBER)
+    refused = await refusal_of(pulsa.call("VerifyOtp", "other", otp_id=theirs.otp.otp_id, code="000000"))
+
+    ours = await pulsa.send(sms=NUMBER)
+    code = await pulsa.code_sent_to(NUMBER)
+    stolen = await refusal_of(pulsa.call("VerifyOtp", "other", otp_id=ours.otp.otp_id, code=code))
+    await pulsa.call("VerifyOtp", otp_id=ours.otp.otp_id, code=code)
+    assert (refused.reason, stolen.reason) == ("TOO_MANY_GUESSES", "OTP_NOT_FOUND")
