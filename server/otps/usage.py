@@ -12,6 +12,8 @@ SQL = load_queries(__file__)
 
 _LONGEST_CALL = timedelta(hours=1)
 """A delivery's id is made at most so long before the delivery is accepted."""
+_FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(9999, 12, 30)
+"""Between these, the hour before a day and the day after it have ids and times. Nothing was sent outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class DailyUsage:
 
 async def read_usage(connection: Connection, organization_id: str, *, start: date, end: date) -> list[DailyUsage]:
     """The days from start to end, both included, by date and channel; days without sends are left out."""
+    start, end = (min(max(day, _FIRST_DAY), _LAST_DAY) for day in (start, end))
     start_time = datetime.combine(start, time(), UTC)
     end_time = datetime.combine(end + timedelta(days=1), time(), UTC)
     cursor = await connection.execute(

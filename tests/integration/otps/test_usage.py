@@ -59,3 +59,11 @@ async def test_a_send_that_is_accepted_after_midnight_is_of_the_new_day_only(poo
     assert await usage(pool, SATURDAY, SATURDAY) == [
         DailyUsage(SATURDAY, EMAIL, sends=1, credits=1, otps=1, verified_otps=0)
     ]
+
+
+@pytest.mark.parametrize("day", [date(1, 1, 1), date(1969, 12, 31), date(9999, 12, 31)])
+async def test_days_beyond_the_times_that_ids_can_tell_have_no_usage(pool: Pool, day: date) -> None:
+    await fund(pool, 100)
+    await Replica(pool).send()
+
+    assert await usage(pool, day, day) == []
