@@ -85,6 +85,14 @@ def test_a_resend_may_leave_its_destination_out_but_not_leave_it_empty() -> None
     assert list(violations(valid_request(resend, destination={}))) == ["destination"]
 
 
+def test_an_address_that_is_too_long_is_refused_unread() -> None:
+    # Reading this one would take a minute, in which nobody else is served.
+    long = "a" + "\u0301\u0323" * 100_000 + "@example.com"
+
+    request = credit_service_pb2.CreateTopUpRequest.DESCRIPTOR
+    assert list(violations(valid_request(request, billing_email=long))) == ["billing_email"]
+
+
 def test_alerts_may_leave_both_fields_out() -> None:
     request = credit_service_pb2.UpdateAlertsRequest(organization_id="acme")
 
