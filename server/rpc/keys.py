@@ -47,7 +47,11 @@ def _from_pem(content: bytes) -> tuple[VerificationKey, ...]:
 
 
 def _from_jwks(content: bytes) -> tuple[VerificationKey, ...]:
-    match json.loads(content):
+    try:
+        document = json.loads(content)
+    except RecursionError:
+        raise ValueError("a JWKS is not nested so deeply") from None
+    match document:
         case {"keys": [*entries]}:
             return tuple(key for entry in entries if (key := _from_jwk(entry)))
     raise ValueError('a JWKS needs a list named "keys"')
@@ -58,7 +62,7 @@ def _from_jwk(entry: object) -> VerificationKey | None:
         return None
     try:
         jwk = jwt.PyJWK(entry)
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, AttributeError, TypeError, ValueError):  # what PyJWK raises for values of a wrong type
         return None
     usable = _usable(jwk.key, jwk.key_id)
     return usable if usable and usable.algorithm == jwk.algorithm_name else None

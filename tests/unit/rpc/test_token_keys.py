@@ -79,7 +79,10 @@ def test_keys_are_rotated_and_a_removed_key_is_worth_nothing_at_once(file: Path)
     assert not is_good(verifier, token(OLD, "old"))
 
 
-@pytest.mark.parametrize("broken", [b"", b"{", b'{"keys": []}', b'{"keys": 1}', b'{"keys": [1, {}]}', pem(OLD)[:60]])
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"{", b'{"keys": []}', b'{"keys": 1}', b'{"keys": [1, {}]}', b'{"keys": [{"kty": {}}]}', pem(OLD)[:60]],
+)
 def test_a_broken_file_changes_nothing_and_is_told_once(file: Path, broken: bytes) -> None:
     verifier = TokenVerifier(file)
 
@@ -92,6 +95,11 @@ def test_a_broken_file_changes_nothing_and_is_told_once(file: Path, broken: byte
     assert [(line["event"], line["alert"]) for line in lines] == [("token_keys_not_reloaded", True)]
     with pytest.raises(ValueError, match=r"."):
         TokenVerifier(file)
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ValueError, match="nested"):
+        read_keys(b'{"keys": ' + b"[" * 100_000)
 
 
 def test_a_file_that_went_away_changes_nothing(file: Path) -> None:
@@ -125,6 +133,9 @@ def test_keys_that_are_weak_or_for_something_else_are_left_out() -> None:
         jwk(rsa.generate_private_key(65537, 2048).public_key(), "RS256", alg="RS512"),
         {"kty": "oct", "k": "c2VjcmV0"},
         {"kty": "unheard of"},
+        {"kty": {}},
+        {"kty": "RSA", "n": [], "e": 3},
+        {"kty": "OKP", "crv": "Ed25519", "x": "é"},
     ]
 
     assert [key.algorithm for key in read_keys(json.dumps({"keys": [*unusable, good]}).encode())] == ["EdDSA"]
