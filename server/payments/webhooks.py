@@ -103,7 +103,7 @@ def _event(fields: Mapping[str, Any], payload: str) -> StripeEvent:
         type=_matching(_TYPE, fields["type"]),
         object=str(fields["object"]),
         livemode=fields["livemode"] is True,
-        account_id=fields.get("account"),
+        account_id=_matching(_ID, account) if (account := fields.get("account")) is not None else None,
         create_time=datetime.fromtimestamp(int(fields["created"]), tz=UTC),
         invoice_id=_id(thing["id"] if kind == "invoice" else thing.get("invoice")),
         payment_intent_id=_id(thing.get("payment_intent")),

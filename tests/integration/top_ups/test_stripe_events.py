@@ -143,6 +143,7 @@ _EVENT = b'"object": "event", "type": "invoice.paid", "livemode": false'
         b'{"id": ["evt_1"], "created": 1, "data": {"object": {}}, ' + _EVENT + b"}",
         b'{"id": "evt_1", "created": 1, "data": {"object": []}, ' + _EVENT + b"}",
         b'{"id": "evt_1", "created": 1, ' + _EVENT + b"}",
+        b'{"id": "evt_1", "created": 1, "account": ["acct_1"], "data": {"object": {}}, ' + _EVENT + b"}",
         b'{"pad": "' + b"x" * 262_144 + b'"}',
     ],
     ids=lambda body: f"{len(body)}_{body[:12]!r}",
