@@ -1,6 +1,7 @@
 """The gRPC server: where it listens, what it serves, and how it goes down without failing a call."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,9 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped] #
 
 from server.rpc.certificates import Certificates, TlsFiles
 from server.rpc.door import Door
+
+# It would log metadata that is no text word for word, tokens included. What our code raises is logged at the door.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL + 1)
 
 # The largest request is RecordStripeEvent's 256 KiB.
 _LARGEST_MESSAGE_BYTES: Final = 1024 * 1024
