@@ -65,14 +65,15 @@ async def until_told_to_stop() -> None:
 
 
 def calm_garbage_collector() -> None:
-    """Let it look rarely, and never again at what exists now: for a process that has built all that it keeps.
+    """Let it never again look at what exists now, and at the rest often: for a process that has built all it keeps.
 
-    What a call leaves behind is freed by reference counting. Left to its defaults the collector walks every object of
-    the process again and again; a profile of a busy server showed it at about 6 % of the processor's time.
+    Left to its defaults the collector walks every object of the process again and again; a profile of a busy server
+    showed it at about 6 % of the processor's time. Of each call gRPC leaves about seven objects in a cycle, which only
+    the collector frees: rarely is a pause of 90 ms for 50,000 of them, often one of 4 ms for 2,000 at the same cost.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(2_000, 20, 100)
 
 
 async def _serve(settings: Settings, url: str, *, supervisor: int | None) -> None:
