@@ -5,12 +5,15 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
@@ -19,6 +22,13 @@ from tests.integration.rpc.house import SERVICES, House, open_house
 from tests.valid_requests import valid_request
 
 RPCS: list[MethodDescriptor] = [method for service in SERVICES for method in service.methods]
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+OTHER_KEYS: dict[str, Any] = {
+    "EdDSA": Ed25519PrivateKey.generate(),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "RS256": RSA_KEY,
+    "PS256": RSA_KEY,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +68,34 @@ def signed(house: House, permission: str, **changes: object) -> str:
     return "Bearer " + jwt.encode(claims(house, permission, **changes), house.key.private_key(), algorithm="EdDSA")
 
 
+def without(house: House, permission: str, claim: str) -> str:
+    rest = {name: value for name, value in claims(house, permission).items() if name != claim}
+    return "Bearer " + jwt.encode(rest, house.key.private_key(), algorithm="EdDSA")
+
+
+def by_another_key(house: House, permission: str, *, algorithm: str) -> str:
+    return "Bearer " + jwt.encode(claims(house, permission), OTHER_KEYS[algorithm], algorithm=algorithm)
+
+
+def base64url(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+
+
+def body_of(house: House, permission: str, *, algorithm: str) -> str:
+    parts = [{"alg": algorithm, "typ": "JWT"}, claims(house, permission)]
+    return ".".join(base64url(json.dumps(part).encode()) for part in parts)
+
+
 def with_secret(house: House, permission: str) -> str:
-    parts = [{"alg": "HS256", "typ": "JWT"}, claims(house, permission)]
-    body = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+    body = body_of(house, permission, algorithm="HS256")
     mac = hmac.digest(house.key.public_key_file.read_bytes(), body.encode(), "sha256")
-    return f"Bearer {body}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+    return f"Bearer {body}.{base64url(mac)}"
+
+
+def with_anothers_signature(house: House, permission: str) -> str:
+    """A good token of nobody's permission, whose claims were exchanged."""
+    signature = house.token("none.of.them").rpartition(".")[2]
+    return f"Bearer {body_of(house, permission, algorithm='EdDSA')}.{signature}"
 
 
 STRANGERS: dict[str, Callable[[House, str], str | None]] = {
@@ -71,8 +104,20 @@ STRANGERS: dict[str, Callable[[House, str], str | None]] = {
     "another scheme": lambda house, permission: f"Basic {house.token(permission)}",
     "an expired token": lambda house, permission: signed(house, permission, exp=time.time() - 120),
     "another audience": lambda house, permission: signed(house, permission, aud="billing"),
+    "a token of tomorrow": lambda house, permission: signed(house, permission, nbf=time.time() + 86_400),
+    "no audience": partial(without, claim="aud"),
+    "no expiry": partial(without, claim="exp"),
+    "no subject": partial(without, claim="sub"),
+    "no organization": partial(without, claim="organization_id"),
     "algorithm none": lambda house, permission: "Bearer " + jwt.encode(claims(house, permission), "", algorithm="none"),
+    "algorithm NONE": lambda house, permission: f"Bearer {body_of(house, permission, algorithm='NONE')}.",
+    "no signature": lambda house, permission: f"Bearer {body_of(house, permission, algorithm='EdDSA')}.",
+    "another token's signature": with_anothers_signature,
     "HS256 with the public key": with_secret,
+    "another key": partial(by_another_key, algorithm="EdDSA"),
+    "another key for ES256": partial(by_another_key, algorithm="ES256"),
+    "another key for RS256": partial(by_another_key, algorithm="RS256"),
+    "another key for PS256": partial(by_another_key, algorithm="PS256"),
 }
 
 
@@ -111,14 +156,13 @@ async def test_another_organizations_token_gets_in_nowhere(
     permission = PERMISSIONS[rpc.containing_service.full_name][rpc.name]
     before = len(shared.room.calls)
 
-    code = await end_of(
-        line, rpc, valid_request(rpc.input_type), f"Bearer {shared.token(permission, organization_id='acme2')}"
-    )
+    for permissions in ((permission,), (*ALL_PERMISSIONS, "*")):
+        token = shared.token(*permissions, organization_id="acme2")
+        code = await end_of(line, rpc, valid_request(rpc.input_type), f"Bearer {token}")
+        # RecordStripeEvent is the one rpc that acts for no organization.
+        assert code == ("OK" if rpc.name == "RecordStripeEvent" else "PERMISSION_DENIED")
 
-    if rpc.name == "RecordStripeEvent":  # the one rpc that acts for no organization
-        assert code == "OK"
-    else:
-        assert code == "PERMISSION_DENIED"
+    if rpc.name != "RecordStripeEvent":
         assert len(shared.room.calls) == before
 
 
