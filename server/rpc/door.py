@@ -33,6 +33,7 @@ from server.ids import new_id
 from server.rpc.journal import Journal
 from server.rpc.metrics import RpcCounts, RpcMetrics
 from server.rpc.permissions import PERMISSIONS
+from server.rpc.places import GuardedHandler, GuardedHandlers, Places, refusing_handler
 from server.rpc.status import Failure, deadline_failure, failure_of, internal_failure
 from server.rpc.tokens import ANY_ORGANIZATION, Caller, TokenVerifier
 from server.rpc.validation import Validate, compile_validation
@@ -49,14 +50,6 @@ class Call:
     """When the caller stops waiting, in seconds of time.monotonic(); math.inf when it waits for ever."""
 
 
-@dataclass(slots=True)
-class _Places:
-    """How many calls are in, and how many may be."""
-
-    limit: int
-    taken: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Rpc:
     """One rpc, with everything that its calls need found in advance."""
@@ -69,7 +62,7 @@ class _Rpc:
     has_organization: bool
     validate: Validate
     streams: bool
-    places: _Places
+    places: Places
     counts: RpcCounts
 
     def read(self, payload: bytes, caller: Caller) -> Any:
@@ -92,13 +85,13 @@ class Door:
         verifier: TokenVerifier,
         *,
         registry: CollectorRegistry,
-        calls_at_once: int = 2000,
+        calls_at_once: int = 512,
         streams_at_once: int = 1000,
         overload_retry_seconds: float = 1.0,
     ) -> None:
         self._verifier = verifier
-        self._calls = _Places(calls_at_once)
-        self._streams = _Places(streams_at_once)
+        self._calls = Places(calls_at_once)
+        self._streams = Places(streams_at_once)
         self.metrics = RpcMetrics(registry, in_flight=lambda: self._calls.taken + self._streams.taken)
         self._journal = Journal()
         self._overloaded = failure_of(Overloaded(retry_after_seconds=overload_retry_seconds))
@@ -116,10 +109,12 @@ class Door:
         unmatched = set(permissions) ^ {method.name for method in service.methods}
         if unmatched:
             raise LookupError(f"permissions.py and the proto of {service.full_name} differ in {sorted(unmatched)}")
-        handlers = {
-            method.name: self._method_handler(method, permissions[method.name], servicer) for method in service.methods
-        }
-        return grpc.method_handlers_generic_handler(service.full_name, handlers)
+        return GuardedHandlers(
+            {
+                f"/{service.full_name}/{method.name}": self._method_handler(method, permissions[method.name], servicer)
+                for method in service.methods
+            }
+        )
 
     def end_streams(self) -> None:
         """End every stream with OK, and new ones at once: for a server that is going down."""
@@ -127,9 +122,7 @@ class Door:
         for task in self._open_streams:
             task.cancel()
 
-    def _method_handler(
-        self, descriptor: MethodDescriptor, permission: str, servicer: object
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _method_handler(self, descriptor: MethodDescriptor, permission: str, servicer: object) -> GuardedHandler:
         method: Any = getattr(servicer, descriptor.name, None)
         is_right_kind = inspect.isasyncgenfunction if descriptor.server_streaming else inspect.iscoroutinefunction
         if not is_right_kind(method):
@@ -147,10 +140,9 @@ class Door:
             places=self._streams if descriptor.server_streaming else self._calls,
             counts=self.metrics.of(descriptor.name),
         )
-        handle = self._handle(rpc)
-        if rpc.streams:
-            return grpc.unary_stream_rpc_method_handler(handle)
-        return grpc.unary_unary_rpc_method_handler(handle)
+        kind = grpc.unary_stream_rpc_method_handler if rpc.streams else grpc.unary_unary_rpc_method_handler
+        refuse = refusing_handler(self._overloaded, lambda: self._ended(rpc, self._overloaded, None, None, 0.0))
+        return GuardedHandler(rpc.places, kind(self._handle(rpc)), refuse)
 
     def _handle(self, rpc: _Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
         """The coroutine that a call of this rpc runs in. Bytes in and out, so that parsing is ours to answer for."""

@@ -30,6 +30,11 @@ _OPTIONS: Final = (
     # Callers may ping an idle connection this often; more is answered with GOAWAY.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Calls that arrived and that the event loop has not looked at. From the first number on gRPC ends some, from the
+    # second on all, as CANCELLED and without a word of ours: fewer, and a crowd would not hear RESOURCE_EXHAUSTED from
+    # the door; more, and all would wait for longer than a second.
+    ("grpc.server.max_pending_requests", 2_000),
+    ("grpc.server.max_pending_requests_hard_limit", 3_000),
 )
 
 

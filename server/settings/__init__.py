@@ -125,7 +125,7 @@ class Limit(Group):
     free_guesses: int = Field(
         default=10, ge=1, description="wrong codes before pauses begin, each twice the one before"
     )
-    calls_at_once: int = Field(default=2000, ge=1, description="calls in flight per process; further ones are refused")
+    calls_at_once: int = Field(default=512, ge=1, description="calls in flight per process; further ones are refused")
     streams_at_once: int = Field(default=1000, ge=1, description="WatchBalance streams per process")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from tests.integration.rpc.house import SERVICES, House, Room, open_house, tiny_
 from tests.valid_requests import valid_request
 
 SEND = "/pulsa.otp.v1.OtpService/SendOtp"
+LIMIT, CROWD = 8, 1500
+"""gRPC by itself would cancel some of so many that arrive at once."""
 
 
 def send_request() -> SendOtpRequest:
@@ -128,6 +131,26 @@ async def test_above_the_limit_calls_are_refused_at_once_while_health_answers(tm
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     assert gauge == 3
     assert [*answers, again] == [SendOtpResponse()] * 4
+
+
+async def test_of_a_crowd_as_many_as_fit_are_served_and_all_others_told_when_to_come_again(tmp_path: Path) -> None:
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    async with open_house(tmp_path, calls_at_once=LIMIT) as house, AsyncExitStack() as stack:
+        channels = [grpc.aio.insecure_channel(house.address, own_connection) for _ in range(4)]
+        stubs = [OtpServiceStub(await stack.enter_async_context(channel)) for channel in channels]
+        house.room.open.clear()
+        metadata = house.metadata("otp.send")
+        crowd = [stubs[number % 4].SendOtp(send_request(), metadata=metadata) for number in range(CROWD)]
+        health = await health_pb2_grpc.HealthStub(channels[0]).Check(health_pb2.HealthCheckRequest())
+        await until(lambda: house.count("SendOtp", "RESOURCE_EXHAUSTED") == CROWD - LIMIT, 60)
+        house.room.open.set()
+        ends = await asyncio.gather(*crowd, return_exceptions=True)
+
+    failures = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    assert len(house.room.calls) == ends.count(SendOtpResponse()) == LIMIT
+    assert {failure.code() for failure in failures} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert all("RetryInfo" in details_of(failure) for failure in failures)
 
 
 async def test_open_streams_take_no_room_from_calls(tmp_path: Path) -> None:
