@@ -11,7 +11,7 @@ from server.otps.otp import Delivery, Otp
 DeliveryKey = tuple[str, UUID]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Errand:
     """A delivery whose lease is ours: send it, and say what became of it, before others may."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from server.channels.channel import Outcome, OutcomeKind
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
@@ -26,8 +27,7 @@ _PATIENCE_WITH_FALLBACK = timedelta(seconds=20)
 """A person waits: where there is something else to try, a transient failure is tried again for so long only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What became of one errand."""
 
     errand: Errand
