@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from server.database.arrays import bigints, texts, times
-from server.database.pool import Connection, Cursor
+from server.database.pipeline import Rows, Statements
 from server.database.queries import load_queries
 from server.ids import new_id
 
@@ -73,33 +73,33 @@ def empty_account(organization_id: str, *, low_balance_threshold: int, now: date
     )
 
 
-async def read_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
+async def read_accounts(connection: Statements, organization_ids: Iterable[str]) -> dict[str, Account]:
     """The accounts that exist, by organization."""
     return await accounts_of(await request_read(connection, organization_ids))
 
 
-async def lock_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Account]:
+async def lock_accounts(connection: Statements, organization_ids: Iterable[str]) -> dict[str, Account]:
     """The accounts that exist, by organization; nobody else changes them until this transaction ends."""
     return await accounts_of(await request_lock(connection, organization_ids))
 
 
-async def request_lock(connection: Connection, organization_ids: Iterable[str]) -> Cursor:
+async def request_lock(connection: Statements, organization_ids: Iterable[str]) -> Rows:
     """As `lock_accounts`, for a pipeline: the accounts arrive when `accounts_of` fetches them."""
     return await connection.execute(SQL.lock_accounts, {"organization_ids": texts(sorted(set(organization_ids)))})
 
 
-async def request_read(connection: Connection, organization_ids: Iterable[str]) -> Cursor:
+async def request_read(connection: Statements, organization_ids: Iterable[str]) -> Rows:
     """As `request_lock`, without the lock."""
     return await connection.execute(SQL.read_accounts, {"organization_ids": texts(organization_ids)})
 
 
-async def accounts_of(cursor: Cursor) -> dict[str, Account]:
-    """The accounts that a cursor holds, by organization."""
-    return {row[0]: Account(*row) for row in await cursor.fetchall()}
+async def accounts_of(rows: Rows) -> dict[str, Account]:
+    """The accounts that the rows hold, by organization."""
+    return {row[0]: Account(*row) for row in await rows.fetchall()}
 
 
 async def lock_or_create_account(
-    connection: Connection, organization_id: str, *, low_balance_threshold: int, now: datetime
+    connection: Statements, organization_id: str, *, low_balance_threshold: int, now: datetime
 ) -> Account:
     """The organization's account, made when it has none; nobody else changes it until this transaction ends."""
     await connection.execute(
@@ -109,7 +109,7 @@ async def lock_or_create_account(
     return (await lock_accounts(connection, [organization_id]))[organization_id]
 
 
-async def write_balances(connection: Connection, accounts: Sequence[Account]) -> None:
+async def write_balances(connection: Statements, accounts: Sequence[Account]) -> None:
     """Store accounts that were changed under their locks."""
     await connection.execute(
         SQL.write_balances,
@@ -124,7 +124,7 @@ async def write_balances(connection: Connection, accounts: Sequence[Account]) ->
     )
 
 
-async def announce_low_balances(connection: Connection, accounts: Sequence[Account], *, now: datetime) -> None:
+async def announce_low_balances(connection: Statements, accounts: Sequence[Account], *, now: datetime) -> None:
     """Put a notice into the outbox for each account that has just become low and has somebody to tell.
 
     At most one for each time the line is crossed: the notice is named by the ledger entry that crossed it.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from server.credits.accounts import Account
 from server.database.arrays import texts
 from server.database.batcher import Batcher, Batching
-from server.database.pool import Pool, connection
+from server.database.pool import Pool, pipelined_transaction
 from server.database.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -50,9 +50,9 @@ class Balances:
 
     async def read(self, organization_ids: Sequence[str]) -> list[Balance]:
         """The balance of each organization, in order, as of one moment."""
-        async with connection(self._pool) as lent:
-            cursor = await lent.execute(SQL.read_balances, {"organization_ids": texts(set(organization_ids))})
-            known = {row[0]: Balance(*row) for row in await cursor.fetchall()}
+        async with pipelined_transaction(self._pool) as pipeline:
+            rows = await pipeline.execute(SQL.read_balances, {"organization_ids": texts(set(organization_ids))})
+        known = {row[0]: Balance(*row) for row in await rows.fetchall()}
         return [known.get(organization_id) or self._nothing(organization_id) for organization_id in organization_ids]
 
     async def drain(self) -> None:

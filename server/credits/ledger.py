@@ -9,6 +9,7 @@ from uuid import UUID
 
 from server.credits.accounts import Account, announce_low_balances, write_balances
 from server.database.arrays import bigints, texts, uuids
+from server.database.pipeline import Statements
 from server.database.pool import Connection
 from server.database.queries import load_queries
 from server.errors import InsufficientCredits
@@ -86,7 +87,7 @@ async def append_entry(
 
 
 async def insert_entries(
-    connection: Connection,
+    connection: Statements,
     entries: Sequence[LedgerEntry],
     *,
     now: datetime,

@@ -3,19 +3,18 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from server.database.arrays import register_arrays
+from server.database.pipeline import Pipeline, PipelineConnection
 from server.errors import DatabaseUnavailable
 
 Result = TypeVar("Result")
-Connection = AsyncConnection[tuple[Any, ...]]
-Cursor = AsyncCursor[tuple[Any, ...]]
+Connection = PipelineConnection
 Pool = AsyncConnectionPool[Connection]
 
 APPLICATION_ROLE = "pulsa_application"
@@ -51,8 +50,9 @@ async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = 
 
     pool: Pool = AsyncConnectionPool(
         url,
-        connection_class=AsyncConnection,
-        kwargs={"autocommit": True, "prepare_threshold": 0, "connect_timeout": max(2, round(timeout_seconds))},
+        connection_class=Connection,
+        # psycopg prepares nothing, as at any rollback it would drop what pipelines have prepared.
+        kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": max(2, round(timeout_seconds))},
         min_size=size,
         max_size=size,
         timeout=timeout_seconds,
@@ -79,15 +79,22 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def pipelined_transaction(pool: Pool) -> AsyncIterator[tuple[Connection, AsyncPipeline]]:
-    """As `transaction`, with its statements sent without waiting for each other's results.
+async def pipelined_transaction(pool: Pool) -> AsyncIterator[Pipeline]:
+    """As `transaction`, with its statements sent without waiting for each other's results: see Pipeline.
 
-    BEGIN leaves with the first statements and COMMIT with the last. Fetching a result, or `pipeline.sync()`, is the
-    round trip. An error may surface at a later statement, or at the end of the block.
+    BEGIN leaves with the first statements and COMMIT with the last.
     """
     try:
-        async with pool.connection() as lent, lent.pipeline() as pipeline, lent.transaction():
-            yield lent, pipeline
+        async with pool.connection() as lent:
+            pipeline = Pipeline(lent)
+            try:
+                pipeline.begin()
+                yield pipeline
+                await pipeline.commit()
+            except BaseException:
+                # PostgreSQL rolls back for a caller that leaves, and the pool opens another connection.
+                await lent.close()
+                raise
     except (PoolTimeout, psycopg.OperationalError) as error:
         raise await _unavailable(pool, error) from error
 

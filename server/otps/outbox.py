@@ -8,7 +8,8 @@ from typing import Any
 import structlog
 from cryptography.exceptions import InvalidTag
 
-from server.database.pool import Connection, Pool, connection, transaction
+from server.database.pipeline import Statements
+from server.database.pool import Pool, connection, transaction
 from server.database.queries import load_queries
 from server.otps.errands import DeliveryKey, Errand
 from server.otps.otp import Delivery, OtpStatus, delivery_of, otp_of
@@ -43,7 +44,7 @@ async def claim_due(
 
 
 async def renew(
-    connection: Connection, errands: Sequence[Errand], *, lease: timedelta, now: datetime
+    connection: Statements, errands: Sequence[Errand], *, lease: timedelta, now: datetime
 ) -> dict[DeliveryKey, Errand]:
     """The errands that are still ours, now until now + lease, each with its OTP's status as it stands."""
     cursor = await connection.execute(

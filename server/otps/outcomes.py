@@ -10,7 +10,8 @@ from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
 from server.database.arrays import Array, texts, times, uuids
 from server.database.batcher import Batcher, Batching
-from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
+from server.database.pipeline import Rows, Statements
+from server.database.pool import Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
 from server.otps import outbox
 from server.otps.admission import State
@@ -79,8 +80,8 @@ class Outcomes:
 
     async def _renew(self, errands: Sequence[Errand]) -> Sequence[Errand | None]:
         async def once() -> dict[DeliveryKey, Errand]:
-            async with pipelined_transaction(self._pool) as (connection, _):
-                return await outbox.renew(connection, errands, lease=self._lease, now=self._clock())
+            async with pipelined_transaction(self._pool) as pipeline:
+                return await outbox.renew(pipeline, errands, lease=self._lease, now=self._clock())
 
         renewed = await repeat_transient(once)
         return [renewed.get(errand.key) for errand in errands]
@@ -98,21 +99,21 @@ class Outcomes:
             else:
                 final.append(report)
         fallbacks: dict[DeliveryKey, Errand] = {}
-        async with pipelined_transaction(self._pool) as (connection, _):
+        async with pipelined_transaction(self._pool) as pipeline:
             # First, as they need accounts: every transaction locks accounts, then the outbox, then deliveries.
             if failures:
-                fallbacks = await self._fail(connection, failures)
+                fallbacks = await self._fail(pipeline, failures)
             if final:
-                await connection.execute(SQL.remove_from_outbox, _keys([report.errand for report in final]))
-                await _settle(connection, final, now=now)
+                await pipeline.execute(SQL.remove_from_outbox, _keys([report.errand for report in final]))
+                await _settle(pipeline, final, now=now)
             if postponed:
-                await _postpone(connection, postponed)
+                await _postpone(pipeline, postponed)
         return fallbacks
 
     def _failure(self, report: Report) -> Failure:
         return Failure(report, list(self._targets.alternatives(report.errand)) if self._targets else [])
 
-    async def _fail(self, connection: Connection, failures: Sequence[Failure]) -> dict[DeliveryKey, Errand]:
+    async def _fail(self, connection: Statements, failures: Sequence[Failure]) -> dict[DeliveryKey, Errand]:
         """Settle and refund those failures that are still ours, and record what is sent instead of them."""
         accounts = await lock_accounts(connection, {failure.report.errand.key[0] for failure in failures})
         failures = await _settle_held(connection, failures, now=self._clock())
@@ -137,7 +138,7 @@ class Outcomes:
         return {key: errand_of(admitted, lease=self._lease) for key, admitted in settlement.fallbacks.items()}
 
 
-async def _settle_held(connection: Connection, failures: Sequence[Failure], *, now: datetime) -> list[Failure]:
+async def _settle_held(connection: Statements, failures: Sequence[Failure], *, now: datetime) -> list[Failure]:
     """Store the failures of deliveries that nobody else has taken over, and say which they were."""
     errands = [failure.report.errand for failure in failures]
     held = await _keys_in(await connection.execute(SQL.remove_held, {**_keys(errands), "held_until": _leases(errands)}))
@@ -148,8 +149,8 @@ async def _settle_held(connection: Connection, failures: Sequence[Failure], *, n
     return [failure for failure in ours if failure.report.errand.key in settled]
 
 
-async def _settle(connection: Connection, reports: Sequence[Report], *, now: datetime) -> Cursor:
-    """Store final outcomes; the cursor holds the deliveries that were still open."""
+async def _settle(connection: Statements, reports: Sequence[Report], *, now: datetime) -> Rows:
+    """Store final outcomes; the rows are the deliveries that were still open."""
     return await connection.execute(
         SQL.settle,
         {
@@ -163,7 +164,7 @@ async def _settle(connection: Connection, reports: Sequence[Report], *, now: dat
     )
 
 
-async def _postpone(connection: Connection, postponed: Sequence[tuple[Report, datetime]]) -> None:
+async def _postpone(connection: Statements, postponed: Sequence[tuple[Report, datetime]]) -> None:
     errands = [report.errand for report, _ in postponed]
     await connection.execute(
         SQL.postpone,
@@ -186,5 +187,5 @@ def _leases(errands: Sequence[Errand]) -> Array:
     return times(errand.lease_expire_time for errand in errands)
 
 
-async def _keys_in(cursor: Cursor) -> set[DeliveryKey]:
-    return {(row[0], row[1]) for row in await cursor.fetchall()}
+async def _keys_in(rows: Rows) -> set[DeliveryKey]:
+    return {(row[0], row[1]) for row in await rows.fetchall()}

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from server.channels.destinations import Destination
 from server.database.arrays import Array, bigints, texts, times, uuids
-from server.database.pool import Connection, Cursor
+from server.database.pipeline import Rows, Statements
 from server.database.queries import load_queries
 from server.otps.admission import Admitted, AreaKey, Send
 from server.otps.limits import UnverifiedCredits
@@ -56,21 +56,21 @@ def _is_in(destination: Destination, area: str) -> bool:
     return destination.normalized.startswith(area) if area.startswith("+") else destination.country == area
 
 
-async def request_unverified(connection: Connection, sends: Iterable[Send]) -> Cursor | None:
+async def request_unverified(connection: Statements, sends: Iterable[Send]) -> Rows | None:
     """For a pipeline: what was spent in the areas of these sends; asks nothing when none is to a phone."""
     phones = [send for send in sends if send.target.areas]
     keys = {(send.otp.organization_id, area) for send in phones for area in send.target.areas.split()}
     return await connection.execute(SQL.read_unverified, _columns(sorted(keys))) if keys else None
 
 
-async def unverified_of(cursor: Cursor | None) -> dict[AreaKey, UnverifiedCredits]:
-    """What the cursor holds, by organization and area."""
-    rows = await cursor.fetchall() if cursor else []
-    return {(row[0], row[1]): UnverifiedCredits(*row[2:]) for row in rows}
+async def unverified_of(rows: Rows | None) -> dict[AreaKey, UnverifiedCredits]:
+    """What the rows hold, by organization and area."""
+    found = await rows.fetchall() if rows else []
+    return {(row[0], row[1]): UnverifiedCredits(*row[2:]) for row in found}
 
 
 async def add_unverified(
-    connection: Connection, admitted: Iterable[Admitted], unverified: Mapping[AreaKey, UnverifiedCredits]
+    connection: Statements, admitted: Iterable[Admitted], unverified: Mapping[AreaKey, UnverifiedCredits]
 ) -> None:
     """Count accepted sends to phones, in the windows that `admit` put them into. The accounts are locked."""
     phones = [one for one in admitted if one.delivery.areas]
@@ -93,19 +93,19 @@ async def add_unverified(
     )
 
 
-async def lower_verified(connection: Connection, otps: Iterable[Otp]) -> None:
+async def lower_verified(connection: Statements, otps: Iterable[Otp]) -> None:
     """No longer count what was sent of OTPs that are verified now."""
     if verified := [otp for otp in otps if otp.to_phone]:
         cursor = await connection.execute(SQL.find_sends_of_otps, _ids(verified))
         await _lower(connection, await cursor.fetchall())
 
 
-async def lower_failed(connection: Connection, deliveries: Iterable[Delivery]) -> None:
+async def lower_failed(connection: Statements, deliveries: Iterable[Delivery]) -> None:
     """No longer count deliveries that surely did not go out."""
     await _lower(connection, [(one.organization_id, one.areas, one.create_time, one.credits) for one in deliveries])
 
 
-async def _lower(connection: Connection, sends: Sequence[SpentOn]) -> None:
+async def _lower(connection: Statements, sends: Sequence[SpentOn]) -> None:
     """Only in the window in which they were counted."""
     counted = [((send[0], area), *send[2:]) for send in sends for area in send[1].split()]
     if not counted:

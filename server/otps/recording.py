@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from server.database.arrays import bigints, byteas, texts, times, uuids
-from server.database.pool import Connection
+from server.database.pipeline import Statements
 from server.database.queries import load_queries
 from server.otps.admission import Admitted
 from server.otps.otp import Delivery, Otp
@@ -13,7 +13,7 @@ from server.otps.otp import Delivery, Otp
 SQL = load_queries(__file__)
 
 
-async def insert_otps(connection: Connection, otps: Sequence[Otp]) -> None:
+async def insert_otps(connection: Statements, otps: Sequence[Otp]) -> None:
     """Record new OTPs."""
     await connection.execute(
         SQL.insert_otps,
@@ -36,7 +36,7 @@ async def insert_otps(connection: Connection, otps: Sequence[Otp]) -> None:
     )
 
 
-async def insert_deliveries(connection: Connection, deliveries: Sequence[Delivery], *, now: datetime) -> None:
+async def insert_deliveries(connection: Statements, deliveries: Sequence[Delivery], *, now: datetime) -> None:
     """Record new deliveries."""
     await connection.execute(
         SQL.insert_deliveries,
@@ -60,7 +60,7 @@ async def insert_deliveries(connection: Connection, deliveries: Sequence[Deliver
     )
 
 
-async def insert_outbox(connection: Connection, admitted: Sequence[Admitted], *, lease_expire_time: datetime) -> None:
+async def insert_outbox(connection: Statements, admitted: Sequence[Admitted], *, lease_expire_time: datetime) -> None:
     """Record what is still to be sent; nobody else begins with it before the lease ends."""
     await connection.execute(
         SQL.insert_outbox,

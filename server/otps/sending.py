@@ -8,7 +8,8 @@ from server.credits.accounts import accounts_of, announce_low_balances, request_
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.arrays import byteas, texts, uuids
 from server.database.batcher import Batcher, Batching
-from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient, transaction
+from server.database.pipeline import Rows, Statements
+from server.database.pool import Pool, pipelined_transaction, repeat_transient, transaction
 from server.database.queries import load_queries
 from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, State, admit
 from server.otps.limits import DAY, RecentSend, SendLimits
@@ -67,14 +68,14 @@ class Sender:
         return [decision.error if isinstance(decision, Refused) else decision for decision in decisions]
 
     async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
-        async with pipelined_transaction(self._pool) as (connection, _):
-            state = await read_state(connection, sends, since=self._clock() - DAY)
+        async with pipelined_transaction(self._pool) as pipeline:
+            state = await read_state(pipeline, sends, since=self._clock() - DAY)
             # Only now, as waiting for the locks may have taken a while: a deadline may have passed.
             now = self._clock()
             decisions = admit(sends, state, now=now, limits=self._limits)
             admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
             if admitted:
-                await record(connection, admitted, state, now=now, lease_expire_time=now + self._lease)
+                await record(pipeline, admitted, state, now=now, lease_expire_time=now + self._lease)
         return decisions
 
 
@@ -86,11 +87,11 @@ def _accepted_now(send: Send, decision: Decision) -> Decision:
 
 
 async def read_state(
-    connection: Connection,
+    connection: Statements,
     sends: Sequence[Send],
     *,
     since: datetime,
-    ask: Callable[[Connection, Iterable[str]], Awaitable[Cursor]] = request_lock,
+    ask: Callable[[Statements, Iterable[str]], Awaitable[Rows]] = request_lock,
 ) -> State:
     """What the decisions depend on, in one round trip; the accounts come first, and are locked unless `ask` reads."""
     requests = {(send.otp.organization_id, send.request_id) for send in sends}
@@ -126,7 +127,7 @@ async def read_state(
 
 
 async def record(
-    connection: Connection,
+    connection: Statements,
     admitted: Sequence[Admitted],
     state: State,
     *,

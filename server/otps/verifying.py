@@ -7,7 +7,8 @@ from datetime import datetime
 from server.clock import Clock, utc_now
 from server.database.arrays import bigints, byteas, texts, times, uuids
 from server.database.batcher import Batcher, Batching
-from server.database.pool import Connection, Cursor, Pool, pipelined_transaction, repeat_transient
+from server.database.pipeline import Rows, Statements
+from server.database.pool import Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
 from server.errors import DomainError
 from server.otps.admission import DestinationKey
@@ -51,18 +52,18 @@ class Verifier:
         return await repeat_transient(lambda: self._transact(guesses))
 
     async def _transact(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
-        async with pipelined_transaction(self._pool) as (connection, _):
-            state, now = await self._lock(connection, guesses)
+        async with pipelined_transaction(self._pool) as pipeline:
+            state, now = await self._lock(pipeline, guesses)
             decisions = judge(guesses, state, now=now, limits=self._limits)
             if state.changed_otps:
-                await _write_otps(connection, list(state.changed_otps.values()))
+                await _write_otps(pipeline, list(state.changed_otps.values()))
                 verified = [otp for otp in state.changed_otps.values() if otp.status is OtpStatus.VERIFIED]
-                await lower_verified(connection, verified)
+                await lower_verified(pipeline, verified)
             if state.changed_budgets:
-                await _write_budgets(connection, state.changed_budgets)
+                await _write_budgets(pipeline, state.changed_budgets)
         return decisions
 
-    async def _lock(self, connection: Connection, guesses: Sequence[Guess]) -> tuple[GuessState, datetime]:
+    async def _lock(self, connection: Statements, guesses: Sequence[Guess]) -> tuple[GuessState, datetime]:
         """The OTPs and budgets that these guesses are about, with the guesses looked at, and when they were locked."""
         keys = {
             "organization_ids": texts(guess.organization_id for guess in guesses),
@@ -101,11 +102,11 @@ class Verifier:
         return hmac.compare_digest(code.encode(), guess.code.encode()) and same_context
 
 
-async def _budgets_of(cursor: Cursor) -> dict[DestinationKey, GuessBudget]:
-    return {(row[0], row[1]): GuessBudget(*row[2:]) for row in await cursor.fetchall()}
+async def _budgets_of(rows: Rows) -> dict[DestinationKey, GuessBudget]:
+    return {(row[0], row[1]): GuessBudget(*row[2:]) for row in await rows.fetchall()}
 
 
-async def _write_otps(connection: Connection, otps: Sequence[Otp]) -> None:
+async def _write_otps(connection: Statements, otps: Sequence[Otp]) -> None:
     await connection.execute(
         SQL.write_otps,
         {
@@ -119,7 +120,7 @@ async def _write_otps(connection: Connection, otps: Sequence[Otp]) -> None:
     )
 
 
-async def _write_budgets(connection: Connection, budgets: dict[DestinationKey, GuessBudget]) -> None:
+async def _write_budgets(connection: Statements, budgets: dict[DestinationKey, GuessBudget]) -> None:
     await connection.execute(
         SQL.write_guess_budgets,
         {

@@ -1,0 +1,147 @@
+"""Transactions whose statements travel together: what does not wait for another's rows shares a round trip.
+
+psycopg's own pipeline turns to the socket for each statement. Here libpq is given one after the other, and the socket
+is turned to once for each round trip: a send has twelve statements and two round trips.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.abc import PQGen
+from psycopg.abc import Transformer as AnyTransformer
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.waiting import Ready, Wait
+
+Row = tuple[Any, ...]
+
+_FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED)
+_PLACEHOLDER = re.compile(r"%\((\w+)\)s")
+
+
+class Rows(Protocol):
+    """What a statement gives."""
+
+    async def fetchall(self) -> list[Row]:
+        """All rows, once they are here."""
+        ...
+
+
+class Statements(Protocol):
+    """What runs statements: a connection, or a pipeline."""
+
+    async def execute(self, query: str, params: Mapping[str, Any], /) -> Rows:
+        """Run the statement, or put it on its way."""
+        ...
+
+
+class PipelineConnection(AsyncConnection[Row]):
+    """A connection that knows what its pipelines have prepared on it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        self.transformer: AnyTransformer = Transformer(self)
+
+
+class Pipeline:
+    """Statements of one transaction on a connection that nobody else uses meanwhile.
+
+    An error surfaces at the next round trip: at a `fetchall`, or at the end. The connection is of no use after it.
+    """
+
+    def __init__(self, connection: PipelineConnection) -> None:
+        self._connection = connection
+        self._under_way: list[_Arriving] = []
+
+    def begin(self) -> None:
+        """Let what follows be one transaction."""
+        self._connection.pgconn.enter_pipeline_mode()
+        self._command(b"BEGIN")
+
+    async def commit(self) -> None:
+        """Return once all that was queued is done and committed."""
+        self._command(b"COMMIT")
+        await self.round_trip()
+        self._connection.pgconn.exit_pipeline_mode()
+
+    async def execute(self, query: str, params: Mapping[str, Any], /) -> Rows:
+        """Queue a statement."""
+        pgconn, prepared, transformer = self._connection.pgconn, self._connection.prepared, self._connection.transformer
+        text, names = _numbered(query)
+        values = transformer.dump_sequence([params[name] for name in names], [PyFormat.AUTO] * len(names))
+        types = transformer.types or ()
+        name = prepared.get((query, types))
+        if name is None:
+            name = prepared[query, types] = b"pulsa_%d" % len(prepared)
+            pgconn.send_prepare(name, text, types)
+            self._arriving()
+        pgconn.send_query_prepared(name, values, transformer.formats, pq.Format.BINARY)
+        return self._arriving()
+
+    async def round_trip(self) -> None:
+        """Wait for what was queued. Raises the error of the first statement that failed; the later ones did not run."""
+        self._connection.pgconn.pipeline_sync()
+        results = await self._connection.wait(_results(self._connection.pgconn))
+        for arriving, result in zip(self._under_way, results, strict=True):
+            if result.status in _FAILED:
+                raise psycopg.errors.error_from_result(result)
+            arriving.result = result
+        self._under_way = []
+
+    def _command(self, text: bytes) -> None:
+        self._connection.pgconn.send_query_params(text, None)
+        self._arriving()
+
+    def _arriving(self) -> "_Arriving":
+        arriving = _Arriving(self, self._connection.transformer)
+        self._under_way.append(arriving)
+        return arriving
+
+
+class _Arriving:
+    """The rows of a statement that is under way."""
+
+    __slots__ = ("_pipeline", "_transformer", "result")
+
+    def __init__(self, pipeline: Pipeline, transformer: AnyTransformer) -> None:
+        self._pipeline = pipeline
+        self._transformer = transformer
+        self.result: pq.abc.PGresult | None = None
+
+    async def fetchall(self) -> list[Row]:
+        if self.result is None:
+            await self._pipeline.round_trip()
+        assert self.result is not None  # noqa: S101 - a round trip brings the result of all that was queued
+        self._transformer.set_pgresult(self.result)
+        return self._transformer.load_rows(0, self.result.ntuples, tuple)
+
+
+def _results(pgconn: pq.abc.PGconn) -> PQGen[list[pq.abc.PGresult]]:
+    """Send what is queued, up to a sync, and take in the result of each statement."""
+    while pgconn.flush():
+        if (yield Wait.RW) & Ready.R:
+            pgconn.consume_input()
+    results: list[pq.abc.PGresult] = []
+    while True:
+        while pgconn.is_busy():
+            yield Wait.R
+            pgconn.consume_input()
+        if pgconn.status == pq.ConnStatus.BAD:
+            raise psycopg.OperationalError("the connection is lost")
+        result = pgconn.get_result()
+        if result is None:  # between the results of two statements
+            continue
+        if result.status == pq.ExecStatus.PIPELINE_SYNC:
+            return results
+        results.append(result)
+
+
+@cache
+def _numbered(query: str) -> tuple[bytes, list[str]]:
+    """The query with $1, $2, … for its named parameters, as PostgreSQL itself has them, and their names."""
+    names = list(dict.fromkeys(_PLACEHOLDER.findall(query)))
+    return _PLACEHOLDER.sub(lambda match: f"${names.index(match[1]) + 1}", query).encode(), names

@@ -1,0 +1,88 @@
+"""Pipelines: statements that share a round trip, each prepared once, all of one transaction or none."""
+
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+
+from server.database.pool import Pool, connection, open_pool, pipelined_transaction, transaction
+
+CREATE = """
+INSERT INTO accounts (organization_id, low_balance_threshold, low_balance_since, window_start_time, create_time)
+VALUES (%(organization_id)s, 100, now(), now(), now())
+"""
+QUOTIENT = "SELECT %(number)s::int / %(divisor)s::int"
+
+
+@pytest.fixture
+async def one_connection(database_url: str) -> AsyncIterator[Pool]:
+    pool = await open_pool(database_url, size=1, timeout_seconds=5)
+    yield pool
+    await pool.close()
+
+
+async def accounts(pool: Pool) -> list[str]:
+    async with connection(pool) as lent:
+        cursor = await lent.execute("SELECT organization_id FROM accounts ORDER BY organization_id")
+        return [row[0] for row in await cursor.fetchall()]
+
+
+async def test_each_statement_gets_its_own_rows_whichever_is_asked_for_first(pool: Pool) -> None:
+    async with pipelined_transaction(pool) as pipeline:
+        first = await pipeline.execute(QUOTIENT, {"number": 6, "divisor": 3})
+        second = await pipeline.execute(QUOTIENT, {"number": 70_000, "divisor": 7})
+        assert await second.fetchall() == [(10_000,)]
+        assert await first.fetchall() == [(2,)]
+        third = await pipeline.execute(QUOTIENT, {"number": 9, "divisor": 3})
+    assert await third.fetchall() == [(3,)]
+
+
+async def test_what_is_queued_is_committed_at_the_end(pool: Pool) -> None:
+    async with pipelined_transaction(pool) as pipeline:
+        for organization_id in ("acme", "bolt"):
+            await pipeline.execute(CREATE, {"organization_id": organization_id})
+    assert await accounts(pool) == ["acme", "bolt"]
+
+
+async def create_and_divide(pool: Pool, *, divisor: int) -> None:
+    async with pipelined_transaction(pool) as pipeline:
+        await pipeline.execute(CREATE, {"organization_id": "acme"})
+        await pipeline.execute(QUOTIENT, {"number": 1, "divisor": divisor})
+        await pipeline.execute(CREATE, {"organization_id": "bolt"})
+
+
+async def test_a_statement_that_fails_undoes_the_others(pool: Pool) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await create_and_divide(pool, divisor=0)
+    assert await accounts(pool) == []
+
+
+async def create_and_raise(pool: Pool) -> None:
+    async with pipelined_transaction(pool) as pipeline:
+        await pipeline.execute(CREATE, {"organization_id": "acme"})
+        await pipeline.round_trip()
+        raise LookupError
+
+
+async def test_a_block_that_raises_undoes_what_it_did(pool: Pool) -> None:
+    with pytest.raises(LookupError):
+        await create_and_raise(pool)
+    assert await accounts(pool) == []
+
+
+async def select_and_raise(pool: Pool) -> None:
+    async with transaction(pool) as lent:
+        await lent.execute("SELECT 1")
+        raise LookupError
+
+
+async def test_statements_stay_prepared_when_another_transaction_rolls_back(one_connection: Pool) -> None:
+    for _ in range(3):
+        async with pipelined_transaction(one_connection) as pipeline:
+            rows = await pipeline.execute(QUOTIENT, {"number": 6, "divisor": 3})
+        assert await rows.fetchall() == [(2,)]
+        with pytest.raises(LookupError):
+            await select_and_raise(one_connection)
+    async with connection(one_connection) as lent:
+        cursor = await lent.execute("SELECT count(*) FROM pg_prepared_statements")
+        assert await cursor.fetchone() == (1,)
