@@ -59,24 +59,19 @@ class Guard:
         NOT_SENT `busy` when no place came free in time, NOT_SENT `otp_expired` when the code was worthless by then,
         and `circuit_open` while the provider is left alone.
         """
-        outcome = await self._deliver(message)
+        if await self._has_place():
+            try:
+                outcome = await self._ask(message)
+            finally:
+                self._places.release()
+        else:
+            outcome = Outcome(OutcomeKind.NOT_SENT, self.provider, failure_reason="busy", retry_after_seconds=1.0)
         self._outcomes[outcome.kind].inc()
         return outcome
 
     async def close(self) -> None:
         """Close the provider."""
         await self._channel.close()
-
-    async def _deliver(self, message: Message) -> Outcome:
-        if not await self._has_place():
-            return Outcome(OutcomeKind.NOT_SENT, self.provider, failure_reason="busy", retry_after_seconds=1.0)
-        try:
-            # Only now: waiting may have taken long enough to change both answers.
-            if message.expire_time <= datetime.now(UTC):
-                return Outcome(OutcomeKind.NOT_SENT, self.provider, failure_reason="otp_expired")
-            return self._breaker.refusal() or await self._ask(message)
-        finally:
-            self._places.release()
 
     async def _has_place(self) -> bool:
         """Whether a place was free, or came free in time; it is taken then."""
@@ -89,7 +84,11 @@ class Guard:
             return False
 
     async def _ask(self, message: Message) -> Outcome:
-        """One call of the provider, whose answer the breaker learns from."""
+        """One call of the provider, whose answer the breaker learns from, unless that makes no sense by now."""
+        if message.expire_time <= datetime.now(UTC):
+            return Outcome(OutcomeKind.NOT_SENT, self.provider, failure_reason="otp_expired")
+        if refusal := self._breaker.refusal():
+            return refusal
         outcome, began = None, time.perf_counter()
         try:
             outcome = await self._channel.deliver(message)
