@@ -34,7 +34,7 @@ _OPTIONS: Final = (
     # second on all, as CANCELLED and without a word of ours: fewer, and a crowd would not hear RESOURCE_EXHAUSTED from
     # the door; more, and all would wait for longer than a second.
     ("grpc.server.max_pending_requests", 2_000),
-    ("grpc.server.max_pending_requests_hard_limit", 3_000),
+    ("grpc.server.max_pending_requests_hard_limit", 2_500),
 )
 
 

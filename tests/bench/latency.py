@@ -69,13 +69,17 @@ def overload(stage: Stage, rounds: Rounds, *, maximum: float, count: int, second
         outcomes.append(outcome)
         ratios.append(outcome.per_second / best)
     statuses = sum((outcome.statuses for outcome in outcomes), start=Counter())
+    calls = {_STATUSES.get(status, status): number for status, number in statuses.most_common()}
+    refused = statuses.total() - statuses["0"]
     return {
         "offered_per_second": pace,
         "goodput_per_second": statistics.median(outcome.per_second for outcome in outcomes),
         "goodput_over_maximum": statistics.median(ratios),
         "accepted_p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in outcomes),
         "accepted_p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in outcomes),
-        "calls": {_STATUSES.get(status, status): number for status, number in statuses.most_common()},
+        "calls": calls,
+        # By the door, with RetryInfo. The others were cancelled by gRPC: more came than Python could even refuse.
+        "refused_with_retry_info": calls.get("RESOURCE_EXHAUSTED", 0) / refused if refused else None,
         "spread": [min(ratios), max(ratios)],
     }
 
