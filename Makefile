@@ -9,7 +9,7 @@ SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test generate stubs verify-generate format lint types check lock bench bench-quick \
-	bench-publish clean
+	bench-publish fuzz clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +101,12 @@ build/plot/ready: requirements/plot.txt
 	@$(PYTHON) -m pip --python build/plot/bin/python install --require-hashes --disable-pip-version-check --quiet \
 		--requirement requirements/plot.txt
 	@touch $@
+
+# The FUZZ_SEED that it prints makes another run much the same.
+fuzz: .venv/ready  ## Send 100,000 messages and 20,000 raw requests that nobody should send, for about 15 minutes
+	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
+		FUZZ_SEED=$$seed FUZZ_MESSAGES=100000 FUZZ_REQUESTS=20000 FUZZ_ROUNDS=50000 \
+		$(RUN) -m pytest --quiet --capture=sys tests/fuzz $(ARGS)
 
 clean:  ## Remove what was built; the data of make run stays in data/
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
