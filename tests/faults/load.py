@@ -17,8 +17,9 @@ CALLERS = 8
 class Load:
     """What became of each request_id."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, pause_seconds: float) -> None:
         self._site = site
+        self._pause_seconds = pause_seconds
         self._over = False
         self.answers: dict[str, Any] = {}
         """The first answer to each request_id: the send is accepted."""
@@ -55,17 +56,18 @@ class Load:
                 except PulsaError:
                     self.repeats += 1
                     await self._site.channel.channel_ready()
+            await asyncio.sleep(self._pause_seconds)
 
     async def _send(self, request_id: str) -> Any:
         return await self._site.send(email=f"{request_id}@mail.example", request_id=request_id)
 
 
 @asynccontextmanager
-async def under_load(site: Site) -> AsyncIterator[Load]:
-    """Callers at work for the block; at its end each waits for its last answer."""
-    load = Load(site)
+async def under_load(site: Site, *, callers: int = CALLERS, pause_seconds: float = 0) -> AsyncIterator[Load]:
+    """Callers at work for the block, who rest between two sends; at its end each waits for its last answer."""
+    load = Load(site, pause_seconds)
     async with asyncio.TaskGroup() as group:
-        for _ in range(CALLERS):
+        for _ in range(callers):
             group.create_task(load._keep_sending())
         try:
             yield load

@@ -70,15 +70,16 @@ class Site(Caller):
 
     def mails(self) -> Counter[str]:
         """How many mails each address has got."""
-        return Counter(map(_recipient, self.relay.mails))
+        return Counter(map(recipient, self.relay.mails))
 
     def code_mailed_to(self, destination: str) -> str:
         """The code in the newest mail to an address; empty when there is none."""
-        texts = [mail.content.decode() for mail in self.relay.mails if _recipient(mail) == destination]
+        texts = [mail.content.decode() for mail in self.relay.mails if recipient(mail) == destination]
         return CODE.findall(texts[-1])[0] if texts else ""
 
 
-def _recipient(mail: Mail) -> str:
+def recipient(mail: Mail) -> str:
+    """Whom a mail is for."""
     return mail.envelope[1].partition("<")[2].partition(">")[0]
 
 
