@@ -119,7 +119,7 @@ class Limit(Group):
         default=(), description="countries or beginnings of numbers that are not sent to"
     )
     wrong_guesses: int = Field(
-        default=50, ge=1, le=100, description="wrong codes at one destination in guess_window_hours"
+        default=50, ge=1, le=100, description="wrong codes at one destination in any guess_window_hours"
     )
     guess_window_hours: float = Field(default=24, gt=0, le=720, description="how long a wrong code counts")
     free_guesses: int = Field(
