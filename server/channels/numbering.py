@@ -7,6 +7,7 @@ from phonenumbers import COUNTRY_CODE_TO_REGION_CODE, PhoneMetadata
 from phonenumbers.phonemetadata import PhoneNumberDesc
 
 _CALLING_CODE_DIGITS = 3
+_NOTHING = r"(?!)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,10 @@ class _Region:
     country: Country
     leading_digits: re.Pattern[str] | None
     general: re.Pattern[str]
-    kinds: tuple[re.Pattern[str], ...]
+    kinds: re.Pattern[str]
 
     def has(self, national: str) -> bool:
-        return bool(self.general.fullmatch(national)) and any(kind.fullmatch(national) for kind in self.kinds)
+        return bool(self.general.fullmatch(national) and self.kinds.fullmatch(national))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +101,18 @@ def _compile_region(name: str, calling_code: int, metadata: PhoneMetadata) -> _R
     return _Region(
         Country(name, f"+{calling_code}"),
         re.compile(metadata.leading_digits) if metadata.leading_digits else None,
-        _compile(metadata.general_desc) or re.compile(r"(?!)"),
-        tuple(dict.fromkeys(pattern for pattern in map(_compile, kinds) if pattern)),
+        re.compile(_pattern(metadata.general_desc) or _NOTHING),
+        re.compile("|".join(dict.fromkeys(pattern for pattern in map(_pattern, kinds) if pattern)) or _NOTHING),
     )
 
 
-def _compile(desc: PhoneNumberDesc | None) -> re.Pattern[str] | None:
-    """The numbers of one kind, their possible lengths included."""
+def _pattern(desc: PhoneNumberDesc | None) -> str:
+    """The numbers of one kind, their possible lengths included; empty for none."""
     if desc is None or not desc.national_number_pattern:
-        return None
+        return ""
     lengths = "|".join(f".{{{length}}}" for length in desc.possible_length if length > 0)
     if desc.possible_length and not lengths:
-        return None
-    return re.compile(
-        rf"(?=(?:{lengths})\Z)(?:{desc.national_number_pattern})" if lengths else desc.national_number_pattern
+        return ""
+    return (
+        rf"(?=(?:{lengths})\Z)(?:{desc.national_number_pattern})" if lengths else f"(?:{desc.national_number_pattern})"
     )

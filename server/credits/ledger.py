@@ -1,10 +1,9 @@
 """The ledger: every change of a balance, written once and never changed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from server.credits.accounts import Account, announce_low_balances, write_balances
@@ -26,8 +25,7 @@ class LedgerEntryKind(StrEnum):
     ADJUSTMENT = "ADJUSTMENT"
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerEntry:
+class LedgerEntry(NamedTuple):
     """One immutable change of a balance."""
 
     organization_id: str
@@ -100,7 +98,7 @@ async def insert_entries(
         {
             "organization_ids": texts(entry.organization_id for entry in entries),
             "sequences": bigints(entry.sequence for entry in entries),
-            "kinds": texts(entry.kind.value for entry in entries),
+            "kinds": texts(entry.kind for entry in entries),
             "credits": bigints(entry.credits for entry in entries),
             "balances_after": bigints(entry.balance_after for entry in entries),
             "reference_ids": uuids(entry.reference_id for entry in entries),

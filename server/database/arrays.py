@@ -56,8 +56,10 @@ class _Times(Array):
 
 
 def texts(values: Iterable[str]) -> Array:
-    """A text[] parameter."""
-    return _Texts([_LENGTH.pack(len(encoded)) + encoded for encoded in [value.encode() for value in values]])
+    """A text[] parameter. Most columns of a batch hold the same few texts: each is packed once."""
+    values = list(values)
+    packed = {value: _text(value) for value in set(values)}
+    return _Texts([packed[value] for value in values])
 
 
 def uuids(values: Iterable[UUID | None]) -> Array:
@@ -81,6 +83,11 @@ def times(values: Iterable[datetime | None]) -> Array:
     """A timestamptz[] parameter."""
     elements = [_NULL if value is None else _BIGINT.pack(8, (value - _ORIGIN) // _MICROSECOND) for value in values]
     return _Times(elements, nulls=_NULL in elements)
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return _LENGTH.pack(len(encoded)) + encoded
 
 
 class _ArrayDumper(Dumper):

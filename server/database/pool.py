@@ -6,16 +6,17 @@ from itertools import chain
 from typing import TypeVar
 
 import psycopg
+from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from server.database.arrays import register_arrays
-from server.database.pipeline import Pipeline, PipelineConnection
+from server.database.pipeline import Pipeline, PipelineConnection, Row
 from server.errors import DatabaseUnavailable
 
 Result = TypeVar("Result")
-Connection = PipelineConnection
-Pool = AsyncConnectionPool[Connection]
+Connection = AsyncConnection[Row]
+Pool = AsyncConnectionPool[PipelineConnection]
 
 APPLICATION_ROLE = "pulsa_application"
 """What the server may do: everything it needs, and no change or removal of a ledger entry. See migrate.py."""
@@ -50,7 +51,7 @@ async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = 
 
     pool: Pool = AsyncConnectionPool(
         url,
-        connection_class=Connection,
+        connection_class=PipelineConnection,
         # psycopg prepares nothing, as at any rollback it would drop what pipelines have prepared.
         kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": max(2, round(timeout_seconds))},
         min_size=size,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from server.credits.accounts import Account
@@ -36,8 +37,7 @@ class Send:
     """From then on the caller no longer waits, and nothing may be charged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """Accepted: charge it, record it, send it."""
 
     send: Send
@@ -45,8 +45,7 @@ class Admitted:
     low_balance: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(NamedTuple):
     """Accepted before under the same request_id: answer the same, do nothing."""
 
     delivery: Delivery

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from server.credits.accounts import Account
 from server.errors import ResendTooSoon, RetryLater, TooManySends
@@ -28,8 +29,7 @@ class SendLimits:
     unverified_window: timedelta = DAY
 
 
-@dataclass(frozen=True, slots=True)
-class RecentSend:
+class RecentSend(NamedTuple):
     """A send to a destination within the last day."""
 
     create_time: datetime
@@ -58,7 +58,7 @@ class UnverifiedCredits:
         self.credits += credits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spending:
     """What one more send to a phone would spend, and what was spent before."""
 
@@ -86,7 +86,9 @@ def check_limits(
     `recent` has the sends to the destination, oldest first; mail spends nothing in an area. Of several limits the one
     that takes longest to pass is raised, so that whoever waits as long as it says is not refused by the next.
     """
-    refusals = [*_of_destination(recent, purpose, now, limits), *_of_organization(account, now, limits)]
+    refusals = list(_of_organization(account, now, limits))
+    if recent:
+        refusals += _of_destination(recent, purpose, now, limits)
     if spending:
         refusals += _of_areas(spending, now, limits)
     if refusals:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from server.channels.channel import ChannelName, Message
@@ -21,8 +22,7 @@ from server.otps.targets import Address, Targets
 from server.otps.vault import Vault
 
 
-@dataclass(frozen=True, slots=True)
-class SendOrder:
+class SendOrder(NamedTuple):
     """A request to send a new OTP."""
 
     organization_id: str
@@ -42,8 +42,7 @@ class SendOrder:
     deadline: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResendOrder:
+class ResendOrder(NamedTuple):
     """A request to send an existing OTP once more."""
 
     organization_id: str
@@ -55,8 +54,7 @@ class ResendOrder:
     deadline: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A send that was accepted, now or by an earlier call with the same request_id."""
 
     record: OtpRecord
@@ -164,7 +162,7 @@ class Orders:
             max_attempts=order.max_attempts,
             create_time=now,
             expire_time=now + order.ttl,
-            to_phone=any(one.channel is not ChannelName.EMAIL for one in (order.address, *order.fallbacks)),
+            to_phone=bool(target.areas) or any(one.channel is not ChannelName.EMAIL for one in order.fallbacks),
         )
         return Send(
             request_id=order.request_id,

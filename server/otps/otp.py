@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from server.channels.channel import ChannelName
@@ -86,8 +86,7 @@ class Delivery:
     """As its target's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where one send goes and what it costs."""
 
     channel: ChannelName

@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from server.database.pool import Connection
@@ -15,8 +15,7 @@ from server.otps.otp import Delivery, Otp, OtpStatus, delivery_of, otp_of
 SQL = load_queries(__file__)
 
 
-@dataclass(frozen=True, slots=True)
-class OtpRecord:
+class OtpRecord(NamedTuple):
     """An OTP and its deliveries, oldest first."""
 
     otp: Otp

@@ -47,7 +47,7 @@ async def insert_deliveries(connection: Statements, deliveries: Sequence[Deliver
             "request_ids": uuids(delivery.request_id for delivery in deliveries),
             "fingerprints": byteas(delivery.request_fingerprint for delivery in deliveries),
             "purposes": texts(delivery.purpose for delivery in deliveries),
-            "channels": texts(delivery.channel.value for delivery in deliveries),
+            "channels": texts(delivery.channel for delivery in deliveries),
             "destination_digests": byteas(delivery.destination_digest for delivery in deliveries),
             "destinations_sealed": byteas(delivery.destination_sealed for delivery in deliveries),
             "masked_destinations": texts(delivery.masked_destination for delivery in deliveries),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 from cryptography.exceptions import InvalidTag
@@ -20,8 +20,7 @@ from server.otps.vault import Vault
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """A destination as the caller wrote it."""
 
     channel: ChannelName
@@ -80,6 +79,8 @@ class Targets:
 
     def seal_fallbacks(self, organization_id: str, addresses: Sequence[Address]) -> bytes | None:
         """The addresses checked and sealed, in order; None for none. Raises as `target` does."""
+        if not addresses:
+            return None
         targets = [self.target(organization_id, address) for address in addresses]
         return self._seal(organization_id, [(target.channel, target.destination) for target in targets])
 

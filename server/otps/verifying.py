@@ -112,7 +112,7 @@ async def _write_otps(connection: Statements, otps: Sequence[Otp]) -> None:
         {
             "organization_ids": texts(otp.organization_id for otp in otps),
             "otp_ids": uuids(otp.otp_id for otp in otps),
-            "statuses": texts(otp.status.value for otp in otps),
+            "statuses": texts(otp.status for otp in otps),
             "attempts": bigints(otp.attempts for otp in otps),
             "verify_times": times(otp.verify_time for otp in otps),
             "verify_request_ids": uuids(otp.verify_request_id for otp in otps),

@@ -241,7 +241,7 @@ def order(address: Address, *fallbacks: Address, **changes: Any) -> SendOrder:
         web_otp_domain="",
         metadata={},
     )
-    return replace(contents, **changes)
+    return contents._replace(**changes)
 
 
 OpenPost = Callable[..., Post]

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -30,7 +29,7 @@ async def resealed(pool: Pool, column: Column, vault: Vault = BOTH, *, at_once: 
 
 
 def email(number: int) -> Address:
-    return replace(EMAIL, text=f"person-{number}@example.com")
+    return EMAIL._replace(text=f"person-{number}@example.com")
 
 
 async def test_what_an_old_key_sealed_is_opened_by_the_new_one_alone(open_post: OpenPost) -> None:

@@ -28,7 +28,7 @@ VAULT = Vault({"k1": b"1" * KEY_BYTES}, digest_secret=b"2" * KEY_BYTES)
 def to(areas: str, *, credits: int = 3, organization_id: str = "acme") -> Send:
     send = a_send(an_otp(organization_id=organization_id), credits=credits)
     send.request_id = send.delivery_id
-    send.target = replace(send.target, areas=areas)
+    send.target = send.target._replace(areas=areas)
     return send
 
 

@@ -1,6 +1,7 @@
 """Validation: exactly what the protos' comments state is refused, all of it at once, and without a word of content."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
@@ -121,3 +122,17 @@ def test_a_field_without_a_rule_stops_the_start() -> None:
 def valid_fields_of(request: Descriptor, **changes: Any) -> dict[str, Any]:
     good = valid_fields()
     return {field.name: good[field.name] for field in request.fields} | changes
+
+
+@pytest.mark.parametrize("request_type", REQUESTS, ids=lambda request: request.name)
+def test_a_request_that_is_refused_for_what_it_leaves_out_is_told_why(request_type: Descriptor) -> None:
+    validate = compile_validation(request_type)
+    for field in request_type.fields:
+        request = valid_request(request_type)
+        request.ClearField(field.name)
+        with suppress(InvalidFields):
+            validate(request)
+            continue
+        with pytest.raises(InvalidFields) as refused:
+            validate(request)
+        assert refused.value.violations, field.name
