@@ -72,7 +72,7 @@ WHERE organization_id = %(organization_id)s AND otp_id = %(otp_id)s
 FOR NO KEY UPDATE;
 
 -- read_guesses
-SELECT wrong_guesses
+SELECT wrong_guess_times
 FROM guess_budgets
 WHERE organization_id = %(organization_id)s AND destination_digest = %(destination_digest)s
 FOR NO KEY UPDATE;
