@@ -64,7 +64,7 @@ def texts(values: Iterable[str]) -> Array:
 
 def uuids(values: Iterable[UUID | None]) -> Array:
     """A uuid[] parameter."""
-    elements = [_NULL if value is None else _UUID_LENGTH + value.bytes for value in values]
+    elements = [_NULL if value is None else _UUID_LENGTH + value.int.to_bytes(16, "big") for value in values]
     return _Uuids(elements, nulls=_NULL in elements)
 
 

@@ -8,7 +8,7 @@ from server.database.arrays import bigints, byteas, texts, times, uuids
 from server.database.pipeline import Statements
 from server.database.queries import load_queries
 from server.otps.admission import Admitted
-from server.otps.otp import Delivery, Otp
+from server.otps.otp import Otp
 
 SQL = load_queries(__file__)
 
@@ -36,14 +36,20 @@ async def insert_otps(connection: Statements, otps: Sequence[Otp]) -> None:
     )
 
 
-async def insert_deliveries(connection: Statements, deliveries: Sequence[Delivery], *, now: datetime) -> None:
-    """Record new deliveries."""
+async def insert_deliveries(
+    connection: Statements, admitted: Sequence[Admitted], *, now: datetime, lease_expire_time: datetime
+) -> None:
+    """Record new deliveries, and that they are still to be sent; nobody else begins with it before the lease ends."""
+    deliveries = [one.delivery for one in admitted]
+    keys = {
+        "organization_ids": texts(delivery.organization_id for delivery in deliveries),
+        "delivery_ids": uuids(delivery.delivery_id for delivery in deliveries),
+        "otp_ids": uuids(delivery.otp_id for delivery in deliveries),
+    }
     await connection.execute(
         SQL.insert_deliveries,
         {
-            "organization_ids": texts(delivery.organization_id for delivery in deliveries),
-            "delivery_ids": uuids(delivery.delivery_id for delivery in deliveries),
-            "otp_ids": uuids(delivery.otp_id for delivery in deliveries),
+            **keys,
             "request_ids": uuids(delivery.request_id for delivery in deliveries),
             "fingerprints": byteas(delivery.request_fingerprint for delivery in deliveries),
             "purposes": texts(delivery.purpose for delivery in deliveries),
@@ -58,17 +64,7 @@ async def insert_deliveries(connection: Statements, deliveries: Sequence[Deliver
             "now": now,
         },
     )
-
-
-async def insert_outbox(connection: Statements, admitted: Sequence[Admitted], *, lease_expire_time: datetime) -> None:
-    """Record what is still to be sent; nobody else begins with it before the lease ends."""
+    fallbacks_sealed = byteas(one.send.fallbacks_sealed for one in admitted)
     await connection.execute(
-        SQL.insert_outbox,
-        {
-            "organization_ids": texts(one.delivery.organization_id for one in admitted),
-            "delivery_ids": uuids(one.delivery.delivery_id for one in admitted),
-            "otp_ids": uuids(one.delivery.otp_id for one in admitted),
-            "fallbacks_sealed": byteas(one.send.fallbacks_sealed for one in admitted),
-            "lease_expire_time": lease_expire_time,
-        },
+        SQL.insert_outbox, {**keys, "fallbacks_sealed": fallbacks_sealed, "lease_expire_time": lease_expire_time}
     )

@@ -15,7 +15,7 @@ from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, S
 from server.otps.limits import DAY, RecentSend, SendLimits
 from server.otps.otp import Delivery, OtpStatus, delivery_of
 from server.otps.pumping import add_unverified, request_unverified, unverified_of
-from server.otps.recording import insert_deliveries, insert_otps, insert_outbox
+from server.otps.recording import insert_deliveries, insert_otps
 
 SQL = load_queries(__file__)
 
@@ -143,8 +143,7 @@ async def record(
     await insert_entries(connection, [_entry(delivery) for delivery in deliveries], now=now)
     if otps:
         await insert_otps(connection, otps)
-    await insert_deliveries(connection, deliveries, now=now)
-    await insert_outbox(connection, admitted, lease_expire_time=lease_expire_time)
+    await insert_deliveries(connection, admitted, now=now, lease_expire_time=lease_expire_time)
     await announce_low_balances(connection, state.newly_low, now=now)
 
 

@@ -189,7 +189,9 @@ def _send_order(request: pb.SendOtpRequest, call: Call) -> SendOrder:
         purpose=request.purpose,
         locale=request.locale,
         code_length=request.code_length or DEFAULT_CODE_LENGTH,
-        ttl=request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL,
+        ttl=timedelta(seconds=request.ttl.seconds, microseconds=request.ttl.nanos // 1000)
+        if request.HasField("ttl")
+        else DEFAULT_TTL,
         max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
         context=request.context,
         web_otp_domain=request.web_otp_domain,
