@@ -3,11 +3,14 @@
 import logging
 import re
 import sys
-from typing import Final, Literal
+import traceback
+from asyncio import AbstractEventLoop
+from typing import Any, Final, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+_log = structlog.get_logger(__name__)
 _HIDDEN: Final = "[hidden]"
 _SENSITIVE: Final = frozenset(
     {
@@ -43,6 +46,24 @@ def configure_logging(*, level: str, style: Literal["json", "console"]) -> None:
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("server").setLevel(level.upper())
+
+
+def tell_unforeseen(_loop: AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler: tells what nobody awaits without its text, which may hold a destination."""
+    error = context.get("exception")
+    _log.error("unforeseen", alert=True, trace=trace_of(error) if error else context["message"])
+
+
+def trace_of(error: BaseException | None) -> list[str]:
+    """What kind of error and where, and the same of its causes."""
+    trace = []
+    while error is not None:
+        sqlstate = getattr(error, "sqlstate", None)
+        trace.append(f"{type(error).__name__} {sqlstate}" if sqlstate else type(error).__name__)
+        frames = traceback.extract_tb(error.__traceback__)
+        trace += [f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames]
+        error = error.__cause__ or error.__context__
+    return trace
 
 
 def hide_giveaways(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -17,7 +17,7 @@ from server.commands.workers import Supervisor, until_orphaned
 from server.database import embedded
 from server.database.migrate import migrate
 from server.environment import SettingsError, load_settings
-from server.logs import configure_logging
+from server.logs import configure_logging, tell_unforeseen
 from server.metrics_page import serve_metrics
 from server.settings import Settings
 
@@ -77,6 +77,7 @@ def calm_garbage_collector() -> None:
 
 
 async def _serve(settings: Settings, url: str, *, supervisor: int | None) -> None:
+    asyncio.get_running_loop().set_exception_handler(tell_unforeseen)
     serve_metrics(settings.metrics.listen)
     async with running(settings, database_url=url) as server:
         calm_garbage_collector()

@@ -1,5 +1,6 @@
 """`webhook`: the sidecar that takes Stripe's webhooks in, until it is told to stop."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import uvloop
 
 from server.commands.serve import until_told_to_stop
 from server.environment import SettingsError, load_settings
-from server.logs import configure_logging
+from server.logs import configure_logging, tell_unforeseen
 from server.settings import Settings
 from server.webhook.relay import Relay
 from server.webhook.sidecar import start_sidecar
@@ -25,6 +26,7 @@ def webhook() -> None:
 
 
 async def _relay(settings: Settings) -> None:
+    asyncio.get_running_loop().set_exception_handler(tell_unforeseen)
     token = settings.webhook.token
     if token is None:
         raise SettingsError("PULSA_WEBHOOK_TOKEN: is needed")

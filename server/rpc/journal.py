@@ -2,11 +2,10 @@
 
 import logging
 import time
-import traceback
-from collections.abc import Iterator
 
 import structlog
 
+from server.logs import trace_of
 from server.rpc.status import Failure
 
 _log = structlog.get_logger(__name__)
@@ -48,13 +47,4 @@ class Journal:
 
     def incident(self, rpc: str, incident_id: str, error: BaseException) -> None:
         """Tell of something unexpected: what kind and where, without its text, which may hold a destination."""
-        _log.error("incident", alert=True, rpc=rpc, incident_id=incident_id, trace=list(_trace(error)))
-
-
-def _trace(error: BaseException | None) -> Iterator[str]:
-    while error is not None:
-        sqlstate = getattr(error, "sqlstate", None)
-        yield f"{type(error).__name__} {sqlstate}" if sqlstate else type(error).__name__
-        for frame in traceback.extract_tb(error.__traceback__):
-            yield f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
-        error = error.__cause__ or error.__context__
+        _log.error("incident", alert=True, rpc=rpc, incident_id=incident_id, trace=trace_of(error))

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
+import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped] # has no types
+from tenacity import retry, retry_if_exception_type, wait_fixed
 
 from server.rpc.certificates import Certificates, TlsFiles
 from server.rpc.door import Door
@@ -17,6 +19,10 @@ from server.rpc.door import Door
 # It would log metadata that is no text word for word, tokens included. What our code raises is logged at the door.
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL + 1)
 
+_log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS: Final = 0.05
+_ENDING_SECONDS: Final = 20.0
 # The largest request is RecordStripeEvent's 256 KiB.
 _LARGEST_MESSAGE_BYTES: Final = 1024 * 1024
 # A token may be 8 KiB; gRPC's own bound on all metadata is 8 KiB.
@@ -53,16 +59,29 @@ class Listening:
 
 
 class GrpcServer:
-    """A server that listens."""
+    """A server that listens, and does so again should gRPC have stopped of itself."""
 
     def __init__(
-        self, server: grpc.aio.Server, port: int, door: Door, health_servicer: health.aio.HealthServicer
+        self,
+        build: Callable[[str], tuple[grpc.aio.Server, int]],
+        address: str,
+        *,
+        door: Door,
+        health_servicer: health.aio.HealthServicer,
     ) -> None:
-        self._server = server
-        self.port = port
+        """`build` makes a server for an address, and says which port it took."""
+        self._build = build
+        self._server, self.port = build(address)
         """The port it listens on."""
+        self._address = f"{address.rpartition(':')[0]}:{self.port}"
         self._door = door
         self._health = health_servicer
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Take calls."""
+        await self._server.start()
+        self._keeping = asyncio.create_task(self._keep_listening())
 
     async def drain(self, *, lame_duck_seconds: float, grace_seconds: float) -> None:
         """Go down: say NOT_SERVING, serve on until callers have seen it, take no more, and let what is in finish.
@@ -71,12 +90,29 @@ class GrpcServer:
         """
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(lame_duck_seconds)
+        self._keeping.cancel()
         self._door.end_streams()
-        await self._server.stop(grace_seconds)
+        await asyncio.gather(self._server.stop(grace_seconds), *self._ending)
 
-    async def wait(self) -> None:
-        """Return once the server has stopped."""
-        await self._server.wait_for_termination()
+    async def _keep_listening(self) -> None:
+        """Listen again when gRPC's loop has ended: a call whose path is not UTF-8 does that to grpcio 1.85.
+
+        The calls that were in finish meanwhile.
+        """
+        while True:
+            try:
+                await self._server.wait_for_termination(_LOOK_SECONDS)
+            except Exception as error:  # noqa: BLE001 - whatever ended it, callers need a server
+                _log.error("grpc_stopped", alert=True, why=type(error).__name__)
+                ending = asyncio.create_task(self._server.stop(_ENDING_SECONDS))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+                await self._listen_again()
+
+    @retry(retry=retry_if_exception_type(RuntimeError), wait=wait_fixed(_LOOK_SECONDS))  # the port is let go of soon
+    async def _listen_again(self) -> None:
+        self._server, _ = self._build(self._address)
+        await self._server.start()
 
 
 async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Door, listening: Listening) -> GrpcServer:
@@ -85,21 +121,23 @@ async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Do
     Raises RuntimeError when the address cannot be listened on, LookupError as Door.handler does, OSError or ValueError
     when TLS files cannot be used.
     """
-    server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(listening.share_port))])
-    server.add_generic_rpc_handlers([door.handler(service, servicer) for service, servicer in services.items()])
+    handlers = [door.handler(service, servicer) for service, servicer in services.items()]
     health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = [service.full_name for service in services]
     for name in names:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    if listening.reflection:
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    port = _listen(server, listening)
+    credentials = Certificates(listening.tls).server_credentials() if listening.tls else None
+
+    def build(address: str) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(listening.share_port))])
+        server.add_generic_rpc_handlers(handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        if listening.reflection:
+            reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        if credentials is None:
+            return server, server.add_insecure_port(address)
+        return server, server.add_secure_port(address, credentials)
+
+    server = GrpcServer(build, listening.address, door=door, health_servicer=health_servicer)
     await server.start()
-    return GrpcServer(server, port, door, health_servicer)
-
-
-def _listen(server: grpc.aio.Server, listening: Listening) -> int:
-    if listening.tls is None:
-        return server.add_insecure_port(listening.address)
-    return server.add_secure_port(listening.address, Certificates(listening.tls).server_credentials())
+    return server

@@ -26,10 +26,13 @@ class Frames:
         self._strangers = Strangers(random)
 
     def known(self) -> list[bytes]:
-        """What once did harm: a deadline beyond the year 9999, and a token that is no text, which gRPC logged."""
+        """What once did harm: a deadline beyond the year 9999, a token that is no text, and such a path.
+
+        gRPC logged the one, and stopped at the other.
+        """
         far = self._call_with(("grpc-timeout", "99999999H"), ("authorization", f"Bearer {self._token}"))
         garbled = self._call_with(("grpc-timeout", "10S"), ("authorization", f"Bearer {MARKER}\udcff{self._token}"))
-        return [_OPENING + far, _OPENING + garbled]
+        return [_OPENING + far, _OPENING + garbled, _OPENING + self._call_with(path=f"{self._path}\udcff")]
 
     def connection(self) -> bytes:
         """All that one client says."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from tests.callers import RPCS
 from tests.fuzz.frames import Frames
 from tests.fuzz.ground import open_ground
@@ -25,9 +27,20 @@ MOST_MEGABYTES = 24
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 
+@retry(
+    retry=retry_if_exception_type(ConnectionRefusedError),
+    wait=wait_fixed(0.02),
+    stop=stop_after_delay(SECONDS),
+    reraise=True,
+)
+async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection; a server that begins anew is waited for."""
+    return await asyncio.open_connection("127.0.0.1", port)
+
+
 async def answer_to(content: bytes, port: int, *, patience_seconds: float = PATIENCE_SECONDS) -> bytes:
     """All that a server says to these bytes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await connect(port)
     answer = b""
     with suppress(ConnectionError, TimeoutError):
         writer.write(content)

@@ -1,5 +1,7 @@
 """The log: what it holds, and what it never does."""
 
+import asyncio
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from server.logs import configure_logging
+from server.logs import configure_logging, tell_unforeseen
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,29 @@ def test_a_library_is_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) 
     logging.getLogger("another.package").warning("trouble with %s", "disks")
 
     assert [line["event"] for line in lines(capsys)] == ["trouble with disks"]
+
+
+async def test_what_nobody_awaits_is_told_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json")
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(tell_unforeseen)
+
+    secret = "-".join("918273")
+
+    async def fail() -> None:
+        raise ValueError(secret) from KeyError(secret)
+
+    failing = asyncio.create_task(fail())
+    await asyncio.wait([failing])
+    del failing
+    gc.collect()
+    loop.set_exception_handler(None)
+
+    (line,) = lines(capsys)
+    assert (line["event"], line["alert"]) == ("unforeseen", True)
+    assert "ValueError" in str(line["trace"])
+    assert "KeyError" in str(line["trace"])
+    assert secret not in str(line)
 
 
 @pytest.mark.parametrize("style", ["json", "console"])

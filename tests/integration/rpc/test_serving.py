@@ -12,8 +12,11 @@ from pulsa.credit.v1.credit_service_pb2 import RecordStripeEventRequest, WatchBa
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, SendOtpResponse
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
+from structlog.testing import capture_logs
 
 from server.rpc.serving import Listening
+from tests.fuzz.frames import Frames
+from tests.fuzz.scale import chance
 from tests.integration.rpc.house import SERVICES, House, open_house, until
 from tests.valid_requests import valid_request
 
@@ -37,6 +40,27 @@ async def test_health_is_known_for_the_server_and_each_service(channel: grpc.aio
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await health_of(channel, "unheard.of")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_path_that_is_no_text_ends_neither_the_server_nor_a_call(
+    house: House, channel: grpc.aio.Channel
+) -> None:
+    house.room.open.clear()
+    inside = send(house, channel)
+    await until(lambda: len(house.room.calls) == 1)
+    *_, no_text = Frames(chance(), path="/", token="", request=b"").known()
+
+    with capture_logs() as lines:
+        _, writer = await asyncio.open_connection("127.0.0.1", house.server.port)
+        writer.write(no_text)
+        await until(lambda: [line["event"] for line in lines] == ["grpc_stopped"])
+    writer.close()
+    async with grpc.aio.insecure_channel(house.address) as other:
+        await other.channel_ready()
+        assert await health_of(other, "") == SERVING
+    house.room.open.set()
+
+    assert await inside == SendOtpResponse()
 
 
 async def test_a_drain_says_so_lets_calls_finish_and_ends_streams(house: House, channel: grpc.aio.Channel) -> None:
