@@ -119,9 +119,14 @@ async def allow_all_plans(connection: Connection) -> None:
 
 async def repeat_transient(work: Callable[[], Awaitable[Result]]) -> Result:
     """Run idempotent work again, up to 4 times, when PostgreSQL asks for it or the connection was lost."""
+    try:
+        return await work()  # outside of tenacity, which makes some 25 objects that only the collector frees
+    except (DatabaseUnavailable, psycopg.OperationalError) as error:
+        if not _is_transient(error):
+            raise
     async for attempt in AsyncRetrying(
         retry=retry_if_exception(_is_transient),
-        stop=stop_after_attempt(_ATTEMPTS),
+        stop=stop_after_attempt(_ATTEMPTS - 1),
         wait=wait_random_exponential(multiplier=0.02, max=0.5),
         reraise=True,
     ):
