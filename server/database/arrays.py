@@ -13,6 +13,7 @@ from psycopg import postgres
 from psycopg.abc import AdaptContext
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
+from psycopg.types import TypeInfo
 
 _HEADER = Struct(">iiIii")  # dimensions, whether there are nulls, the type, how many, the index of the first
 _LENGTH = Struct(">i")
@@ -26,33 +27,33 @@ _MICROSECOND = timedelta(microseconds=1)
 class Array:
     """An array that is ready to be sent."""
 
-    element: ClassVar[str]
+    element: ClassVar[TypeInfo]
     __slots__ = ("data",)
 
     def __init__(self, elements: list[bytes], *, nulls: bool = False) -> None:
         """Elements with their lengths before them; a null is a length of -1."""
-        header = _HEADER.pack(1, nulls, postgres.types[self.element].oid, len(elements), 1)
+        header = _HEADER.pack(1, nulls, self.element.oid, len(elements), 1)
         self.data = header + b"".join(elements)
 
 
 class _Texts(Array):
-    element = "text"
+    element = postgres.types["text"]
 
 
 class _Uuids(Array):
-    element = "uuid"
+    element = postgres.types["uuid"]
 
 
 class _Bigints(Array):
-    element = "int8"
+    element = postgres.types["int8"]
 
 
 class _Byteas(Array):
-    element = "bytea"
+    element = postgres.types["bytea"]
 
 
 class _Times(Array):
-    element = "timestamptz"
+    element = postgres.types["timestamptz"]
 
 
 def texts(values: Iterable[str]) -> Array:
@@ -101,5 +102,5 @@ class _ArrayDumper(Dumper):
 def register_arrays(context: AdaptContext) -> None:
     """Let a connection take arrays as parameters."""
     for kind in (_Texts, _Uuids, _Bigints, _Byteas, _Times):
-        oid = postgres.types[kind.element].array_oid
-        context.adapters.register_dumper(kind, type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": oid}))
+        dumper = type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": kind.element.array_oid})
+        context.adapters.register_dumper(kind, dumper)

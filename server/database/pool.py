@@ -86,16 +86,18 @@ async def pipelined_transaction(pool: Pool) -> AsyncIterator[Pipeline]:
     BEGIN leaves with the first statements and COMMIT with the last.
     """
     try:
-        async with pool.connection() as lent:
+        lent = await pool.getconn()
+        try:
             pipeline = Pipeline(lent)
-            try:
-                pipeline.begin()
-                yield pipeline
-                await pipeline.commit()
-            except BaseException:
-                # PostgreSQL rolls back for a caller that leaves, and the pool opens another connection.
-                await lent.close()
-                raise
+            pipeline.begin()
+            yield pipeline
+            await pipeline.commit()
+        except BaseException:
+            # PostgreSQL rolls back for a caller that leaves, and the pool opens another connection.
+            await lent.close()
+            raise
+        finally:
+            await pool.putconn(lent)
     except (PoolTimeout, psycopg.OperationalError) as error:
         raise await _unavailable(pool, error) from error
 

@@ -1,5 +1,6 @@
 """The hot path: gathers sends, decides them under their accounts' locks, and records what was decided."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -64,7 +65,10 @@ class Sender:
     async def _accept(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | Exception]:
         # Safe to run again after a lost connection, as every request_id is accepted once.
         decisions = list(map(_accepted_now, sends, await repeat_transient(lambda: self._transact(sends))))
-        self._hand_over([decision for decision in decisions if isinstance(decision, Admitted)])
+        # In a moment, so that the callers get their answers first.
+        asyncio.get_running_loop().call_soon(
+            self._hand_over, [decision for decision in decisions if isinstance(decision, Admitted)]
+        )
         return [decision.error if isinstance(decision, Refused) else decision for decision in decisions]
 
     async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
