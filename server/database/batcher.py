@@ -40,9 +40,7 @@ class Batcher(Generic[Item, Answer]):
         batching: Batching,
         *,
         organization_of: Callable[[Item], str],
-        patient: bool = False,
     ) -> None:
-        """A patient batcher lets a lone call linger as well: for calls that nobody waits for."""
         self._flush = flush
         self._size = batching.size
         self._linger_seconds = batching.linger_seconds
@@ -50,7 +48,6 @@ class Batcher(Generic[Item, Answer]):
         self._key = organization_of if batching.by_organization else None
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._flushing: set[asyncio.Task[None]] = set()
-        self._patient = patient
         self._timer: asyncio.Handle | None = None
         self._last_size = 0
 
@@ -65,8 +62,7 @@ class Batcher(Generic[Item, Answer]):
         if len(self._waiting) >= self._size:
             self._start_flushes()
         elif self._timer is None and len(self._flushing) < self._flushes_at_once:
-            wait_seconds = self._linger_seconds if self._patient else 0.0
-            self._timer = loop.call_later(wait_seconds, self._lingered)
+            self._timer = loop.call_soon(self._lingered)
         return await future
 
     async def drain(self) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from server.channels.channel import Outcome
 from server.clock import Clock, utc_now
 from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
@@ -51,32 +50,32 @@ class Outcomes:
         self._lease = lease
         self._targets = fallbacks.targets if fallbacks else None
         self._limits = fallbacks.limits if fallbacks else SendLimits()
+        self.linger_seconds = batching.linger_seconds
         self._clock = clock
-        self._recorder: Batcher[Report, Errand | None] = Batcher(
-            self._record,
-            batching,
-            organization_of=lambda report: report.errand.delivery.organization_id,
-            patient=True,  # the message has left, and its caller was answered long ago
-        )
+        self._batching = batching
         self._renewer: Batcher[Errand, Errand | None] = Batcher(
             self._renew, batching, organization_of=lambda errand: errand.delivery.organization_id
         )
 
-    async def record(self, errand: Errand, outcome: Outcome) -> Errand | None:
-        """Return once the outcome is committed: SENT, FAILED and refunded, UNKNOWN, or to be tried again.
+    def batches(self, reports: Sequence[Report]) -> list[Sequence[Report]]:
+        """The reports in parts that may each be one transaction."""
+        parts: dict[str, list[Report]] = {}
+        for report in reports:
+            parts.setdefault(report.errand.key[0] if self._batching.by_organization else "", []).append(report)
+        size = self._batching.size
+        return [part[start : start + size] for part in parts.values() for start in range(0, len(part), size)]
 
-        Gives the fallback that is now to be sent instead, charged and recorded, if that is what the outcome means. A
-        failure of a delivery that somebody else has taken over meanwhile means nothing.
+    async def record(self, reports: Sequence[Report]) -> list[Errand]:
+        """Return once the outcomes are committed: SENT, FAILED and refunded, UNKNOWN, or to be tried again.
+
+        Gives the fallbacks that are now to be sent instead, charged and recorded. A failure of a delivery that somebody
+        else has taken over meanwhile means nothing.
         """
-        return await self._recorder.submit(Report(errand, outcome))
+        return await repeat_transient(lambda: self._transact(decisive(reports)))
 
     async def renew(self, errand: Errand) -> Errand | None:
         """The errand with a new lease and its OTP's status of now; None when somebody else has it."""
         return await self._renewer.submit(errand)
-
-    async def _record(self, reports: Sequence[Report]) -> Sequence[Errand | None]:
-        fallbacks = await repeat_transient(lambda: self._transact(decisive(reports)))
-        return [fallbacks.pop(report.errand.key, None) for report in reports]
 
     async def _renew(self, errands: Sequence[Errand]) -> Sequence[Errand | None]:
         async def once() -> dict[DeliveryKey, Errand]:
@@ -86,7 +85,7 @@ class Outcomes:
         renewed = await repeat_transient(once)
         return [renewed.get(errand.key) for errand in errands]
 
-    async def _transact(self, reports: Sequence[Report]) -> dict[DeliveryKey, Errand]:
+    async def _transact(self, reports: Sequence[Report]) -> list[Errand]:
         now = self._clock()
         postponed: list[tuple[Report, datetime]] = []
         failures: list[Failure] = []
@@ -98,7 +97,7 @@ class Outcomes:
                 failures.append(self._failure(report))
             else:
                 final.append(report)
-        fallbacks: dict[DeliveryKey, Errand] = {}
+        fallbacks: list[Errand] = []
         async with pipelined_transaction(self._pool) as pipeline:
             # First, as they need accounts: every transaction locks accounts, then the outbox, then deliveries.
             if failures:
@@ -113,7 +112,7 @@ class Outcomes:
     def _failure(self, report: Report) -> Failure:
         return Failure(report, list(self._targets.alternatives(report.errand)) if self._targets else [])
 
-    async def _fail(self, connection: Statements, failures: Sequence[Failure]) -> dict[DeliveryKey, Errand]:
+    async def _fail(self, connection: Statements, failures: Sequence[Failure]) -> list[Errand]:
         """Settle and refund those failures that are still ours, and record what is sent instead of them."""
         accounts = await lock_accounts(connection, {failure.report.errand.key[0] for failure in failures})
         failures = await _settle_held(connection, failures, now=self._clock())
@@ -130,12 +129,12 @@ class Outcomes:
         if settlement.fallbacks:
             await record(
                 connection,
-                list(settlement.fallbacks.values()),
+                settlement.fallbacks,
                 state,
                 now=now,
                 lease_expire_time=now + self._lease,
             )
-        return {key: errand_of(admitted, lease=self._lease) for key, admitted in settlement.fallbacks.items()}
+        return [errand_of(admitted, lease=self._lease) for admitted in settlement.fallbacks]
 
 
 async def _settle_held(connection: Statements, failures: Sequence[Failure], *, now: datetime) -> list[Failure]:

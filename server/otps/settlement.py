@@ -77,8 +77,8 @@ class Settlement:
     """What failures come to."""
 
     refunds: list[LedgerEntry] = field(default_factory=list)
-    fallbacks: dict[DeliveryKey, Admitted] = field(default_factory=dict)
-    """By the delivery that failed, what is sent instead of it."""
+    fallbacks: list[Admitted] = field(default_factory=list)
+    """What is sent instead."""
 
 
 def settle(failures: Sequence[Failure], state: State, *, now: datetime, limits: SendLimits) -> Settlement:
@@ -95,7 +95,7 @@ def settle(failures: Sequence[Failure], state: State, *, now: datetime, limits: 
         for send in failure.alternatives:
             (decision,) = admit([send], state, now=now, limits=limits)
             if isinstance(decision, Admitted):
-                settlement.fallbacks[failure.report.errand.key] = decision
+                settlement.fallbacks.append(decision)
             if not isinstance(decision, Refused) or not isinstance(decision.error, RetryLater):
                 break
     return settlement

@@ -138,7 +138,7 @@ class Post:
     async def idle(self) -> None:
         """Once everything that was handed over is done with."""
         async with asyncio.timeout(PATIENCE_SECONDS * 4):
-            await self.dispatcher._errands.join()
+            await self.dispatcher.idle()
 
     async def watch(self, *, ahead: timedelta = timedelta(), limit: int = 10_000) -> int:
         """One round of the night watch, that much later; then wait until its errands are done with."""

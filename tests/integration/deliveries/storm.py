@@ -141,7 +141,7 @@ class Storm:
     async def _crash(self) -> None:
         before = self._calls()
         wanted = before + self.random.randrange(1, 50)
-        while before < wanted and self.post.dispatcher._errands._unfinished_tasks:  # type: ignore[attr-defined]
+        while before < wanted and self.post.dispatcher._tasks:
             await asyncio.sleep(0)
             before = self._calls()
         await self.post.crash()

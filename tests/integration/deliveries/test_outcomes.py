@@ -111,9 +111,9 @@ async def test_an_outcome_that_is_recorded_twice_counts_once(post: Post) -> None
     errand = post.errand(accepted)
     failed = Outcome(OutcomeKind.REJECTED_DESTINATION, "twilio", failure_reason="twilio_21211")
 
-    await post.outcomes._record([Report(errand, failed), Report(errand, failed)])
-    await post.outcomes.record(errand, failed)
-    await post.outcomes.record(errand, Outcome(OutcomeKind.ACCEPTED, "twilio"))
+    await post.outcomes.record([Report(errand, failed), Report(errand, failed)])
+    await post.outcomes.record([Report(errand, failed)])
+    await post.outcomes.record([Report(errand, Outcome(OutcomeKind.ACCEPTED, "twilio"))])
 
     (delivery,) = await post.deliveries(accepted)
     assert (delivery.status, delivery.refunded) == (FAILED, True)
@@ -127,7 +127,7 @@ async def test_a_message_that_may_be_out_is_never_refunded_by_a_second_carrier(p
     failed = Outcome(OutcomeKind.REJECTED_DESTINATION, "twilio", failure_reason="twilio_21211")
     accepted_by_provider = Outcome(OutcomeKind.ACCEPTED, "twilio", "SM1")
 
-    await post.outcomes._record([Report(errand, accepted_by_provider), Report(errand, failed)])
+    await post.outcomes.record([Report(errand, accepted_by_provider), Report(errand, failed)])
 
     (delivery,) = await post.deliveries(accepted)
     assert (delivery.status, delivery.refunded) == (SENT, False)
@@ -140,9 +140,9 @@ async def test_whoever_lost_the_lease_cannot_fail_or_postpone_the_delivery(post:
     late = post.errand(accepted, lease_expire_time=accepted.delivery.create_time + LEASE / 2)
     before = await post.rows("SELECT attempts, next_attempt_time FROM outbox")
 
-    fallback = await post.outcomes.record(late, Outcome(kind, "twilio"))
+    fallbacks = await post.outcomes.record([Report(late, Outcome(kind, "twilio"))])
 
     (delivery,) = await post.deliveries(accepted)
-    assert (fallback, delivery.status) == (None, DeliveryStatus.QUEUED)
+    assert (fallbacks, delivery.status) == ([], DeliveryStatus.QUEUED)
     assert await post.rows("SELECT attempts, next_attempt_time FROM outbox") == before
     assert [entry[0] for entry in await post.ledger()] == ["SEND"]

@@ -10,6 +10,7 @@ from server.channels.channel import Outcome, OutcomeKind
 from server.errors import DeliveryNotFound
 from server.otps.otp import Delivery, DeliveryStatus
 from server.otps.reports import report_delivery
+from server.otps.settlement import Report
 from server.sandbox.providers import Answer, twilio_error
 from tests.integration.deliveries.post import EMAIL, LEASE, SMS, Post, Windows
 
@@ -50,7 +51,7 @@ async def test_a_report_that_overtakes_our_own_answer_means_the_same(post: Post,
 
     await post.report(accepted.delivery, FAILED, reason="twilio_30003", refund_accepted=refund_accepted)
     assert await post.outbox_count() == 0
-    await post.outcomes.record(post.errand(accepted), ACCEPTED)
+    await post.outcomes.record([Report(post.errand(accepted), ACCEPTED)])
 
     (delivery,) = await post.deliveries(accepted)
     assert (delivery.status, delivery.refunded) == (FAILED, refund_accepted)
@@ -105,8 +106,8 @@ async def test_reports_and_outcomes_at_once_move_money_once(post: Post) -> None:
 
     await asyncio.gather(
         *(post.report(one.delivery, FAILED, reason="smtp_550", refund_accepted=True) for one in sent),
-        *(post.outcomes.record(post.errand(one), rejected) for one in sent),
-        *(post.outcomes.record(post.errand(one), ACCEPTED) for one in sent),
+        *(post.outcomes.record([Report(post.errand(one), rejected)]) for one in sent),
+        *(post.outcomes.record([Report(post.errand(one), ACCEPTED)]) for one in sent),
     )
 
     refunds = [entry for entry in await post.ledger() if entry[0] == "REFUND"]

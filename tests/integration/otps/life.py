@@ -22,6 +22,7 @@ from server.otps.otp import DeliveryStatus, Otp
 from server.otps.outbox import claim_due
 from server.otps.reading import cancel_otp
 from server.otps.reports import report_delivery
+from server.otps.settlement import Report
 from tests.integration.otps.life_model import LifeModel, ModelDelivery
 from tests.integration.otps.replica import LEASE, PRICES, VAULT, HandClock, Replica, ledger, stored, wrong
 from tests.unit.otps.books import a_send, an_otp
@@ -133,7 +134,7 @@ class Life:
     async def outcome(self, number: int, kind: OutcomeKind) -> None:
         delivery = self.model.deliveries[number]
         errand = self.errands[delivery.delivery_id]
-        await self.replica.outcomes.record(errand, Outcome(kind, "console"))
+        await self.replica.outcomes.record([Report(errand, Outcome(kind, "console"))])
         self.model.outcome(delivery, kind, self.clock(), held_until=errand.lease_expire_time, attempts=errand.attempts)
 
     async def report(self, number: int, status: DeliveryStatus, *, refund_accepted: bool) -> None:

@@ -24,6 +24,7 @@ from server.otps.outcomes import Outcomes
 from server.otps.pumping import EVERYBODY, Served
 from server.otps.reading import OtpRecord, read_otp
 from server.otps.sending import Sender
+from server.otps.settlement import Report
 from server.otps.targets import Address
 from server.otps.vault import KEY_BYTES, Vault
 from server.otps.verifying import Verifier
@@ -135,9 +136,8 @@ class Replica:
         return errand_of(admitted, lease=LEASE)
 
     async def report(self, send: Accepted, kind: OutcomeKind, *, failure_reason: str = "") -> None:
-        await self.outcomes.record(
-            self.errand(send), Outcome(kind, "console", provider_message_id="m1", failure_reason=failure_reason)
-        )
+        outcome = Outcome(kind, "console", provider_message_id="m1", failure_reason=failure_reason)
+        await self.outcomes.record([Report(self.errand(send), outcome)])
 
 
 def wrong(otp: Otp) -> str:
