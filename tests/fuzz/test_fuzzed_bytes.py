@@ -22,7 +22,7 @@ CONNECTIONS = 24
 """At once; fewer than the webhooks that the sidecar takes at once, above which it would say 503."""
 PATIENCE_SECONDS = 0.3
 """After this a server is taken to wait for more, which does not come."""
-MOST_MEGABYTES = 24
+MOST_MEGABYTES = 16
 """What a process may grow by after its first connections, however many come."""
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 

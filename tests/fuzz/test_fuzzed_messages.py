@@ -17,7 +17,7 @@ EACH = 50
 """Messages to an rpc, before there are new cases."""
 GENERATED = 25
 """Of them, beside the good ones; the rest are mutations."""
-MOST_MEGABYTES = 48
+MOST_MEGABYTES = 24
 """What the server may grow by after its first messages, however many come."""
 WORDS = [
     MARKER.encode(),
