@@ -126,7 +126,7 @@ async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Do
     names = [service.full_name for service in services]
     for name in names:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    credentials = Certificates(listening.tls).server_credentials() if listening.tls else None
+    certificates = Certificates(listening.tls) if listening.tls else None
 
     def build(address: str) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(listening.share_port))])
@@ -134,9 +134,10 @@ async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Do
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         if listening.reflection:
             reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        if credentials is None:
+        if certificates is None:
             return server, server.add_insecure_port(address)
-        return server, server.add_secure_port(address, credentials)
+        # Credentials are good for one server.
+        return server, server.add_secure_port(address, certificates.server_credentials())
 
     server = GrpcServer(build, listening.address, door=door, health_servicer=health_servicer)
     await server.start()

@@ -1,6 +1,7 @@
 """A real server with tiny servicers behind a real door, and callers with real tokens."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,11 +14,14 @@ from google.protobuf.message_factory import GetMessageClass
 from prometheus_client import CollectorRegistry
 from pulsa.credit.v1 import credit_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
+from structlog.testing import capture_logs
 
 from server.rpc.development_key import DevelopmentKey, development_key
 from server.rpc.door import Call, Door
 from server.rpc.serving import GrpcServer, Listening, start_server
 from server.rpc.tokens import TokenVerifier, mint
+from tests.fuzz.frames import Frames
+from tests.fuzz.scale import chance
 
 SERVICES: list[ServiceDescriptor] = [
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
@@ -100,6 +104,16 @@ async def open_house(folder: Path, *, listening: Listening | None = None, **limi
     yield House(server, room, registry, key)
     room.open.set()
     await server.drain(lame_duck_seconds=0, grace_seconds=5)
+
+
+async def stop_grpc(house: House, *, tls: ssl.SSLContext | None = None) -> None:
+    """Make a call whose path is no text, and return once gRPC has stopped at it."""
+    *_, no_text = Frames(chance(), path="/", token="", request=b"").known()
+    with capture_logs() as lines:
+        _, writer = await asyncio.open_connection("127.0.0.1", house.server.port, ssl=tls)
+        writer.write(no_text)
+        await until(lambda: [line["event"] for line in lines] == ["grpc_stopped"])
+    writer.transport.abort()
 
 
 async def until(holds: Any, seconds: float = 10.0) -> None:

@@ -12,12 +12,9 @@ from pulsa.credit.v1.credit_service_pb2 import RecordStripeEventRequest, WatchBa
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, SendOtpResponse
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
-from structlog.testing import capture_logs
 
 from server.rpc.serving import Listening
-from tests.fuzz.frames import Frames
-from tests.fuzz.scale import chance
-from tests.integration.rpc.house import SERVICES, House, open_house, until
+from tests.integration.rpc.house import SERVICES, House, open_house, stop_grpc, until
 from tests.valid_requests import valid_request
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -48,13 +45,8 @@ async def test_a_path_that_is_no_text_ends_neither_the_server_nor_a_call(
     house.room.open.clear()
     inside = send(house, channel)
     await until(lambda: len(house.room.calls) == 1)
-    *_, no_text = Frames(chance(), path="/", token="", request=b"").known()
 
-    with capture_logs() as lines:
-        _, writer = await asyncio.open_connection("127.0.0.1", house.server.port)
-        writer.write(no_text)
-        await until(lambda: [line["event"] for line in lines] == ["grpc_stopped"])
-    writer.close()
+    await stop_grpc(house)
     async with grpc.aio.insecure_channel(house.address) as other:
         await other.channel_ready()
         assert await health_of(other, "") == SERVING

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from server.rpc.certificates import Certificates, TlsFiles
 from server.rpc.serving import Listening
 from tests.integration.rpc.authorities import Authority, write_tls
-from tests.integration.rpc.house import House, open_house, until
+from tests.integration.rpc.house import House, open_house, stop_grpc, until
 from tests.valid_requests import valid_request
 
 AUTHORITY, CLIENTS, STRANGERS = Authority(), Authority(), Authority()
@@ -51,6 +51,15 @@ async def test_a_call_over_tls_succeeds_and_one_in_the_clear_fails(tmp_path: Pat
             request: Any = valid_request(SendOtpRequest.DESCRIPTOR)
             with pytest.raises(grpc.aio.AioRpcError):
                 await OtpServiceStub(channel).SendOtp(request, metadata=house.metadata("otp.send"), timeout=5)
+
+
+async def test_a_server_that_grpc_stopped_listens_again_over_tls(tmp_path: Path) -> None:
+    trusting = ssl.create_default_context(cadata=AUTHORITY.certificate.decode())
+    trusting.set_alpn_protocols(["h2"])
+    async with open_house(tmp_path, listening=listening(write_tls(tmp_path, AUTHORITY))) as house:
+        await stop_grpc(house, tls=trusting)
+
+        assert await send(house, grpc.ssl_channel_credentials(AUTHORITY.certificate)) == SendOtpResponse()
 
 
 async def test_mutual_tls_lets_only_known_clients_in(tmp_path: Path) -> None:
