@@ -1,6 +1,6 @@
 """Writes down what became of each delivery, gives back what definitely failed, and sends what is left to try."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -103,8 +103,9 @@ class Outcomes:
             if failures:
                 fallbacks = await self._fail(pipeline, failures)
             if final:
-                await pipeline.execute(SQL.remove_from_outbox, _keys([report.errand for report in final]))
-                await _settle(pipeline, final, now=now)
+                keys = _keys([report.errand for report in final])
+                await pipeline.execute(SQL.remove_from_outbox, keys)
+                await _settle(pipeline, final, keys, now=now)
             if postponed:
                 await _postpone(pipeline, postponed)
         return fallbacks
@@ -144,16 +145,20 @@ async def _settle_held(connection: Statements, failures: Sequence[Failure], *, n
     ours = [failure for failure in failures if failure.report.errand.key in held]
     if not ours:
         return []
-    settled = await _keys_in(await _settle(connection, [failure.report for failure in ours], now=now))
+    reports = [failure.report for failure in ours]
+    keys = _keys([report.errand for report in reports])
+    settled = await _keys_in(await _settle(connection, reports, keys, now=now))
     return [failure for failure in ours if failure.report.errand.key in settled]
 
 
-async def _settle(connection: Statements, reports: Sequence[Report], *, now: datetime) -> Rows:
+async def _settle(
+    connection: Statements, reports: Sequence[Report], keys: Mapping[str, Array], *, now: datetime
+) -> Rows:
     """Store final outcomes; the rows are the deliveries that were still open."""
     return await connection.execute(
         SQL.settle,
         {
-            **_keys([report.errand for report in reports]),
+            **keys,
             "statuses": texts(report.status.value for report in reports),
             "providers": texts(report.outcome.provider for report in reports),
             "provider_message_ids": texts(report.outcome.provider_message_id for report in reports),
