@@ -44,6 +44,8 @@ class PipelineConnection(AsyncConnection[Row]):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        self.pipelines = 0
+        """How many pipelines it has carried."""
         self.transformer: AnyTransformer = Transformer(self)
 
 
@@ -59,7 +61,13 @@ class Pipeline:
 
     def begin(self) -> None:
         """Let what follows be one transaction."""
-        self._connection.pgconn.enter_pipeline_mode()
+        connection = self._connection
+        connection.pgconn.enter_pipeline_mode()
+        connection.pipelines += 1
+        if connection.pipelines & (connection.pipelines - 1) == 0:
+            # Whenever their number has doubled. A plan that was made while a table was empty may read all of it, which
+            # is cheap then and ruinous later, and PostgreSQL keeps it until it next analyzes the table.
+            self._command(b"DISCARD PLANS")
         self._command(b"BEGIN")
 
     async def commit(self) -> None:

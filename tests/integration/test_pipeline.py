@@ -5,11 +5,20 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 
+from server.database.arrays import texts
 from server.database.pool import Pool, connection, open_pool, pipelined_transaction, transaction
 
 CREATE = """
 INSERT INTO accounts (organization_id, low_balance_threshold, low_balance_since, window_start_time, create_time)
 VALUES (%(organization_id)s, 100, now(), now(), now())
+"""
+FIND = """
+SELECT organization_id, available_credits
+FROM unnest(%(organization_ids)s::text[]) AS wanted (organization_id) JOIN accounts USING (organization_id)
+"""
+MANY = """
+INSERT INTO accounts (organization_id, low_balance_threshold, low_balance_since, window_start_time, create_time)
+SELECT 'organization-' || number, 100, now(), now(), now() FROM generate_series(1, 1000) AS number
 """
 QUOTIENT = "SELECT %(number)s::int / %(divisor)s::int"
 
@@ -86,3 +95,19 @@ async def test_statements_stay_prepared_when_another_transaction_rolls_back(one_
     async with connection(one_connection) as lent:
         cursor = await lent.execute("SELECT count(*) FROM pg_prepared_statements")
         assert await cursor.fetchone() == (1,)
+
+
+async def test_a_plan_that_was_made_for_an_empty_table_is_not_kept(one_connection: Pool, database_url: str) -> None:
+    async def plan() -> str:
+        async with pipelined_transaction(one_connection) as pipeline:
+            await pipeline.execute(FIND, {"organization_ids": texts(["acme"])})
+        async with connection(one_connection) as lent:
+            cursor = await lent.execute("EXPLAIN EXECUTE pulsa_0(NULL)")
+            return str(await cursor.fetchall())
+
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("VACUUM ANALYZE accounts")
+        assert "Index Cond" not in await plan()  # reads all of it
+        owner.execute(MANY)
+        plans = [await plan() for _ in range(4)]
+    assert "Index Cond" in plans[-1]
