@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-_FULL = 64
-"""Items in a batch from which on it lingers for the whole time; a choice, not a measured optimum."""
+_MANY = 64
+"""Items that no longer wait for more of them; a choice, not a measured optimum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Batching:
     size: int = 256
     """Calls that share a flush, at most."""
     linger_seconds: float = 0.02
-    """How long a batch gathers under full load; the fewer the last one held, the shorter. A lone call never waits."""
+    """How long a batch gathers at most; the fewer the last one held, the shorter. A lone call never waits."""
     flushes_at_once: int = 1
     by_organization: bool = False
     """Only calls of one organization share a flush: on Citus a transaction stays on one shard."""
@@ -29,8 +29,8 @@ class Batcher(Generic[Item, Answer]):
     """Gathers concurrent `submit` calls and serves each gathering with one call of `flush`.
 
     A lone call goes at once, with those that come in the same turn of the event loop. While `flushes_at_once` flushes
-    are in flight, further calls gather, and leave together a while after one has ended, or as soon as they fill a
-    batch. `flush` gets 1 to `size` items and gives one answer or one error for each, in order; when it raises, all its
+    are in flight, further calls gather, and leave together a while after one has ended, or as soon as they are many.
+    `flush` gets 1 to `size` items and gives one answer or one error for each, in order; when it raises, all its
     items fail with that error.
     """
 
@@ -43,6 +43,7 @@ class Batcher(Generic[Item, Answer]):
     ) -> None:
         self._flush = flush
         self._size = batching.size
+        self._many = min(batching.size, _MANY)
         self._linger_seconds = batching.linger_seconds
         self._flushes_at_once = batching.flushes_at_once
         self._key = organization_of if batching.by_organization else None
@@ -59,7 +60,7 @@ class Batcher(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((item, future))
-        if len(self._waiting) >= self._size:
+        if len(self._waiting) >= self._many:
             self._start_flushes()
         elif self._timer is None and len(self._flushing) < self._flushes_at_once:
             self._timer = loop.call_soon(self._lingered)
@@ -92,11 +93,14 @@ class Batcher(Generic[Item, Answer]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._flushing.discard(task)
+        if len(self._waiting) >= self._many:
+            self._start_flushes()
+            return
         if not self._waiting or self._timer is not None:
             return
         # Callers that were just answered are about to call again: waiting for them makes larger, cheaper batches. How
         # many there are shows in how many there were.
-        fullness = min(1.0, self._last_size / _FULL)
+        fullness = min(1.0, self._last_size / self._many)
         self._timer = asyncio.get_running_loop().call_later(self._linger_seconds * fullness, self._lingered)
 
     def _lingered(self) -> None:

@@ -93,6 +93,20 @@ async def test_after_a_flush_the_next_waits_for_the_callers_that_were_just_answe
     await desk.let_go()
 
 
+async def test_many_do_not_wait_for_more(desk: Desk) -> None:
+    batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
+    await calls(batcher, *[2] * 10)
+    await calls(batcher, *[4] * 63)
+    await desk.let_go()
+    assert desk.batches == [[2] * 10]
+    await calls(batcher, 6)
+    assert desk.batches == [[2] * 10, [*[4] * 63, 6]]
+    await calls(batcher, *[8] * 64)
+    await desk.let_go()
+    assert desk.batches[2] == [8] * 64
+    await desk.let_go()
+
+
 async def test_a_batch_has_a_largest_size(desk: Desk) -> None:
     batcher = desk.batcher(size=2, flushes_at_once=2)
     tasks = await calls(batcher, 2, 4, 6, 8, 10)
