@@ -38,7 +38,8 @@ async def _case(ground: Ground, number: int) -> Case:
         otp_id=otp.otp_id,
         delivery_id=otp.deliveries[0].delivery_id,
         top_up_id=top_up_id,
-        code=site.code_mailed_to(email),
+        # So that some OTPs are left to be canceled.
+        code=site.code_mailed_to(email) if number % 2 else MARKER,
         page_token=page.next_page_token,
         start_date=day,
         end_date=day,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -104,8 +105,9 @@ def requests(draw: st.DrawFn, request: Descriptor, cases: Sequence[Case]) -> byt
 
 
 def good_request(request: Descriptor, case: Case) -> bytes:
-    """A serialized request that keeps to every rule."""
-    message: Message = GetMessageClass(request)(**{field.name: case[field.name] for field in request.fields})
+    """A serialized request that keeps to every rule, with a request_id of its own."""
+    good = {**case, "request_id": str(uuid4())}
+    message: Message = GetMessageClass(request)(**{field.name: good[field.name] for field in request.fields})
     return message.SerializeToString()
 
 

@@ -28,7 +28,7 @@ STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 
 @retry(
-    retry=retry_if_exception_type(ConnectionRefusedError),
+    retry=retry_if_exception_type(ConnectionError),
     wait=wait_fixed(0.02),
     stop=stop_after_delay(SECONDS),
     reraise=True,

@@ -53,6 +53,7 @@ def test_a_library_is_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) 
 
 
 async def test_what_nobody_awaits_is_told_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    gc.collect()  # what earlier tests have left is told to others
     configure_logging(level="info", style="json")
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(tell_unforeseen)
