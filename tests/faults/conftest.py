@@ -1,5 +1,6 @@
 """What the fault tests may ask for."""
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 
 from server.rpc.development_key import development_key
 from tests.faults.site import Site, open_site, settings_of
+
+# A shell's background job is born deaf to Ctrl-C, and so would be every process that its tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
