@@ -13,6 +13,7 @@ ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1000"))
 """Of each coverage-guided fuzzer."""
 _SEED = int(os.environ.get("FUZZ_SEED", "1"))
 _SECONDS = float(os.environ.get("FUZZ_SECONDS", "1200"))
+_SHOW_SECONDS = 1.0
 
 
 def chance() -> Random:
@@ -26,6 +27,7 @@ class Progress:
     def __init__(self, what: str, total: int) -> None:
         """Enough is the total, or what fits into FUZZ_SECONDS."""
         self._what, self._total, self._began = what, total, time.monotonic()
+        self._shown = 0.0
         self.done = 0
 
     @property
@@ -36,8 +38,10 @@ class Progress:
     def add(self, count: int) -> None:
         """So many more are done."""
         self.done += count
-        seconds = time.monotonic() - self._began
-        _show(f"\r  {self.done:,} of {self._total:,} {self._what}, {seconds:.0f} s ")
+        now = time.monotonic()
+        if now - self._shown >= _SHOW_SECONDS or self.done >= self._total:
+            self._shown = now
+            _show(f"\r  {self.done:,} of {self._total:,} {self._what}, {now - self._began:.0f} s ")
 
     def tell(self, found: str) -> None:
         """A line of its own, about what was found."""
