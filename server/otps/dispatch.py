@@ -10,6 +10,7 @@ import structlog
 from server.channels.channel import Channel, ChannelName, Outcome, OutcomeKind
 from server.clock import Clock, utc_now
 from server.errors import DatabaseUnavailable
+from server.logs import trace_of
 from server.otps.errands import Errand
 from server.otps.otp import OtpStatus
 from server.otps.outcomes import Outcomes
@@ -121,8 +122,8 @@ class Dispatcher:
             return Report(errand, await self._deliver(errand))
         except DatabaseUnavailable:
             _log.warning("a delivery was left to the night watch: no database")
-        except Exception:  # noqa: BLE001 - a carrier outlives any errand; the outbox keeps what it carried
-            _log.exception("an errand failed")
+        except Exception as error:  # noqa: BLE001 - a carrier outlives any errand; the outbox keeps what it carried
+            _log.error("an errand failed", trace=trace_of(error))
         return None
 
     async def _deliver(self, errand: Errand) -> Outcome:
@@ -160,8 +161,8 @@ class Dispatcher:
             except DatabaseUnavailable as error:
                 _log.warning("outcomes wait for the database", count=len(reports))
                 await asyncio.sleep(error.retry_after_seconds)
-            except Exception:  # noqa: BLE001 - the recorder outlives any outcome; the outbox keeps what it is about
-                _log.exception("outcomes were not stored", count=len(reports))
+            except Exception as error:  # noqa: BLE001 - the recorder outlives any outcome; the outbox keeps its errand
+                _log.error("outcomes were not stored", count=len(reports), trace=trace_of(error))
                 return []
 
 
