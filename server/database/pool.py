@@ -21,8 +21,8 @@ Pool = AsyncConnectionPool[PipelineConnection]
 APPLICATION_ROLE = "pulsa_application"
 """What the server may do: everything it needs, and no change or removal of a ledger entry. See migrate.py."""
 
-# Plans are made once per connection and kept, maybe while the tables are empty: reading a whole table is cheap then and
-# ruinous later. Every statement of the server finds its rows by key, so only such plans are allowed.
+# A pipeline's plans are made once and kept for a while, maybe since the tables were empty: reading a whole table is
+# cheap then and ruinous later. Every statement of the server finds its rows by key, so only such plans are allowed.
 _PLANNING = {
     "plan_cache_mode": "force_generic_plan",  # a tiny batch with a plan of its own costs three times as much
     "enable_seqscan": "off",

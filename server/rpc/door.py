@@ -153,7 +153,7 @@ class Door:
             answer = b""
             places.taken += 1
             try:
-                if places.taken > places.limit:
+                if places.taken > places.limit:  # others came in while this one's request was read
                     failure = self._overloaded
                 elif (seconds_left := _seconds_left(context)) <= 0:
                     failure = self._too_late
