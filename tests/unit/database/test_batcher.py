@@ -32,23 +32,29 @@ class Desk:
         return [Odd() if number % 2 else 2 * number for number in numbers]
 
     def batcher(
-        self, *, size: int = 100, linger_seconds: float = 0.0, flushes_at_once: int = 1, by_organization: bool = False
+        self, *, size: int = 100, linger_seconds: float = 0.0, by_organization: bool = False
     ) -> Batcher[int, int]:
         return Batcher(
             self.flush,
-            Batching(size, linger_seconds, flushes_at_once, by_organization),
+            Batching(size, linger_seconds, by_organization),
             organization_of=lambda number: str(number // 100),
         )
 
-    async def let_go(self, number: int = -1) -> None:
-        self.gates[number].set()
-        await turns()
+    async def let_go(self) -> None:
+        """End the flush, and wait for what it makes way for."""
+        self.gates[-1].set()
+        await quiet()
 
 
-async def turns() -> None:
-    """Let everything run that waits for no test."""
-    for _ in range(20):
+async def turns(count: int = 10) -> None:
+    """Let the event loop go round, for less than a batch takes that gathers."""
+    for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def quiet() -> None:
+    """Let it go round until a batch has seen that nobody new comes."""
+    await turns(50)
 
 
 async def calls(batcher: Batcher[int, int], *numbers: int) -> list[asyncio.Task[int]]:
@@ -69,8 +75,21 @@ async def test_a_lone_call_goes_at_once(desk: Desk) -> None:
     assert await call == 4
 
 
+async def test_calls_of_the_same_turn_leave_together(desk: Desk) -> None:
+    await calls(desk.batcher(linger_seconds=NEVER_SECONDS), 2, 4)
+    assert desk.batches == [[2, 4]]
+
+
+async def test_a_caller_that_comes_alone_again_and_again_never_waits(desk: Desk) -> None:
+    batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
+    for number in (2, 4, 6):
+        await calls(batcher, number)
+        assert desk.batches[-1] == [number]
+        await desk.let_go()
+
+
 async def test_calls_during_a_flush_leave_together_after_it(desk: Desk) -> None:
-    batcher = desk.batcher()
+    batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
     first = await calls(batcher, 2)
     others = await calls(batcher, 4, 6, 8)
     assert desk.batches == [[2]]
@@ -80,43 +99,60 @@ async def test_calls_during_a_flush_leave_together_after_it(desk: Desk) -> None:
     assert await asyncio.gather(*first, *others) == [4, 8, 12, 16]
 
 
-async def test_after_a_flush_the_next_waits_for_the_callers_that_were_just_answered(desk: Desk) -> None:
-    batcher = desk.batcher(size=3, linger_seconds=NEVER_SECONDS)
+async def test_after_a_flush_the_next_waits_as_long_as_somebody_new_comes(desk: Desk) -> None:
+    batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
     await calls(batcher, 2)
     await calls(batcher, 4)
+    desk.gates[0].set()
+    for number in (6, 8, 10, 12, 14):
+        await calls(batcher, number)
+        assert desk.batches == [[2]]
+    await quiet()
+    assert desk.batches == [[2], [4, 6, 8, 10, 12, 14]]
+
+
+async def test_whoever_comes_first_after_a_batch_is_not_taken_for_alone(desk: Desk) -> None:
+    batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
+    await calls(batcher, 2, 4)
     await desk.let_go()
     await calls(batcher, 6)
-    assert desk.batches == [[2]]
-    # A full batch gains nothing from waiting.
     await calls(batcher, 8)
-    assert desk.batches == [[2], [4, 6, 8]]
-    await desk.let_go()
+    assert desk.batches == [[2, 4]]
+    await quiet()
+    assert desk.batches == [[2, 4], [6, 8]]
+
+
+async def test_a_batch_lingers_no_longer_than_it_may(desk: Desk) -> None:
+    batcher = desk.batcher(linger_seconds=0.0)
+    await calls(batcher, 2)
+    await calls(batcher, 4)
+    desk.gates[0].set()
+    await turns()
+    assert desk.batches == [[2], [4]]
 
 
 async def test_many_do_not_wait_for_more(desk: Desk) -> None:
     batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
     await calls(batcher, *[2] * 10)
     await calls(batcher, *[4] * 63)
-    await desk.let_go()
+    desk.gates[0].set()
+    await turns()
     assert desk.batches == [[2] * 10]
     await calls(batcher, 6)
     assert desk.batches == [[2] * 10, [*[4] * 63, 6]]
     await calls(batcher, *[8] * 64)
-    await desk.let_go()
+    desk.gates[1].set()
+    await turns()
     assert desk.batches[2] == [8] * 64
-    await desk.let_go()
 
 
 async def test_a_batch_has_a_largest_size(desk: Desk) -> None:
-    batcher = desk.batcher(size=2, flushes_at_once=2)
+    batcher = desk.batcher(size=2, linger_seconds=NEVER_SECONDS)
     tasks = await calls(batcher, 2, 4, 6, 8, 10)
-    assert desk.batches == [[2, 4], [6, 8]]
-    await desk.let_go(0)
-    await asyncio.sleep(0.001)
-    assert desk.batches[2] == [10]
-    await desk.let_go(1)
-    for gate in desk.gates:
-        gate.set()
+    assert desk.batches == [[2, 4]]
+    for _ in range(3):
+        await desk.let_go()
+    assert desk.batches == [[2, 4], [6, 8], [10]]
     assert await asyncio.gather(*tasks) == [4, 8, 12, 16, 20]
 
 
@@ -161,7 +197,6 @@ async def test_drain_waits_for_what_is_in_flight_and_for_what_waits(desk: Desk) 
     await calls(batcher, 4)
     draining = asyncio.create_task(batcher.drain())
     await desk.let_go()
-    # It does not linger: nobody is expected to come.
     assert desk.batches == [[2], [4]]
     assert not draining.done()
     await desk.let_go()
@@ -178,6 +213,5 @@ async def test_organizations_can_be_kept_apart(desk: Desk) -> None:
     tasks = await calls(batcher, 2) + await calls(batcher, 104, 4, 106, 204)
     for _ in range(4):
         await desk.let_go()
-        await asyncio.sleep(0.001)
     assert [await task for task in tasks] == [4, 208, 8, 212, 408]
     assert desk.batches == [[2], [104, 106], [4], [204]]
