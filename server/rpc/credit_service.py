@@ -187,5 +187,5 @@ class CreditService:
         return pb.RecordStripeEventResponse(event_id=event.event_id, duplicate=event.duplicate)
 
     def _wait_seconds(self, call: Call) -> float:
-        remaining = call.deadline - time.monotonic() - _ANSWER_SECONDS
+        remaining = call.deadline - time.time() - _ANSWER_SECONDS
         return max(0.0, min(self._room.stripe_wait_seconds, remaining))

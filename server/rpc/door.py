@@ -12,7 +12,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -33,12 +34,15 @@ from server.ids import new_id
 from server.rpc.journal import Journal
 from server.rpc.metrics import RpcCounts, RpcMetrics
 from server.rpc.permissions import PERMISSIONS
-from server.rpc.places import GuardedHandler, GuardedHandlers, Places, refusing_handler
+from server.rpc.places import GuardedHandler, GuardedHandlers, Metadata, Places, refusing_handler
 from server.rpc.status import Failure, deadline_failure, failure_of, internal_failure
 from server.rpc.tokens import ANY_ORGANIZATION, Caller, TokenVerifier
 from server.rpc.validation import Validate, compile_validation
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+_LONGEST_WAIT_SECONDS: Final = 86_400.0
+"""A later deadline is none: gRPC's reach beyond the years that there are."""
 
 
 class Call(NamedTuple):
@@ -46,7 +50,7 @@ class Call(NamedTuple):
 
     caller: Caller
     deadline: float
-    """When the caller stops waiting, in seconds of time.monotonic(); math.inf when it waits for ever."""
+    """When the caller stops waiting, in seconds of Unix time; math.inf when it waits for more than a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +145,14 @@ class Door:
         )
         kind = grpc.unary_stream_rpc_method_handler if rpc.streams else grpc.unary_unary_rpc_method_handler
         refuse = refusing_handler(self._overloaded, lambda: self._ended(rpc, self._overloaded, None, None, 0.0))
-        return GuardedHandler(rpc.places, kind(self._handle(rpc)), refuse)
+        handle = self._handle(rpc)
+        return GuardedHandler(rpc.places, lambda metadata: kind(partial(handle, metadata)), refuse)
 
-    def _handle(self, rpc: _Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _handle(self, rpc: _Rpc) -> Callable[[Metadata, bytes, Context], Awaitable[bytes]]:
         """The coroutine that a call of this rpc runs in. Bytes in and out, so that parsing is ours to answer for."""
         places, method, read, permission = rpc.places, rpc.method, rpc.read, rpc.permission
 
-        async def handle(payload: bytes, context: Context) -> bytes:
+        async def handle(metadata: Metadata, payload: bytes, context: Context) -> bytes:
             started = time.monotonic()
             caller = request = failure = None
             answer = b""
@@ -158,9 +163,9 @@ class Door:
                 elif (seconds_left := _seconds_left(context)) <= 0:
                     failure = self._too_late
                 else:
-                    caller = self._caller(context, permission)
+                    caller = self._caller(metadata, permission)
                     request = read(payload, caller)
-                    call = Call(caller, started + seconds_left)
+                    call = Call(caller, time.time() + seconds_left)
                     if rpc.streams:
                         await self._stream(method(request, call), context)
                     else:
@@ -181,9 +186,9 @@ class Door:
 
         return handle
 
-    def _caller(self, context: Context, permission: str) -> Caller:
+    def _caller(self, metadata: Metadata, permission: str) -> Caller:
         """Who calls. Raises TokenInvalid, and PermissionMissing when it may not."""
-        caller = self._verifier.verify(_bearer_token(context))
+        caller = self._verifier.verify(_bearer_token(metadata))
         if permission not in caller.permissions:
             raise PermissionMissing(permission=permission)
         return caller
@@ -214,7 +219,7 @@ class Door:
         rpc.counts.ended(grpc.StatusCode.OK if failure is None else failure.code, seconds)
         if failure is self._overloaded:
             self._journal.overloaded()
-        else:
+        elif failure is not None or self._journal.tells_all:
             organization_id = getattr(request, "organization_id", "") or (caller.organization_id if caller else "")
             subject = caller.subject if caller else ""
             self._journal.ended(rpc.name, failure, organization_id=organization_id, subject=subject, seconds=seconds)
@@ -223,11 +228,11 @@ class Door:
 def _seconds_left(context: Any) -> float:
     """Until the call's deadline; infinite when it has none, which the type stubs of grpc forget."""
     seconds: float | None = context.time_remaining()
-    return math.inf if seconds is None else seconds
+    return math.inf if seconds is None or seconds > _LONGEST_WAIT_SECONDS else seconds
 
 
-def _bearer_token(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _bearer_token(metadata: Metadata) -> str:
+    for key, value in metadata:
         if key == "authorization" and isinstance(value, str):
             scheme, _, token = value.partition(" ")
             if scheme.lower() == "bearer":

@@ -17,22 +17,18 @@ class Journal:
 
     def __init__(self) -> None:
         self.tells_all: bool = _log.bind().is_enabled_for(logging.DEBUG)
+        """Whether a call that ended well is told of too."""
         self._refused = 0
         self._refused_told = -_OVERLOAD_SECONDS
 
     def ended(self, rpc: str, failure: Failure | None, *, organization_id: str, subject: str, seconds: float) -> None:
         """Tell how a call ended."""
-        if failure is not None:
-            tell, code, reason = _log.info, failure.code.name, failure.reason
-        elif self.tells_all:
-            tell, code, reason = _log.debug, "OK", ""
-        else:
-            return
+        tell = _log.debug if failure is None else _log.info
         tell(
             "call",
             rpc=rpc,
-            grpc_code=code,
-            reason=reason,
+            grpc_code=failure.code.name if failure else "OK",
+            reason=failure.reason if failure else "",
             organization_id=organization_id,
             subject=subject,
             milliseconds=round(seconds * 1000, 3),

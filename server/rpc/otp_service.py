@@ -2,7 +2,7 @@
 
 # ruff: noqa: N802 - a method is named as its rpc
 
-import time
+import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -40,8 +40,6 @@ DEFAULT_MAX_ATTEMPTS: Final = 5
 _LAST_ID: Final = 2**128 - 1
 _CHANNELS: Final = {"email": ChannelName.EMAIL, "whatsapp": ChannelName.WHATSAPP, "sms": ChannelName.SMS}
 _LONGEST_USAGE: Final = timedelta(days=92)
-_LONGEST_WAIT_SECONDS: Final = 86_400.0
-"""A later deadline is none: gRPC's reach beyond the years that there are."""
 _SEPARATORS: Final = str.maketrans("", "", " -")
 
 
@@ -212,10 +210,7 @@ def _address(destination: destination_pb2.Destination, field: str) -> Address:
 
 
 def _deadline(call: Call) -> datetime | None:
-    seconds_left = call.deadline - time.monotonic()
-    if seconds_left > _LONGEST_WAIT_SECONDS:
-        return None
-    return datetime.now(UTC) + timedelta(seconds=seconds_left)
+    return None if call.deadline == math.inf else datetime.fromtimestamp(call.deadline, UTC)
 
 
 def _days(request: pb.GetUsageRequest) -> tuple[date, date]:

@@ -1,12 +1,14 @@
 """How many calls are in, and how a server that has no place left says so."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from server.rpc.status import Failure
+
+Metadata = Sequence[tuple[str, str | bytes]]
 
 
 @dataclass(slots=True)
@@ -22,7 +24,8 @@ class GuardedHandler:
     """What serves the calls of an rpc while there are places, and what refuses them."""
 
     places: Places
-    serve: "grpc.RpcMethodHandler[Any, Any]"
+    serve: Callable[[Metadata], "grpc.RpcMethodHandler[Any, Any]"]
+    """Of a call with this metadata: gRPC makes them anew, all of them, whenever a call's context is asked."""
     refuse: "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -37,7 +40,9 @@ class GuardedHandlers(grpc.GenericRpcHandler):
         handler = self._handlers.get(handler_call_details.method)
         if handler is None:
             return None
-        return handler.serve if handler.places.taken < handler.places.limit else handler.refuse
+        if handler.places.taken >= handler.places.limit:
+            return handler.refuse
+        return handler.serve(handler_call_details.invocation_metadata)
 
 
 def refusing_handler(failure: Failure, refused: Callable[[], None]) -> "grpc.RpcMethodHandler[Any, Any]":
