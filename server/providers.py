@@ -44,11 +44,12 @@ def open_channels(settings: Settings, templates: Templates, *, console: Console 
         breaker=BreakerSettings(channel.failures_to_open, channel.cooldown_seconds),
     )
     wanted = {ChannelName.EMAIL: channel.email, ChannelName.WHATSAPP: channel.whatsapp, ChannelName.SMS: channel.sms}
-    return {
-        name: Route([Guard(openers[provider](), guard) for provider in providers])
+    guarded = {
+        name: [Guard(openers[provider](), guard) for provider in providers]
         for name, providers in wanted.items()
         if providers
     }
+    return {name: channels[0] if len(channels) == 1 else Route(channels) for name, channels in guarded.items()}
 
 
 def open_mailer(settings: Settings, templates: Templates, *, console: Console | None) -> Smtp | Console | None:

@@ -1,7 +1,7 @@
 """One spelling for every destination, and a masked one to show: many spellings must not be many identities."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import phonenumbers
 from email_validator import EmailNotValidError, validate_email
@@ -25,8 +25,7 @@ _PLAIN_EMAIL = re.compile(
 _NUMBERING = Numbering()
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """Where a message goes, in its only spelling."""
 
     normalized: str

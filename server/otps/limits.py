@@ -86,7 +86,7 @@ def check_limits(
     `recent` has the sends to the destination, oldest first; mail spends nothing in an area. Of several limits the one
     that takes longest to pass is raised, so that whoever waits as long as it says is not refused by the next.
     """
-    refusals = list(_of_organization(account, now, limits))
+    refusals = _of_organization(account, now, limits)
     if recent:
         refusals += _of_destination(recent, purpose, now, limits)
     if spending:
@@ -119,11 +119,11 @@ def _of_destination(
             yield _too_many(within[len(within) - most] + window - now, name)
 
 
-def _of_organization(account: Account, now: datetime, limits: SendLimits) -> Iterator[RetryLater]:
+def _of_organization(account: Account, now: datetime, limits: SendLimits) -> list[RetryLater]:
     most = limits.sends_per_organization_per_minute
-    end = account.window_start_time + MINUTE
-    if most and account.window_send_count >= most and now < end:
-        yield _too_many(end - now, "sends_per_organization_per_minute")
+    if most and account.window_send_count >= most and now < (end := account.window_start_time + MINUTE):
+        return [_too_many(end - now, "sends_per_organization_per_minute")]
+    return []
 
 
 def _of_areas(spending: Spending, now: datetime, limits: SendLimits) -> Iterator[RetryLater]:
