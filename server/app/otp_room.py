@@ -49,12 +49,14 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
     def hand_over(admitted: Sequence[Admitted]) -> None:
         dispatcher.hand_over([errand_of(one, lease=lease) for one in admitted])
 
-    sender = Sender(
+    orders = Orders(
         pool,
-        limits=limits,
-        lease=lease,
-        hand_over=hand_over,
+        vault,
+        Sender(pool, limits=limits, lease=lease, hand_over=hand_over),
+        channel_credits=prices,
         batching=foundations.batching,
+        served=served,
+        templates=foundations.templates,
     )
     verifier = Verifier(
         pool,
@@ -63,11 +65,11 @@ async def open_otp_room(stack: AsyncExitStack, foundations: Foundations) -> tupl
         batching=foundations.batching,
     )
     stack.push_async_callback(verifier.drain)
-    stack.push_async_callback(sender.drain)
+    stack.push_async_callback(orders.drain)
     room = OtpRoom(
         pool=pool,
         vault=vault,
-        orders=Orders(pool, vault, sender, channel_credits=prices, served=served, templates=foundations.templates),
+        orders=orders,
         verifier=verifier,
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from server.credits.accounts import Account
 from server.database.arrays import texts
-from server.database.batcher import Batcher, Batching
+from server.database.batcher import Batcher, Batching, as_it_is
 from server.database.pool import Pool, pipelined_transaction
 from server.database.queries import load_queries
 
@@ -42,11 +42,11 @@ class Balances:
         """low_balance_threshold is that of organizations without an account."""
         self._pool = pool
         self._low_balance_threshold = low_balance_threshold
-        self._batcher = Batcher(self.read, batching, organization_of=str)
+        self._batcher: Batcher[str, Balance] = Batcher(self.read, batching)
 
     async def get(self, organization_id: str) -> Balance:
         """The balance of now: everything committed before this call is in it. Nobody's is 0."""
-        return await self._batcher.submit(organization_id)
+        return await self._batcher.submit(organization_id, lambda: organization_id, as_it_is)
 
     async def read(self, organization_ids: Sequence[str]) -> list[Balance]:
         """The balance of each organization, in order, as of one moment."""

@@ -1,15 +1,16 @@
-"""Turns what a caller asks for into sends: parses and seals destinations, prices them, binds the code."""
+"""Gathers what callers ask for and turns it into sends: parses and seals destinations, prices them, binds the code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from server.channels.channel import ChannelName, Message
 from server.channels.segments import segments
 from server.channels.templates import Templates, load_templates
 from server.clock import Clock, utc_now
+from server.database.batcher import Batcher, Batching
 from server.database.pool import Pool, connection
 from server.errors import DomainError, OtpNotFound
 from server.ids import new_id
@@ -20,6 +21,8 @@ from server.otps.reading import OtpRecord, read_otp
 from server.otps.sending import Sender
 from server.otps.targets import Address, Targets
 from server.otps.vault import Vault
+
+Answer = TypeVar("Answer")
 
 
 class SendOrder(NamedTuple):
@@ -78,7 +81,7 @@ class Preview:
 
 
 class Orders:
-    """Takes orders to send and to resend."""
+    """Takes orders to send and to resend, and works on those together that come at the same time."""
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Orders:
         sender: Sender,
         *,
         channel_credits: Mapping[ChannelName, int],
+        batching: Batching,
         served: Served = EVERYBODY,
         templates: Templates | None = None,
         clock: Clock = utc_now,
@@ -101,10 +105,16 @@ class Orders:
         self._targets = Targets(vault, channel_credits, served)
         self._templates = templates or load_templates(None)
         self._clock = clock
+        self._batcher: Batcher[Send, Admitted | Replayed] = Batcher(sender.accept, batching)
 
-    async def send(self, order: SendOrder) -> Accepted:
-        """Charge and send a new OTP, or raise why not. A repeat gives what the first call was given."""
-        return await self._submit(self._new(order))
+    async def send(
+        self, organization_id: str, order: Callable[[], SendOrder], answer: Callable[[Accepted], Answer]
+    ) -> Answer:
+        """Charge and send a new OTP, or raise why not. A repeat gives what the first call was given.
+
+        `order` makes the order, and `answer` what is given for its acceptance, when it is its batch's turn.
+        """
+        return await self._submit(organization_id, lambda: self._new(order()), answer)
 
     async def preview(self, order: SendOrder) -> Preview:
         """What `send` would do with the order now; does nothing, and promises nothing for later."""
@@ -121,7 +131,7 @@ class Orders:
             return replace(preview, refusal=decision.error)
         return replace(preview, credits=0) if isinstance(decision, Replayed) else preview
 
-    async def resend(self, order: ResendOrder) -> Accepted:
+    async def resend(self, order: ResendOrder, answer: Callable[[Accepted], Answer]) -> Answer:
         """Charge and send the same code once more, or raise why not. Wrong attempts stay counted."""
         async with connection(self._pool) as lent:
             record = await read_otp(lent, order.organization_id, order.otp_id)
@@ -129,18 +139,20 @@ class Orders:
             target = self._last_target(record)
         else:
             target = self._targets.target(order.organization_id, order.address)
-        return await self._submit(
-            Send(
-                request_id=order.request_id,
-                request_fingerprint=self._vault.fingerprint(order.request),
-                delivery_id=new_id(),
-                otp=record.otp,
-                target=target,
-                resend=True,
-                deadline=order.deadline,
-            ),
-            earlier=record.deliveries,
+        send = Send(
+            request_id=order.request_id,
+            request_fingerprint=self._vault.fingerprint(order.request),
+            delivery_id=new_id(),
+            otp=record.otp,
+            target=target,
+            resend=True,
+            deadline=order.deadline,
         )
+        return await self._submit(order.organization_id, lambda: send, answer, record.deliveries)
+
+    async def drain(self) -> None:
+        """Wait until every order that was taken is decided."""
+        await self._batcher.drain()
 
     def _new(self, order: SendOrder) -> Send:
         """The send of a new OTP. Raises as `Targets.target` does."""
@@ -192,14 +204,25 @@ class Orders:
         )
         return segments(self._templates.render(message, now=otp.create_time).text).count
 
-    async def _submit(self, send: Send, earlier: Sequence[Delivery] = ()) -> Accepted:
-        decision = await self._sender.send(send)
-        if isinstance(decision, Admitted):
-            record = OtpRecord(send.otp, [*earlier, decision.delivery])
-            return Accepted(record, decision.delivery, decision.low_balance, replayed=False)
+    async def _submit(
+        self,
+        organization_id: str,
+        prepare: Callable[[], Send],
+        answer: Callable[[Accepted], Answer],
+        earlier: Sequence[Delivery] = (),
+    ) -> Answer:
+        def finish(decision: Admitted | Replayed) -> Answer | Replayed:
+            if isinstance(decision, Replayed):
+                return decision
+            record = OtpRecord(decision.send.otp, [*earlier, decision.delivery])
+            return answer(Accepted(record, decision.delivery, decision.low_balance, replayed=False))
+
+        answered = await self._batcher.submit(organization_id, prepare, finish)
+        if not isinstance(answered, Replayed):
+            return answered
         async with connection(self._pool) as lent:
-            record = await read_otp(lent, send.otp.organization_id, decision.delivery.otp_id)
-        return Accepted(record, decision.delivery, decision.low_balance, replayed=True)
+            record = await read_otp(lent, organization_id, answered.delivery.otp_id)
+        return answer(Accepted(record, answered.delivery, answered.low_balance, replayed=True))
 
     def _last_target(self, record: OtpRecord) -> Target:
         last = record.deliveries[-1]

@@ -8,7 +8,7 @@ from server.clock import Clock, utc_now
 from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
 from server.database.arrays import Array, texts, times, uuids
-from server.database.batcher import Batcher, Batching
+from server.database.batcher import Batcher, Batching, as_it_is
 from server.database.pipeline import Rows, Statements
 from server.database.pool import Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
@@ -53,9 +53,7 @@ class Outcomes:
         self.linger_seconds = batching.linger_seconds
         self._clock = clock
         self._batching = batching
-        self._renewer: Batcher[Errand, Errand | None] = Batcher(
-            self._renew, batching, organization_of=lambda errand: errand.delivery.organization_id
-        )
+        self._renewer: Batcher[Errand, Errand | None] = Batcher(self._renew, batching)
 
     def batches(self, reports: Sequence[Report]) -> list[Sequence[Report]]:
         """The reports in parts that may each be one transaction."""
@@ -75,7 +73,7 @@ class Outcomes:
 
     async def renew(self, errand: Errand) -> Errand | None:
         """The errand with a new lease and its OTP's status of now; None when somebody else has it."""
-        return await self._renewer.submit(errand)
+        return await self._renewer.submit(errand.delivery.organization_id, lambda: errand, as_it_is)
 
     async def _renew(self, errands: Sequence[Errand]) -> Sequence[Errand | None]:
         async def once() -> dict[DeliveryKey, Errand]:

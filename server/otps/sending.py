@@ -1,4 +1,4 @@
-"""The hot path: gathers sends, decides them under their accounts' locks, and records what was decided."""
+"""The hot path: decides sends under their accounts' locks, and records what was decided."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -8,10 +8,10 @@ from server.clock import Clock, utc_now
 from server.credits.accounts import accounts_of, announce_low_balances, request_lock, request_read, write_balances
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.arrays import byteas, texts, uuids
-from server.database.batcher import Batcher, Batching
 from server.database.pipeline import Rows, Statements
 from server.database.pool import Pool, pipelined_transaction, repeat_transient, transaction
 from server.database.queries import load_queries
+from server.errors import DomainError
 from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, State, admit
 from server.otps.limits import DAY, RecentSend, SendLimits
 from server.otps.otp import Delivery, OtpStatus, delivery_of
@@ -34,7 +34,6 @@ class Sender:
         limits: SendLimits,
         lease: timedelta,
         hand_over: Callable[[Sequence[Admitted]], None],
-        batching: Batching,
         clock: Clock = utc_now,
     ) -> None:
         """`hand_over` gets what was accepted right after the commit and must send it before `lease` has passed."""
@@ -43,26 +42,9 @@ class Sender:
         self._lease = lease
         self._hand_over = hand_over
         self._clock = clock
-        self._batcher: Batcher[Send, Admitted | Replayed] = Batcher(
-            self._accept, batching, organization_of=lambda send: send.otp.organization_id
-        )
 
-    async def send(self, send: Send) -> Admitted | Replayed:
-        """Accept the send, or raise why not."""
-        return await self._batcher.submit(send)
-
-    async def preview(self, send: Send) -> Decision:
-        """What would be decided about the send now; holds nobody up and writes nothing."""
-        async with transaction(self._pool) as connection:
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            state = await read_state(connection, [send], since=self._clock() - DAY, ask=request_read)
-            return admit([send], state, now=self._clock(), limits=self._limits)[0]
-
-    async def drain(self) -> None:
-        """Wait until every send that was submitted is decided."""
-        await self._batcher.drain()
-
-    async def _accept(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | Exception]:
+    async def accept(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | DomainError]:
+        """Accept each send, or say why not."""
         # Safe to run again after a lost connection, as every request_id is accepted once.
         decisions = list(map(_accepted_now, sends, await repeat_transient(lambda: self._transact(sends))))
         # In a moment, so that the callers get their answers first.
@@ -70,6 +52,13 @@ class Sender:
             self._hand_over, [decision for decision in decisions if isinstance(decision, Admitted)]
         )
         return [decision.error if isinstance(decision, Refused) else decision for decision in decisions]
+
+    async def preview(self, send: Send) -> Decision:
+        """What would be decided about the send now; holds nobody up and writes nothing."""
+        async with transaction(self._pool) as connection:
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            state = await read_state(connection, [send], since=self._clock() - DAY, ask=request_read)
+            return admit([send], state, now=self._clock(), limits=self._limits)[0]
 
     async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
         async with pipelined_transaction(self._pool) as pipeline:

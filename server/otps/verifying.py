@@ -1,8 +1,9 @@
 """Verifies codes in batches: every guess is counted and committed before it is answered."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from server.clock import Clock, utc_now
 from server.database.arrays import bigints, byteas, texts, times, uuids
@@ -18,6 +19,8 @@ from server.otps.pumping import lower_verified
 from server.otps.vault import Vault
 
 SQL = load_queries(__file__)
+
+Answer = TypeVar("Answer")
 
 
 class Verifier:
@@ -36,13 +39,14 @@ class Verifier:
         self._vault = vault
         self._limits = limits
         self._clock = clock
-        self._batcher: Batcher[Guess, Otp] = Batcher(
-            self._flush, batching, organization_of=lambda guess: guess.organization_id
-        )
+        self._batcher: Batcher[Guess, Otp] = Batcher(self._flush, batching)
 
-    async def verify(self, guess: Guess) -> Otp:
-        """The verified OTP. Raises WrongCode, TooManyGuesses, OtpNotFound, or why the OTP is closed."""
-        return await self._batcher.submit(guess)
+    async def verify(self, organization_id: str, guess: Callable[[], Guess], answer: Callable[[Otp], Answer]) -> Answer:
+        """What `answer` makes of the verified OTP. Raises WrongCode, TooManyGuesses, OtpNotFound, or why it is closed.
+
+        `guess` makes the guess when it is its batch's turn.
+        """
+        return await self._batcher.submit(organization_id, guess, answer)
 
     async def drain(self) -> None:
         """Wait until every guess that was submitted is decided."""

@@ -1,8 +1,8 @@
 """What every call passes: room, deadline, the caller's token, permission and organization, the shape of its fields.
 
 One coroutine around each servicer method, as every interceptor of grpc.aio costs a coroutine of its own per call. A
-servicer is a plain class with a coroutine per rpc, named as the rpc: `async def SendOtp(self, request, call)`; a
-streaming rpc is an async generator.
+servicer is a plain class with a coroutine per rpc, named as the rpc: `async def SendOtp(self, request, call)`, that
+gives the response or its bytes; a streaming rpc is an async generator.
 """
 
 import asyncio
@@ -169,7 +169,8 @@ class Door:
                     if rpc.streams:
                         await self._stream(method(request, call), context)
                     else:
-                        answer = (await method(request, call)).SerializeToString()
+                        response = await method(request, call)
+                        answer = response if isinstance(response, bytes) else response.SerializeToString()
             except DomainError as error:
                 failure = failure_of(error)
             except asyncio.CancelledError:

@@ -5,6 +5,7 @@
 import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from server.database.pool import Pool, connection
 from server.errors import FieldViolation, InvalidFields
 from server.otps.guessing import Guess
 from server.otps.orders import Accepted, Orders, ResendOrder, SendOrder
+from server.otps.otp import Otp
 from server.otps.reading import OtpRecord, cancel_otp, list_otps, read_otp
 from server.otps.reports import report_delivery
 from server.otps.targets import Address
@@ -62,21 +64,20 @@ class OtpService:
     def __init__(self, room: OtpRoom) -> None:
         self._room = room
 
-    async def SendOtp(self, request: pb.SendOtpRequest, call: Call) -> pb.SendOtpResponse:
+    async def SendOtp(self, request: pb.SendOtpRequest, call: Call) -> bytes:
         """Charged and on its way, or refused and free."""
-        validate_only = request.validate_only
-        # A preview asks about the send that a request without this field is, also whether that came before.
-        request.ClearField("validate_only")
-        order = _send_order(request, call)
-        if validate_only:
-            return pb.SendOtpResponse(preview=preview_message(await self._room.orders.preview(order)))
-        response = pb.SendOtpResponse()
-        self._write_charge(response, await self._room.orders.send(order))
-        return response
+        if request.validate_only:
+            # A preview asks about the send that a request without this field is, also whether that came before.
+            request.ClearField("validate_only")
+            preview = await self._room.orders.preview(_send_order(request, call))
+            return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
+        return await self._room.orders.send(
+            request.organization_id, partial(_send_order, request, call), self._send_answer
+        )
 
-    async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> pb.ResendOtpResponse:
+    async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
         """The same code again, charged."""
-        accepted = await self._room.orders.resend(
+        return await self._room.orders.resend(
             ResendOrder(
                 organization_id=request.organization_id,
                 request_id=UUID(request.request_id),
@@ -84,27 +85,15 @@ class OtpService:
                 otp_id=UUID(request.otp_id),
                 address=_address(request.destination, "destination") if request.HasField("destination") else None,
                 deadline=_deadline(call),
-            )
+            ),
+            self._resend_answer,
         )
-        response = pb.ResendOtpResponse()
-        self._write_charge(response, accepted)
-        return response
 
-    async def VerifyOtp(self, request: pb.VerifyOtpRequest, call: Call) -> pb.VerifyOtpResponse:
+    async def VerifyOtp(self, request: pb.VerifyOtpRequest, call: Call) -> bytes:
         """OK for the right code, once."""
-        otp = await self._room.verifier.verify(
-            Guess(
-                organization_id=request.organization_id,
-                otp_id=UUID(request.otp_id),
-                request_id=UUID(request.request_id),
-                code=request.code.translate(_SEPARATORS),
-                context_digest=self._room.vault.context_digest(request.context),
-                deadline=_deadline(call),
-            )
+        return await self._room.verifier.verify(
+            request.organization_id, partial(self._guess, request, call), _verify_answer
         )
-        response = pb.VerifyOtpResponse()
-        write_otp(response.otp, otp, now=datetime.now(UTC))
-        return response
 
     async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
         """One OTP."""
@@ -163,6 +152,26 @@ class OtpService:
             days = await read_usage(lent, request.organization_id, start=start, end=end)
         return pb.GetUsageResponse(daily_usages=map(usage_message, days))
 
+    def _guess(self, request: pb.VerifyOtpRequest, call: Call) -> Guess:
+        return Guess(
+            organization_id=request.organization_id,
+            otp_id=UUID(request.otp_id),
+            request_id=UUID(request.request_id),
+            code=request.code.translate(_SEPARATORS),
+            context_digest=self._room.vault.context_digest(request.context),
+            deadline=_deadline(call),
+        )
+
+    def _send_answer(self, accepted: Accepted) -> bytes:
+        response = pb.SendOtpResponse()
+        self._write_charge(response, accepted)
+        return response.SerializeToString()
+
+    def _resend_answer(self, accepted: Accepted) -> bytes:
+        response = pb.ResendOtpResponse()
+        self._write_charge(response, accepted)
+        return response.SerializeToString()
+
     def _write_charge(self, response: pb.SendOtpResponse | pb.ResendOtpResponse, accepted: Accepted) -> None:
         """Fill in what both kinds of send answer with."""
         delivery = accepted.delivery
@@ -175,6 +184,12 @@ class OtpService:
 
     def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
         write_record(message, record, now=datetime.now(UTC), cooldown=self._room.cooldown)
+
+
+def _verify_answer(otp: Otp) -> bytes:
+    response = pb.VerifyOtpResponse()
+    write_otp(response.otp, otp, now=datetime.now(UTC))
+    return response.SerializeToString()
 
 
 def _send_order(request: pb.SendOtpRequest, call: Call) -> SendOrder:

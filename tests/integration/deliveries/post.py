@@ -17,7 +17,7 @@ from server.channels.twilio import Twilio, TwilioSettings
 from server.channels.vonage import Vonage, VonageSettings
 from server.channels.whatsapp import WhatsApp, WhatsAppSettings
 from server.credits.adjustments import adjust_credits
-from server.database.batcher import Batching
+from server.database.batcher import Batching, as_it_is
 from server.database.pool import Pool, connection
 from server.otps.admission import Admitted
 from server.otps.dispatch import Dispatcher
@@ -97,7 +97,6 @@ class Post:
     closed: bool = False
     """The doors of this process are shut: what it accepts stays in the outbox."""
     outcomes: Outcomes = field(init=False)
-    sender: Sender = field(init=False)
     orders: Orders = field(init=False)
     dispatcher: Dispatcher = field(init=False)
 
@@ -106,8 +105,8 @@ class Post:
         prices = {name: PRICES[name] for name in self.channels}
         targets = Targets(self.vault, prices)
         self.outcomes = Outcomes(self.pool, lease=LEASE, fallbacks=Fallbacks(targets, self.limits), **batches)
-        self.sender = Sender(self.pool, limits=self.limits, lease=LEASE, hand_over=self._hand_over, **batches)
-        self.orders = Orders(self.pool, self.vault, self.sender, channel_credits=prices, clock=self.clock)
+        sender = Sender(self.pool, limits=self.limits, lease=LEASE, hand_over=self._hand_over, clock=self.clock)
+        self.orders = Orders(self.pool, self.vault, sender, channel_credits=prices, **batches)
         self.dispatcher = self._dispatcher()
 
     def _dispatcher(self) -> Dispatcher:
@@ -162,7 +161,7 @@ class Post:
         )
 
     async def send(self, address: Address = SMS, *fallbacks: Address, **changes: Any) -> Accepted:
-        return await self.orders.send(order(address, *fallbacks, **changes))
+        return await self.orders.send(ACME, lambda: order(address, *fallbacks, **changes), as_it_is)
 
     async def preview(self, address: Address = SMS, *fallbacks: Address, **changes: Any) -> Preview:
         return await self.orders.preview(order(address, *fallbacks, **changes))

@@ -98,11 +98,14 @@ async def test_the_rpc_says_what_the_preview_says_and_nothing_else(post: Post) -
     )
     service, call = OtpService(room_of(post)), Call(Caller("ann", "acme", frozenset(), math.inf), math.inf)
 
-    free = await service.SendOtp(pb.SendOtpRequest.FromString(_with_preview(request)), call)
-    sent = await service.SendOtp(request, call)
-    repeat = await service.SendOtp(pb.SendOtpRequest.FromString(_with_preview(request)), call)
+    async def answer(payload: bytes) -> pb.SendOtpResponse:
+        return pb.SendOtpResponse.FromString(await service.SendOtp(pb.SendOtpRequest.FromString(payload), call))
+
+    free = await answer(_with_preview(request))
+    sent = await answer(request.SerializeToString())
+    repeat = await answer(_with_preview(request))
     request.destination.sms = "+620"
-    wrong = await service.SendOtp(pb.SendOtpRequest.FromString(_with_preview(request)), call)
+    wrong = await answer(_with_preview(request))
 
     assert free == pb.SendOtpResponse(
         preview=pb.SendPreview(

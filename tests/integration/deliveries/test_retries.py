@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from server.database.batcher import Batching
+from server.database.batcher import Batching, as_it_is
 from server.database.pool import Pool
 from server.otps.guessing import Guess, GuessLimits
 from server.otps.otp import DeliveryStatus
@@ -76,7 +76,8 @@ async def test_a_message_of_a_closed_otp_never_leaves(post: Post, pool: Pool, wi
     else:
         otp = accepted.record.otp
         verifier = Verifier(pool, post.vault, limits=GuessLimits(), batching=Batching(size=1, linger_seconds=0))
-        await verifier.verify(Guess(ACME, otp.otp_id, accepted.delivery.request_id, post.vault.code_of(otp), b""))
+        guess = Guess(ACME, otp.otp_id, accepted.delivery.request_id, post.vault.code_of(otp), b"")
+        await verifier.verify(ACME, lambda: guess, as_it_is)
 
     await post.watch(ahead=SECOND)
 

@@ -3,7 +3,7 @@
 from datetime import date, timedelta
 
 from server.channels.channel import ChannelName
-from server.database.batcher import Batching
+from server.database.batcher import Batching, as_it_is
 from server.database.pool import connection
 from server.otps.guessing import Guess, GuessLimits
 from server.otps.orders import Accepted
@@ -21,7 +21,8 @@ async def usage(post: Post, *, start: date, end: date, organization_id: str = AC
 async def verify(post: Post, accepted: Accepted) -> None:
     otp = accepted.record.otp
     verifier = Verifier(post.pool, post.vault, limits=GuessLimits(), batching=Batching(size=1), clock=post.clock)
-    await verifier.verify(Guess(ACME, otp.otp_id, accepted.delivery.request_id, post.vault.code_of(otp), b""))
+    guess = Guess(ACME, otp.otp_id, accepted.delivery.request_id, post.vault.code_of(otp), b"")
+    await verifier.verify(ACME, lambda: guess, as_it_is)
 
 
 async def test_a_refunded_send_is_counted_without_credits_and_its_otp_on_the_first_channel(

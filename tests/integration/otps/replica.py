@@ -12,7 +12,7 @@ from server.channels.channel import ChannelName, Outcome, OutcomeKind
 from server.clock import Clock, utc_now
 from server.credits.adjustments import adjust_credits
 from server.credits.ledger import LedgerEntry, list_entries
-from server.database.batcher import Batching
+from server.database.batcher import Batching, as_it_is
 from server.database.pool import Pool, connection
 from server.otps.admission import Admitted
 from server.otps.errands import Errand, errand_of
@@ -69,11 +69,16 @@ class Replica:
             limits=self.limits,
             lease=LEASE,
             hand_over=self.accepted.extend,
-            batching=batching,
             clock=self.clock,
         )
         self.orders = Orders(
-            self.pool, VAULT, self.sender, channel_credits=PRICES, served=self.served, clock=self.clock
+            self.pool,
+            VAULT,
+            self.sender,
+            channel_credits=PRICES,
+            batching=batching,
+            served=self.served,
+            clock=self.clock,
         )
         self.verifier = Verifier(self.pool, VAULT, limits=self.guess_limits, batching=batching, clock=self.clock)
         self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, clock=self.clock)
@@ -93,7 +98,8 @@ class Replica:
     ) -> Accepted:
         """Send a new OTP, to a new address unless told where."""
         return await self.orders.send(
-            SendOrder(
+            organization_id,
+            lambda: SendOrder(
                 organization_id=organization_id,
                 request_id=request_id or uuid4(),
                 request=request,
@@ -108,12 +114,13 @@ class Replica:
                 web_otp_domain="",
                 metadata={"order": "7"},
                 deadline=deadline,
-            )
+            ),
+            as_it_is,
         )
 
     async def resend(self, otp: Otp, *, request_id: UUID | None = None, address: Address | None = None) -> Accepted:
         return await self.orders.resend(
-            ResendOrder(otp.organization_id, request_id or uuid4(), b"", otp.otp_id, address)
+            ResendOrder(otp.organization_id, request_id or uuid4(), b"", otp.otp_id, address), as_it_is
         )
 
     async def verify(
@@ -121,13 +128,15 @@ class Replica:
     ) -> Otp:
         """Guess the right code, unless told which."""
         return await self.verifier.verify(
-            Guess(
+            otp.organization_id,
+            lambda: Guess(
                 otp.organization_id,
                 otp.otp_id,
                 request_id or uuid4(),
                 VAULT.code_of(otp) if code is None else code,
                 VAULT.context_digest(context),
-            )
+            ),
+            as_it_is,
         )
 
     def errand(self, send: Accepted) -> Errand:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from server.channels.channel import ChannelName, OutcomeKind
+from server.database.batcher import Batching
 from server.database.pool import Pool, connection
 from server.errors import DestinationBlocked, TooManySends, WrongCode
 from server.ids import new_id
@@ -186,7 +187,13 @@ async def test_a_blocked_destination_is_refused_before_it_is_charged(pool: Pool,
     mailed, texted = await replica.send(), await replica.send(phone(1), channel=SMS)
     before = await ledger(pool)
     replica.orders = Orders(
-        pool, VAULT, replica.sender, channel_credits=PRICES, served=Served(areas=("SG",)), clock=replica.clock
+        pool,
+        VAULT,
+        replica.sender,
+        channel_credits=PRICES,
+        batching=Batching(),
+        served=Served(areas=("SG",)),
+        clock=replica.clock,
     )
 
     for refused in (

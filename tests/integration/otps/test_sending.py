@@ -174,7 +174,7 @@ async def test_an_otp_that_was_removed_before_its_resend_was_decided_fails_alone
         await someone_waits_for_a_lock(replica.pool)
         # Both read the OTP, and are decided together after the first.
         others = [asyncio.create_task(replica.resend(otp)), asyncio.create_task(replica.send())]
-        await until(lambda: len(replica.sender._batcher._waiting) == 2)
+        await until(lambda: len(replica.orders._batcher._waiting) == 2)
         await holder.execute("DELETE FROM otps")
     answers = await asyncio.gather(first, *others, return_exceptions=True)
     assert [type(answer) for answer in answers] == [Accepted, OtpNotFound, Accepted]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.database.batcher import Batcher, Batching
+from server.database.batcher import Batcher, Batching, as_it_is
 
 NEVER_SECONDS = 3600.0
 
@@ -37,7 +37,6 @@ class Desk:
         return Batcher(
             self.flush,
             Batching(size, linger_seconds, by_organization),
-            organization_of=lambda number: str(number // 100),
         )
 
     async def let_go(self) -> None:
@@ -57,8 +56,12 @@ async def quiet() -> None:
     await turns(50)
 
 
+async def submit(batcher: Batcher[int, int], number: int) -> int:
+    return await batcher.submit(str(number // 100), lambda: number, as_it_is)
+
+
 async def calls(batcher: Batcher[int, int], *numbers: int) -> list[asyncio.Task[int]]:
-    tasks = [asyncio.create_task(batcher.submit(number)) for number in numbers]
+    tasks = [asyncio.create_task(submit(batcher, number)) for number in numbers]
     await turns()
     return tasks
 
@@ -134,16 +137,16 @@ async def test_a_batch_lingers_no_longer_than_it_may(desk: Desk) -> None:
 async def test_many_do_not_wait_for_more(desk: Desk) -> None:
     batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
     await calls(batcher, *[2] * 10)
-    await calls(batcher, *[4] * 63)
+    await calls(batcher, *[4] * 95)
     desk.gates[0].set()
     await turns()
     assert desk.batches == [[2] * 10]
     await calls(batcher, 6)
-    assert desk.batches == [[2] * 10, [*[4] * 63, 6]]
-    await calls(batcher, *[8] * 64)
+    assert desk.batches == [[2] * 10, [*[4] * 95, 6]]
+    await calls(batcher, *[8] * 96)
     desk.gates[1].set()
     await turns()
-    assert desk.batches[2] == [8] * 64
+    assert desk.batches[2] == [8] * 96
 
 
 async def test_a_batch_has_a_largest_size(desk: Desk) -> None:
@@ -178,6 +181,34 @@ async def test_when_a_flush_fails_all_its_callers_are_told_and_the_next_flush_wo
     desk.error = None
     await desk.let_go()
     assert await later[0] == 8
+
+
+async def test_what_cannot_be_prepared_or_finished_is_its_callers_alone(desk: Desk) -> None:
+    def odd(*_: object) -> int:
+        raise Odd
+
+    batcher = desk.batcher()
+    good = await calls(batcher, 2)
+    spoilt = [
+        asyncio.create_task(batcher.submit("0", prepare, finish))
+        for prepare, finish in ((odd, as_it_is), (lambda: 4, odd), (lambda: 6, str))
+    ]
+    await turns()
+    await desk.let_go()
+    await desk.let_go()
+    assert await good[0] == 4
+    unprepared, unfinished, text = await asyncio.gather(*spoilt, return_exceptions=True)
+    assert (type(unprepared), type(unfinished), text) == (Odd, Odd, "12")
+    assert desk.batches == [[2], [4, 6]]
+
+
+async def test_a_batch_of_which_nothing_can_be_prepared_is_not_flushed(desk: Desk) -> None:
+    def odd() -> int:
+        raise Odd
+
+    with pytest.raises(Odd):
+        await desk.batcher().submit("0", odd, as_it_is)
+    assert desk.batches == []
 
 
 async def test_a_cancelled_caller_stops_neither_the_flush_nor_its_neighbours(desk: Desk) -> None:
