@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -211,13 +212,7 @@ class Orders:
         answer: Callable[[Accepted], Answer],
         earlier: Sequence[Delivery] = (),
     ) -> Answer:
-        def finish(decision: Admitted | Replayed) -> Answer | Replayed:
-            if isinstance(decision, Replayed):
-                return decision
-            record = OtpRecord(decision.send.otp, [*earlier, decision.delivery])
-            return answer(Accepted(record, decision.delivery, decision.low_balance, replayed=False))
-
-        answered = await self._batcher.submit(organization_id, prepare, finish)
+        answered = await self._batcher.submit(organization_id, prepare, partial(_finish, answer, earlier))
         if not isinstance(answered, Replayed):
             return answered
         async with connection(self._pool) as lent:
@@ -231,3 +226,13 @@ class Orders:
             raise OtpNotFound
         destination = self._vault.unseal(last.destination_sealed, organization_id=last.organization_id)
         return self._targets.target(last.organization_id, Address(last.channel, destination, "destination"))
+
+
+def _finish(
+    answer: Callable[[Accepted], Answer], earlier: Sequence[Delivery], decision: Admitted | Replayed
+) -> Answer | Replayed:
+    """The answer to what is accepted now; what was accepted before is left to be looked up."""
+    if isinstance(decision, Replayed):
+        return decision
+    record = OtpRecord(decision.send.otp, [*earlier, decision.delivery])
+    return answer(Accepted(record, decision.delivery, decision.low_balance, replayed=False))
