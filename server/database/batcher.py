@@ -65,8 +65,8 @@ class Batcher(Generic[Item, Answer]):
     ) -> Result:
         """What `finish` makes of the answer for the item of `prepare`, once the flush that carried it has ended.
 
-        Raises the item's error, or what either of them raises. Cancelling the caller does not stop a flush that has
-        begun: whether the item was served stays unknown to it.
+        Raises the item's error, or what either of them raises. Nothing is done for a caller that is cancelled while it
+        waits; cancelling one whose flush has begun does not stop that: whether it was served stays unknown to it.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Call(organization_id, prepare, finish, future))
@@ -117,6 +117,8 @@ class Batcher(Generic[Item, Answer]):
     async def _answer(self, batch: Sequence["_Call"]) -> None:
         calls, items = [], []
         for call in batch:
+            if call.future.done():  # its caller was cancelled while it waited: nothing is to be done or charged for it
+                continue
             try:
                 items.append(call.prepare())
                 calls.append(call)

@@ -140,7 +140,7 @@ class Delivery(Group):
     refund_reported_failures: bool = Field(default=False, description="refund a failure reported after acceptance")
     batch_size: int = Field(default=256, ge=1, le=5000, description="calls that share a transaction, at most")
     linger_ms: float = Field(
-        default=20, ge=0, le=100, description="how long a busy batch gathers; a lone call never waits"
+        default=20, ge=0, le=100, description="how long a batch gathers, at most; a lone call never waits"
     )
     destination_days: int = Field(default=30, ge=1, description="how long destinations are kept, sealed")
     retention_days: int = Field(

@@ -215,11 +215,23 @@ async def test_a_cancelled_caller_stops_neither_the_flush_nor_its_neighbours(des
     batcher = desk.batcher()
     await calls(batcher, 2)
     gone, stays = await calls(batcher, 4, 6)
-    gone.cancel()
     await desk.let_go()
+    assert desk.batches == [[2], [4, 6]]
+    gone.cancel()
     await desk.let_go()
     assert await stays == 12
     assert gone.cancelled()
+
+
+async def test_a_caller_that_was_cancelled_while_it_waited_is_not_served(desk: Desk) -> None:
+    batcher = desk.batcher()
+    await calls(batcher, 2)
+    gone, stays = await calls(batcher, 4, 6)
+    gone.cancel()
+    await desk.let_go()
+    await desk.let_go()
+    assert desk.batches == [[2], [6]]
+    assert await stays == 12
 
 
 async def test_drain_waits_for_what_is_in_flight_and_for_what_waits(desk: Desk) -> None:
