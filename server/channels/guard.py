@@ -59,7 +59,11 @@ class Guard:
         NOT_SENT `busy` when no place came free in time, NOT_SENT `otp_expired` when the code was worthless by then,
         and `circuit_open` while the provider is left alone.
         """
-        if await self._has_place():
+        if self._places.locked():
+            has_place = await self._wait_for_place()
+        else:
+            has_place = await self._places.acquire()  # at once, without the cost of a timeout
+        if has_place:
             try:
                 outcome = await self._ask(message)
             finally:
@@ -73,10 +77,8 @@ class Guard:
         """Close the provider."""
         await self._channel.close()
 
-    async def _has_place(self) -> bool:
-        """Whether a place was free, or came free in time; it is taken then."""
-        if not self._places.locked():
-            return await self._places.acquire()  # at once, without the cost of a timeout
+    async def _wait_for_place(self) -> bool:
+        """Whether a place came free in time; it is taken then."""
         try:
             async with asyncio.timeout(self._wait_seconds):
                 return await self._places.acquire()

@@ -21,6 +21,7 @@ from server.otps.verifying import Verifier
 from server.rpc.door import Call
 from server.rpc.otp_service import OtpRoom, OtpService
 from server.rpc.tokens import Caller
+from server.rpc.validation import compile_validation
 from tests.integration.deliveries.post import EMAIL, SMS, WHATSAPP, OpenPost, Post
 
 NOBODY = Address(ChannelName.SMS, "+620", "destination.sms")
@@ -96,7 +97,10 @@ async def test_the_rpc_says_what_the_preview_says_and_nothing_else(post: Post) -
     request = pb.SendOtpRequest(
         organization_id="acme", request_id=str(uuid4()), destination=Destination(sms=SMS.text), purpose="login"
     )
-    service, call = OtpService(room_of(post)), Call(Caller("ann", "acme", frozenset(), math.inf), math.inf)
+    service, call = (
+        OtpService(room_of(post)),
+        Call(Caller("ann", "acme", frozenset(), math.inf), math.inf, compile_validation(pb.SendOtpRequest.DESCRIPTOR)),
+    )
 
     async def answer(payload: bytes) -> pb.SendOtpResponse:
         return pb.SendOtpResponse.FromString(await service.SendOtp(pb.SendOtpRequest.FromString(payload), call))
