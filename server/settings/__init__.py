@@ -138,7 +138,7 @@ class Delivery(Group):
     concurrency: int = Field(default=200, ge=1, description="deliveries under way per process")
     queue: int = Field(default=10_000, ge=1, description="deliveries that wait in memory; more wait in the database")
     refund_reported_failures: bool = Field(default=False, description="refund a failure reported after acceptance")
-    batch_size: int = Field(default=256, ge=1, le=5000, description="calls that share a transaction, at most")
+    batch_size: int = Field(default=96, ge=1, le=5000, description="calls that share a transaction, at most")
     linger_ms: float = Field(
         default=20, ge=0, le=100, description="how long a batch gathers, at most; a lone call never waits"
     )

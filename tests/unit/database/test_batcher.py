@@ -134,19 +134,19 @@ async def test_a_batch_lingers_no_longer_than_it_may(desk: Desk) -> None:
     assert desk.batches == [[2], [4]]
 
 
-async def test_many_do_not_wait_for_more(desk: Desk) -> None:
-    batcher = desk.batcher(linger_seconds=NEVER_SECONDS)
-    await calls(batcher, *[2] * 10)
-    await calls(batcher, *[4] * 95)
+async def test_a_full_batch_does_not_wait_for_more(desk: Desk) -> None:
+    batcher = desk.batcher(size=4, linger_seconds=NEVER_SECONDS)
+    await calls(batcher, 2)
+    await calls(batcher, 4, 6, 8)
     desk.gates[0].set()
     await turns()
-    assert desk.batches == [[2] * 10]
-    await calls(batcher, 6)
-    assert desk.batches == [[2] * 10, [*[4] * 95, 6]]
-    await calls(batcher, *[8] * 96)
+    assert desk.batches == [[2]]
+    await calls(batcher, 10)
+    assert desk.batches == [[2], [4, 6, 8, 10]]
+    await calls(batcher, 2, 4, 6, 8)
     desk.gates[1].set()
     await turns()
-    assert desk.batches[2] == [8] * 96
+    assert desk.batches[2] == [2, 4, 6, 8]
 
 
 async def test_a_batch_has_a_largest_size(desk: Desk) -> None:
