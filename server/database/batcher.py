@@ -49,9 +49,7 @@ class Batcher(Generic[Item, Answer]):
     """
 
     def __init__(
-        self,
-        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
-        batching: Batching,
+        self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]], batching: Batching
     ) -> None:
         self._flush = flush
         self._size = batching.size

@@ -34,10 +34,7 @@ class Desk:
     def batcher(
         self, *, size: int = 100, linger_seconds: float = 0.0, by_organization: bool = False
     ) -> Batcher[int, int]:
-        return Batcher(
-            self.flush,
-            Batching(size, linger_seconds, by_organization),
-        )
+        return Batcher(self.flush, Batching(size, linger_seconds, by_organization))
 
     async def let_go(self) -> None:
         """End the flush, and wait for what it makes way for."""
