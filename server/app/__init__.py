@@ -90,4 +90,5 @@ def _listening(settings: Settings) -> Listening:
         tls=_tls_files(settings) if settings.tls.certificate else None,
         share_port=settings.workers > 1,
         reflection=settings.reflection,
+        calls_waiting=settings.limit.calls_waiting,
     )

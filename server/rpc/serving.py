@@ -36,11 +36,6 @@ _OPTIONS: Final = (
     # Callers may ping an idle connection this often; more is answered with GOAWAY.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Calls that arrived and that the event loop has not looked at. From the first number on gRPC ends some, from the
-    # second on all, as CANCELLED and without a word of ours: fewer, and a crowd would not hear RESOURCE_EXHAUSTED from
-    # the door; more, and all would wait for longer than a second.
-    ("grpc.server.max_pending_requests", 2_000),
-    ("grpc.server.max_pending_requests_hard_limit", 2_500),
 )
 
 
@@ -56,6 +51,20 @@ class Listening:
     """Several processes on one port (SO_REUSEPORT). Off, a second server on the port fails instead of sharing it."""
     reflection: bool = False
     """Lets tools such as `buf curl` ask which services there are."""
+    calls_waiting: int = 600
+    """Calls that have arrived and that the event loop has not looked at. From so many on gRPC ends some, and a quarter
+    later all, as CANCELLED and without a word of ours. More, and those that are served wait for longer: a second with
+    2,000. Fewer, and a crowd that comes at once does not hear RESOURCE_EXHAUSTED from the door."""
+
+    @property
+    def options(self) -> list[tuple[str, int]]:
+        """What gRPC is told."""
+        return [
+            *_OPTIONS,
+            ("grpc.so_reuseport", int(self.share_port)),
+            ("grpc.server.max_pending_requests", self.calls_waiting),
+            ("grpc.server.max_pending_requests_hard_limit", self.calls_waiting * 5 // 4),
+        ]
 
 
 class GrpcServer:
@@ -129,7 +138,7 @@ async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Do
     certificates = Certificates(listening.tls) if listening.tls else None
 
     def build(address: str) -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(listening.share_port))])
+        server = grpc.aio.server(options=listening.options)
         server.add_generic_rpc_handlers(handlers)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         if listening.reflection:

@@ -126,6 +126,11 @@ class Limit(Group):
         default=10, ge=1, description="wrong codes before pauses begin, each twice the one before"
     )
     calls_at_once: int = Field(default=512, ge=1, description="calls in flight per process; further ones are refused")
+    calls_waiting: int = Field(
+        default=600,
+        ge=1,
+        description="calls per process that nobody has looked at yet; from there on gRPC cancels some, 25 % later all",
+    )
     streams_at_once: int = Field(default=1000, ge=1, description="WatchBalance streams per process")
 
 

@@ -18,7 +18,7 @@ from server.commands.serve import calm_garbage_collector, until_told_to_stop
 from server.commands.workers import Supervisor
 from server.environment import load_settings
 from server.logs import configure_logging
-from server.rpc import serving
+from server.rpc.serving import Listening
 from server.settings import Settings
 from tests.bench.plain import plain_methods
 
@@ -62,7 +62,7 @@ async def _plain(settings: Settings) -> AsyncIterator[int]:
 @asynccontextmanager
 async def _listening(settings: Settings, methods: Mapping[str, Method]) -> AsyncIterator[int]:
     """The framework with the product's options and without its door."""
-    server = grpc.aio.server(options=[*serving._OPTIONS, ("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=Listening(address=settings.listen).options)
     for path, method in methods.items():
         _, service, name = path.split("/")
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(method)

@@ -26,13 +26,14 @@ from structlog.testing import capture_logs
 from server.errors import InsufficientCredits
 from server.rpc.development_key import development_key
 from server.rpc.door import Door
+from server.rpc.serving import Listening
 from server.rpc.tokens import TokenVerifier
 from tests.integration.rpc.house import SERVICES, House, Room, open_house, tiny_servicer, until
 from tests.valid_requests import valid_request
 
 SEND = "/pulsa.otp.v1.OtpService/SendOtp"
 LIMIT, CROWD = 8, 1500
-"""gRPC by itself would cancel some of so many that arrive at once."""
+"""gRPC by itself would cancel some of so many that arrive at once, as `calls_waiting` does by default."""
 
 
 def send_request() -> SendOtpRequest:
@@ -136,7 +137,8 @@ async def test_above_the_limit_calls_are_refused_at_once_while_health_answers(tm
 
 async def test_of_a_crowd_as_many_as_fit_are_served_and_all_others_told_when_to_come_again(tmp_path: Path) -> None:
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
-    async with open_house(tmp_path, calls_at_once=LIMIT) as house, AsyncExitStack() as stack:
+    listening = Listening(address="127.0.0.1:0", calls_waiting=CROWD)
+    async with open_house(tmp_path, listening=listening, calls_at_once=LIMIT) as house, AsyncExitStack() as stack:
         channels = [grpc.aio.insecure_channel(house.address, own_connection) for _ in range(4)]
         stubs = [OtpServiceStub(await stack.enter_async_context(channel)) for channel in channels]
         house.room.open.clear()
@@ -152,6 +154,20 @@ async def test_of_a_crowd_as_many_as_fit_are_served_and_all_others_told_when_to_
     assert len(house.room.calls) == ends.count(SendOtpResponse()) == LIMIT
     assert {failure.code() for failure in failures} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert all("RetryInfo" in details_of(failure) for failure in failures)
+
+
+async def test_of_a_crowd_that_nobody_has_looked_at_grpc_ends_what_is_too_much(tmp_path: Path) -> None:
+    listening = Listening(address="127.0.0.1:0", calls_waiting=4)
+    async with (
+        open_house(tmp_path, listening=listening) as house,
+        grpc.aio.insecure_channel(house.address) as channel,
+    ):
+        send, metadata = OtpServiceStub(channel).SendOtp, house.metadata("otp.send")
+        crowd = [send(send_request(), metadata=metadata) for _ in range(CROWD)]
+        ends = [await call.code() for call in crowd]
+
+    assert set(ends) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+    assert len(house.room.calls) == ends.count(grpc.StatusCode.OK)
 
 
 async def test_open_streams_take_no_room_from_calls(tmp_path: Path) -> None:
