@@ -57,17 +57,19 @@ def half_load(stage: Stage, rounds: Rounds, *, maximum: float, count: int, secon
 
 
 def overload(stage: Stage, rounds: Rounds, *, maximum: float, count: int, seconds: float) -> Figures:
-    """SendOtp at three times the maximum, whatever becomes of the calls; a round at the maximum before each."""
+    """SendOtp at three times the maximum, whatever becomes of the calls, between rounds at the maximum."""
     subject, pace = rounds.subjects["send_otp_hot"], maximum * 3
     target = Target(subject.server.port, SEND_OTP, stage.token)
     ratios, outcomes = [], []
+    before = subject.run(seconds / 2).per_second
     for _ in range(count):
-        best = subject.run(seconds).per_second
-        outcome = drive(target, sends("hot")(int(pace * seconds) + 1), seconds=seconds, pace=pace)
+        outcome = drive(target, sends("hot")(int(pace * seconds) + 1), seconds=seconds, pace=pace, in_waves=True)
         if subject.settled:
             subject.settled()
+        after = subject.run(seconds / 2).per_second
         outcomes.append(outcome)
-        ratios.append(outcome.per_second / best)
+        ratios.append(outcome.per_second / statistics.mean([before, after]))
+        before = after
     statuses = sum((outcome.statuses for outcome in outcomes), start=Counter())
     calls = {_STATUSES.get(status, status): number for status, number in statuses.most_common()}
     refused = statuses.total() - statuses["0"]
@@ -77,6 +79,7 @@ def overload(stage: Stage, rounds: Rounds, *, maximum: float, count: int, second
         "goodput_over_maximum": statistics.median(ratios),
         "accepted_p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in outcomes),
         "accepted_p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in outcomes),
+        "generator_cpu": statistics.median(outcome.generator_cpu for outcome in outcomes),
         "calls": calls,
         # By the door, with RetryInfo. The others were cancelled by gRPC: more came than Python could even refuse.
         "refused_with_retry_info": calls.get("RESOURCE_EXHAUSTED", 0) / refused if refused else None,

@@ -14,6 +14,7 @@ CALLS_AT_ONCE = 256
 WARM_SECONDS = 0.5
 _DRAIN_SECONDS = 20.0
 _TICK_SECONDS = 0.0005
+_WAVE_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,14 @@ def drive(
     seconds: float,
     calls_at_once: int = CALLS_AT_ONCE,
     pace: float | None = None,
+    in_waves: bool = False,
     connections: int = CONNECTIONS,
 ) -> Outcome:
     """Make the calls of `bodies`, for as long as they last.
 
     Closed-loop: `calls_at_once` callers that call again as soon as they are answered. With a pace: so many calls per
-    second, evenly spread, whether the earlier ones were answered or not.
+    second, evenly spread, whether the earlier ones were answered or not. In waves, what is due and what was answered is
+    looked at every 5 ms: each answer of a flood woke the generator, which took a third of a core from the server.
     """
     count = min(connections, calls_at_once)
     lines = [Connection(target, bodies[number::count]) for number in range(count)]
@@ -59,7 +62,7 @@ def drive(
         if pace is None:
             _call_in_turn(lines, calls_at_once // count, began + seconds)
         else:
-            _call_at_pace(lines, pace, began, began + seconds)
+            _call_at_pace(lines, pace, began, began + seconds, in_waves=in_waves)
         ended, cpu = time.perf_counter(), time.process_time() - cpu
         _await_answers(lines, ended + _DRAIN_SECONDS)
     finally:
@@ -80,7 +83,7 @@ def _call_in_turn(lines: Sequence[Connection], calls_at_once: int, end: float) -
             line.send()
 
 
-def _call_at_pace(lines: Sequence[Connection], pace: float, began: float, end: float) -> None:
+def _call_at_pace(lines: Sequence[Connection], pace: float, began: float, end: float, *, in_waves: bool) -> None:
     calls = sum(len(line.calls) for line in lines)
     released = 0
     while (now := time.perf_counter()) < end:
@@ -89,7 +92,9 @@ def _call_at_pace(lines: Sequence[Connection], pace: float, began: float, end: f
             released = number + 1
         for line in lines:
             line.send()
-        for line in select.select(lines, [], [], _TICK_SECONDS)[0]:
+        if in_waves:
+            time.sleep(_WAVE_SECONDS)
+        for line in select.select(lines, [], [], 0 if in_waves else _TICK_SECONDS)[0]:
             line.receive(time.perf_counter())
 
 
