@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 
 from server.database.arrays import bigints, texts, times
 from server.database.pipeline import Rows, Statements
 from server.database.queries import load_queries
+from server.database.rows import Columns, write_rows
 from server.ids import new_id
 
 SQL = load_queries(__file__)
@@ -58,6 +60,16 @@ class Account:
         """
         self.available_credits += credits
         self.last_sequence += 1
+
+
+_BALANCES: Columns[Account] = {
+    "organization_ids": (texts, attrgetter("organization_id")),
+    "available_credits": (bigints, attrgetter("available_credits")),
+    "last_sequences": (bigints, attrgetter("last_sequence")),
+    "low_balance_sinces": (times, attrgetter("low_balance_since")),
+    "window_start_times": (times, attrgetter("window_start_time")),
+    "window_send_counts": (bigints, attrgetter("window_send_count")),
+}
 
 
 def empty_account(organization_id: str, *, low_balance_threshold: int, now: datetime) -> Account:
@@ -111,17 +123,7 @@ async def lock_or_create_account(
 
 async def write_balances(connection: Statements, accounts: Sequence[Account]) -> None:
     """Store accounts that were changed under their locks."""
-    await connection.execute(
-        SQL.write_balances,
-        {
-            "organization_ids": texts(account.organization_id for account in accounts),
-            "available_credits": bigints(account.available_credits for account in accounts),
-            "last_sequences": bigints(account.last_sequence for account in accounts),
-            "low_balance_sinces": times(account.low_balance_since for account in accounts),
-            "window_start_times": times(account.window_start_time for account in accounts),
-            "window_send_counts": bigints(account.window_send_count for account in accounts),
-        },
-    )
+    await write_rows(connection, SQL.write_balances, _BALANCES, accounts)
 
 
 async def announce_low_balances(connection: Statements, accounts: Sequence[Account], *, now: datetime) -> None:

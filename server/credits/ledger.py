@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from server.database.arrays import bigints, texts, uuids
 from server.database.pipeline import Statements
 from server.database.pool import Connection
 from server.database.queries import load_queries
+from server.database.rows import Columns, write_rows
 from server.errors import InsufficientCredits
 
 SQL = load_queries(__file__)
@@ -38,6 +40,16 @@ class LedgerEntry(NamedTuple):
     reason: str
     created_by: str
     create_time: datetime
+
+
+_ENTRIES: Columns[LedgerEntry] = {
+    "organization_ids": (texts, attrgetter("organization_id")),
+    "sequences": (bigints, attrgetter("sequence")),
+    "kinds": (texts, attrgetter("kind.value")),
+    "credits": (bigints, attrgetter("credits")),
+    "balances_after": (bigints, attrgetter("balance_after")),
+    "reference_ids": (uuids, attrgetter("reference_id")),
+}
 
 
 async def append_entry(
@@ -93,20 +105,8 @@ async def insert_entries(
     created_by: str = "",
 ) -> None:
     """Write entries whose accounts the caller has locked and will write with `write_balances`."""
-    await connection.execute(
-        SQL.insert_entries,
-        {
-            "organization_ids": texts(entry.organization_id for entry in entries),
-            "sequences": bigints(entry.sequence for entry in entries),
-            "kinds": texts(entry.kind for entry in entries),
-            "credits": bigints(entry.credits for entry in entries),
-            "balances_after": bigints(entry.balance_after for entry in entries),
-            "reference_ids": uuids(entry.reference_id for entry in entries),
-            "reason": reason,
-            "created_by": created_by,
-            "now": now,
-        },
-    )
+    constants = {"now": now, "reason": reason, "created_by": created_by}
+    await write_rows(connection, SQL.insert_entries, _ENTRIES, entries, **constants)
 
 
 async def find_entry(

@@ -9,16 +9,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 
 from server.channels.destinations import Destination
 from server.database.arrays import Array, bigints, texts, times, uuids
 from server.database.pipeline import Rows, Statements
 from server.database.queries import load_queries
+from server.database.rows import Columns, write_rows
 from server.otps.admission import Admitted, AreaKey, Send
 from server.otps.limits import UnverifiedCredits
 from server.otps.otp import Delivery, Otp
 
 SQL = load_queries(__file__)
+
+_SPENT: Columns[tuple[str, str, datetime, int]] = {
+    "organization_ids": (texts, itemgetter(0)),
+    "areas": (texts, itemgetter(1)),
+    "window_start_times": (times, itemgetter(2)),
+    "credits": (bigints, itemgetter(3)),
+}
 
 SpentOn = tuple[str, str, datetime, int]
 """Organization, areas, when, and credits of a send to a phone."""
@@ -82,15 +91,8 @@ async def add_unverified(
     for one in phones:
         for area in one.delivery.areas.split():
             spent[one.delivery.organization_id, area] += one.delivery.credits
-    keys = sorted(spent)
-    await connection.execute(
-        SQL.add_unverified,
-        {
-            **_columns(keys),
-            "window_start_times": times(unverified[key].window_start_time for key in keys),
-            "credits": bigints(spent[key] for key in keys),
-        },
-    )
+    rows = [(*key, unverified[key].window_start_time, spent[key]) for key in sorted(spent)]
+    await write_rows(connection, SQL.add_unverified, _SPENT, rows)
 
 
 async def lower_verified(connection: Statements, otps: Iterable[Otp]) -> None:

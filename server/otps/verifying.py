@@ -3,6 +3,7 @@
 import hmac
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import TypeVar
 
 from server.clock import Clock, utc_now
@@ -11,6 +12,7 @@ from server.database.batcher import Batcher, Batching
 from server.database.pipeline import Rows, Statements
 from server.database.pool import Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
+from server.database.rows import Columns, write_rows
 from server.errors import DomainError
 from server.otps.admission import DestinationKey
 from server.otps.guessing import Guess, GuessBudget, GuessLimits, GuessState, judge
@@ -21,6 +23,15 @@ from server.otps.vault import Vault
 SQL = load_queries(__file__)
 
 Answer = TypeVar("Answer")
+
+_GUESSED: Columns[Otp] = {
+    "organization_ids": (texts, attrgetter("organization_id")),
+    "otp_ids": (uuids, attrgetter("otp_id")),
+    "statuses": (texts, attrgetter("status.value")),
+    "attempts": (bigints, attrgetter("attempts")),
+    "verify_times": (times, attrgetter("verify_time")),
+    "verify_request_ids": (uuids, attrgetter("verify_request_id")),
+}
 
 
 class Verifier:
@@ -111,17 +122,7 @@ async def _budgets_of(rows: Rows) -> dict[DestinationKey, GuessBudget]:
 
 
 async def _write_otps(connection: Statements, otps: Sequence[Otp]) -> None:
-    await connection.execute(
-        SQL.write_otps,
-        {
-            "organization_ids": texts(otp.organization_id for otp in otps),
-            "otp_ids": uuids(otp.otp_id for otp in otps),
-            "statuses": texts(otp.status for otp in otps),
-            "attempts": bigints(otp.attempts for otp in otps),
-            "verify_times": times(otp.verify_time for otp in otps),
-            "verify_request_ids": uuids(otp.verify_request_id for otp in otps),
-        },
-    )
+    await write_rows(connection, SQL.write_otps, _GUESSED, otps)
 
 
 async def _write_budgets(connection: Statements, budgets: dict[DestinationKey, GuessBudget]) -> None:
