@@ -7,6 +7,7 @@ is turned to once for each round trip: a send has twelve statements and two roun
 import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import count
 from typing import Any, Protocol
 
 import psycopg
@@ -44,6 +45,7 @@ class PipelineConnection(AsyncConnection[Row]):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        self.statement_numbers = count()
         self.pipelines = 0
         """How many pipelines it has carried."""
         self.transformer: AnyTransformer = Transformer(self)
@@ -52,12 +54,16 @@ class PipelineConnection(AsyncConnection[Row]):
 class Pipeline:
     """Statements of one transaction on a connection that nobody else uses meanwhile.
 
-    An error surfaces at the next round trip: at a `fetchall`, or at the end. The connection is of no use after it.
+    An error surfaces at the next round trip: at a `fetchall`, or at the end. Then there is only `rollback` left.
     """
 
     def __init__(self, connection: PipelineConnection) -> None:
         self._connection = connection
         self._under_way: list[_Arriving] = []
+        self._newly_prepared: list[tuple[str, tuple[int, ...]]] = []
+        self._commit_is_sent = False
+        self.is_refused = False
+        """Whether PostgreSQL has refused a statement, and so all that came after it."""
 
     def begin(self) -> None:
         """Let what follows be one transaction."""
@@ -70,9 +76,27 @@ class Pipeline:
             self._command(b"DISCARD PLANS")
         self._command(b"BEGIN")
 
+    def hasten(self) -> None:
+        """Let PostgreSQL begin with what is queued, while the next statements are made."""
+        self._connection.pgconn.flush()
+
+    def send_commit(self) -> None:
+        """Let PostgreSQL do all of it and commit, while the caller does something else. Nothing may be queued then."""
+        self._command(b"COMMIT")
+        self._connection.pgconn.pipeline_sync()
+        self._connection.pgconn.flush()
+        self._commit_is_sent = True
+
     async def commit(self) -> None:
         """Return once all that was queued is done and committed."""
-        self._command(b"COMMIT")
+        if not self._commit_is_sent:
+            self.send_commit()
+        await self._arrival()
+        self._connection.pgconn.exit_pipeline_mode()
+
+    async def rollback(self) -> None:
+        """Undo all of it, once a statement was refused."""
+        self._command(b"ROLLBACK")
         await self.round_trip()
         self._connection.pgconn.exit_pipeline_mode()
 
@@ -84,7 +108,8 @@ class Pipeline:
         types = transformer.types or ()
         name = prepared.get((query, types))
         if name is None:
-            name = prepared[query, types] = b"pulsa_%d" % len(prepared)
+            name = prepared[query, types] = b"pulsa_%d" % next(self._connection.statement_numbers)
+            self._newly_prepared.append((query, types))
             pgconn.send_prepare(name, text, types)
             self._arriving()
         pgconn.send_query_prepared(name, values, transformer.formats, pq.Format.BINARY)
@@ -93,12 +118,19 @@ class Pipeline:
     async def round_trip(self) -> None:
         """Wait for what was queued. Raises the error of the first statement that failed; the later ones did not run."""
         self._connection.pgconn.pipeline_sync()
+        await self._arrival()
+
+    async def _arrival(self) -> None:
         results = await self._connection.wait(_results(self._connection.pgconn))
-        for arriving, result in zip(self._under_way, results, strict=True):
+        under_way, self._under_way = self._under_way, []
+        newly_prepared, self._newly_prepared = self._newly_prepared, []
+        for arriving, result in zip(under_way, results, strict=True):
             if result.status in _FAILED:
+                self.is_refused = True
+                for statement in newly_prepared:  # some of them came after it
+                    del self._connection.prepared[statement]
                 raise psycopg.errors.error_from_result(result)
             arriving.result = result
-        self._under_way = []
 
     def _command(self, text: bytes) -> None:
         self._connection.pgconn.send_query_params(text, None)

@@ -87,14 +87,17 @@ async def pipelined_transaction(pool: Pool) -> AsyncIterator[Pipeline]:
     """
     try:
         lent = await pool.getconn()
+        pipeline = Pipeline(lent)
         try:
-            pipeline = Pipeline(lent)
             pipeline.begin()
             yield pipeline
             await pipeline.commit()
         except BaseException:
-            # PostgreSQL rolls back for a caller that leaves, and the pool opens another connection.
-            await lent.close()
+            if pipeline.is_refused:
+                await pipeline.rollback()
+            else:
+                # PostgreSQL rolls back for a caller that leaves, and the pool opens another connection.
+                await lent.close()
             raise
         finally:
             await pool.putconn(lent)

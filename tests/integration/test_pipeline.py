@@ -58,11 +58,47 @@ async def create_and_divide(pool: Pool, *, divisor: int) -> None:
         await pipeline.execute(CREATE, {"organization_id": "acme"})
         await pipeline.execute(QUOTIENT, {"number": 1, "divisor": divisor})
         await pipeline.execute(CREATE, {"organization_id": "bolt"})
+        await pipeline.execute(FIND, {"organization_ids": texts(["acme"])})
 
 
 async def test_a_statement_that_fails_undoes_the_others(pool: Pool) -> None:
     with pytest.raises(psycopg.errors.DivisionByZero):
         await create_and_divide(pool, divisor=0)
+    assert await accounts(pool) == []
+
+
+async def test_a_refused_statement_leaves_the_connection_as_it_was(one_connection: Pool) -> None:
+    async def backend() -> tuple[object, ...] | None:
+        async with connection(one_connection) as lent:
+            return await (await lent.execute("SELECT pg_backend_pid()")).fetchone()
+
+    before = await backend()
+    for _ in range(2):  # what comes after the failure is not prepared by them
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await create_and_divide(one_connection, divisor=0)
+    await create_and_divide(one_connection, divisor=1)
+    assert await accounts(one_connection) == ["acme", "bolt"]
+    assert await backend() == before
+
+
+async def test_what_was_sent_ahead_is_done_in_order_and_only_once(pool: Pool) -> None:
+    async with pipelined_transaction(pool) as pipeline:
+        await pipeline.execute(CREATE, {"organization_id": "acme"})
+        pipeline.hasten()
+        await pipeline.execute(CREATE, {"organization_id": "bolt"})
+        pipeline.send_commit()
+    assert await accounts(pool) == ["acme", "bolt"]
+
+
+async def test_a_commit_that_was_sent_ahead_and_refused_undoes_all(pool: Pool) -> None:
+    async def create_twice() -> None:
+        async with pipelined_transaction(pool) as pipeline:
+            await pipeline.execute(CREATE, {"organization_id": "acme"})
+            await pipeline.execute(CREATE, {"organization_id": "acme"})
+            pipeline.send_commit()
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        await create_twice()
     assert await accounts(pool) == []
 
 
