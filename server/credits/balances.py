@@ -42,7 +42,7 @@ class Balances:
         """low_balance_threshold is that of organizations without an account."""
         self._pool = pool
         self._low_balance_threshold = low_balance_threshold
-        self._batcher: Batcher[str, Balance] = Batcher(self.read, batching)
+        self._batcher: Batcher[str, Balance] = Batcher(lambda ids, _: self.read(ids), batching)
 
     async def get(self, organization_id: str) -> Balance:
         """The balance of now: everything committed before this call is in it. Nobody's is 0."""

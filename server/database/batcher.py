@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
+Foresee = Callable[[Sequence[Any]], None]
+"""Tells the batcher the answers that a flush is going to give, one for each item."""
 
+_NO_ANSWER: Final = object()
 _QUIET_TURNS = 30
 """Turns of the event loop without anybody new, after which nobody is waited for: some 0.2 ms of a loop that is idle.
 
@@ -41,7 +45,8 @@ class Batcher(Generic[Item, Answer]):
     the loop is busy letting callers in, which is when large batches pay, and goes when it has nothing else to do.
 
     `flush` gets 1 to `size` items and gives one answer or one error for each, in order; when it raises, all its
-    items fail with that error.
+    items fail with that error. It also gets `foresee`: once it knows the answers, and only waits for the database to
+    keep them, it may call that to have them finished meanwhile. The callers get them when it returns the same ones.
 
     A batch is worked on step by step: all items are prepared, then flushed, then all answers finished. What a step
     needs is in the processor's caches when it is done in a row; SendOtp cost a quarter more when each caller prepared
@@ -49,7 +54,7 @@ class Batcher(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]], batching: Batching
+        self, flush: Callable[[Sequence[Item], Foresee], Awaitable[Sequence[Answer | Exception]]], batching: Batching
     ) -> None:
         self._flush = flush
         self._size = batching.size
@@ -114,7 +119,13 @@ class Batcher(Generic[Item, Answer]):
         return batch
 
     async def _answer(self, batch: Sequence["_Call"]) -> None:
-        calls, items = [], []
+        calls: list[_Call] = []
+        items = []
+
+        def foresee(answers: Sequence[Any]) -> None:
+            for call, answer in zip(calls, answers, strict=True):
+                call.foresee(answer)
+
         for call in batch:
             if call.future.done():  # its caller was cancelled while it waited: nothing is to be done or charged for it
                 continue
@@ -124,20 +135,31 @@ class Batcher(Generic[Item, Answer]):
             except Exception as error:  # noqa: BLE001 - its caller gets it, and its neighbours do not
                 call.fail(error)
         try:
-            answers = await self._flush(items) if items else []
+            answers = await self._flush(items, foresee) if items else []
         except Exception as error:  # noqa: BLE001 - every caller of the batch gets it
             answers = [error] * len(items)
         for call, answer in zip(calls, answers, strict=True):
             call.end(answer)
 
 
-class _Call(NamedTuple):
+@dataclass(slots=True)
+class _Call:
     """A caller that waits."""
 
     organization_id: str
     prepare: Callable[[], Any]
     finish: Callable[[Any], Any]
     future: asyncio.Future[Any]
+    foreseen: Any = _NO_ANSWER
+    result: Any = None
+    """What `finish` made of the foreseen answer."""
+
+    def foresee(self, answer: Any) -> None:
+        """Finish the answer that is to be expected."""
+        if not isinstance(answer, Exception) and not self.future.done():
+            with suppress(Exception):  # raised again when the answer is given
+                self.result = self.finish(answer)
+                self.foreseen = answer
 
     def end(self, answer: Any) -> None:
         """Give the caller what is made of the answer, unless it was cancelled."""
@@ -145,7 +167,7 @@ class _Call(NamedTuple):
             self.fail(answer)
         elif not self.future.done():
             try:
-                self.future.set_result(self.finish(answer))
+                self.future.set_result(self.result if answer is self.foreseen else self.finish(answer))
             except Exception as error:  # noqa: BLE001 - its caller gets it, and its neighbours do not
                 self.fail(error)
 

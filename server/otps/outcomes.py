@@ -53,7 +53,7 @@ class Outcomes:
         self.linger_seconds = batching.linger_seconds
         self._clock = clock
         self._batching = batching
-        self._renewer: Batcher[Errand, Errand | None] = Batcher(self._renew, batching)
+        self._renewer: Batcher[Errand, Errand | None] = Batcher(lambda errands, _: self._renew(errands), batching)
 
     def batches(self, reports: Sequence[Report]) -> list[Sequence[Report]]:
         """The reports in parts that may each be one transaction."""

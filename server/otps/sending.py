@@ -8,6 +8,7 @@ from server.clock import Clock, utc_now
 from server.credits.accounts import accounts_of, announce_low_balances, request_lock, request_read, write_balances
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.arrays import byteas, texts, uuids
+from server.database.batcher import Foresee
 from server.database.pipeline import Rows, Statements
 from server.database.pool import Pool, pipelined_transaction, repeat_transient, transaction
 from server.database.queries import load_queries
@@ -19,6 +20,8 @@ from server.otps.pumping import add_unverified, request_unverified, unverified_o
 from server.otps.recording import insert_deliveries, insert_otps
 
 SQL = load_queries(__file__)
+
+Answer = Admitted | Replayed | DomainError
 
 
 class Sender:
@@ -43,15 +46,16 @@ class Sender:
         self._hand_over = hand_over
         self._clock = clock
 
-    async def accept(self, sends: Sequence[Send]) -> Sequence[Admitted | Replayed | DomainError]:
-        """Accept each send, or say why not."""
+    async def accept(self, sends: Sequence[Send], foresee: Foresee) -> Sequence[Answer]:
+        """Accept each send, or say why not. `foresee` is told the answers while PostgreSQL commits."""
         # Safe to run again after a lost connection, as every request_id is accepted once.
-        decisions = list(map(_accepted_now, sends, await repeat_transient(lambda: self._transact(sends))))
+        decisions = await repeat_transient(lambda: self._transact(sends, foresee))
+        decisions = list(map(_accepted_now, sends, decisions))
         # In a moment, so that the callers get their answers first.
         asyncio.get_running_loop().call_soon(
             self._hand_over, [decision for decision in decisions if isinstance(decision, Admitted)]
         )
-        return [decision.error if isinstance(decision, Refused) else decision for decision in decisions]
+        return list(map(_answer, decisions))
 
     async def preview(self, send: Send) -> Decision:
         """What would be decided about the send now; holds nobody up and writes nothing."""
@@ -60,7 +64,7 @@ class Sender:
             state = await read_state(connection, [send], since=self._clock() - DAY, ask=request_read)
             return admit([send], state, now=self._clock(), limits=self._limits)[0]
 
-    async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
+    async def _transact(self, sends: Sequence[Send], foresee: Foresee) -> list[Decision]:
         async with pipelined_transaction(self._pool) as pipeline:
             state = await read_state(pipeline, sends, since=self._clock() - DAY)
             # Only now, as waiting for the locks may have taken a while: a deadline may have passed.
@@ -69,7 +73,13 @@ class Sender:
             admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
             if admitted:
                 await record(pipeline, admitted, state, now=now, lease_expire_time=now + self._lease)
+                pipeline.send_commit()
+                foresee(list(map(_answer, decisions)))
         return decisions
+
+
+def _answer(decision: Decision) -> Answer:
+    return decision.error if isinstance(decision, Refused) else decision
 
 
 def _accepted_now(send: Send, decision: Decision) -> Decision:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from server.clock import Clock, utc_now
 from server.database.arrays import bigints, byteas, texts, times, uuids
-from server.database.batcher import Batcher, Batching
+from server.database.batcher import Batcher, Batching, Foresee
 from server.database.pipeline import Rows, Statements
 from server.database.pool import Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
@@ -63,10 +63,10 @@ class Verifier:
         """Wait until every guess that was submitted is decided."""
         await self._batcher.drain()
 
-    async def _flush(self, guesses: Sequence[Guess]) -> Sequence[Otp | Exception]:
-        return await repeat_transient(lambda: self._transact(guesses))
+    async def _flush(self, guesses: Sequence[Guess], foresee: Foresee) -> Sequence[Otp | Exception]:
+        return await repeat_transient(lambda: self._transact(guesses, foresee))
 
-    async def _transact(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+    async def _transact(self, guesses: Sequence[Guess], foresee: Foresee) -> list[Otp | DomainError]:
         async with pipelined_transaction(self._pool) as pipeline:
             state, now = await self._lock(pipeline, guesses)
             decisions = judge(guesses, state, now=now, limits=self._limits)
@@ -76,6 +76,8 @@ class Verifier:
                 await lower_verified(pipeline, verified)
             if state.changed_budgets:
                 await _write_budgets(pipeline, state.changed_budgets)
+            pipeline.send_commit()
+            foresee(decisions)
         return decisions
 
     async def _lock(self, connection: Statements, guesses: Sequence[Guess]) -> tuple[GuessState, datetime]:

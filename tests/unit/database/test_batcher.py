@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.database.batcher import Batcher, Batching, as_it_is
+from server.database.batcher import Batcher, Batching, Foresee, as_it_is
 
 NEVER_SECONDS = 3600.0
 
@@ -22,14 +22,19 @@ class Desk:
     batches: list[list[int]] = field(default_factory=list)
     gates: list[asyncio.Event] = field(default_factory=list)
     error: Exception | None = None
+    foresees: bool = False
+    changes_its_mind: bool = False
 
-    async def flush(self, numbers: Sequence[int]) -> list[int | Exception]:
+    async def flush(self, numbers: Sequence[int], foresee: Foresee) -> list[int | Exception]:
         self.batches.append(list(numbers))
         self.gates.append(asyncio.Event())
+        answers: list[int | Exception] = [Odd() if number % 2 else 2 * number for number in numbers]
+        if self.foresees:
+            foresee(["something else"] * len(numbers) if self.changes_its_mind else answers)
         await self.gates[-1].wait()
         if self.error:
             raise self.error
-        return [Odd() if number % 2 else 2 * number for number in numbers]
+        return answers
 
     def batcher(
         self, *, size: int = 100, linger_seconds: float = 0.0, by_organization: bool = False
@@ -63,9 +68,14 @@ async def calls(batcher: Batcher[int, int], *numbers: int) -> list[asyncio.Task[
     return tasks
 
 
+@pytest.fixture(params=[False, True], ids=["", "foreseeing"])
+def desk(request: pytest.FixtureRequest) -> Desk:
+    return Desk(foresees=request.param)
+
+
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def foreseeing() -> Desk:
+    return Desk(foresees=True)
 
 
 async def test_a_lone_call_goes_at_once(desk: Desk) -> None:
@@ -255,3 +265,36 @@ async def test_organizations_can_be_kept_apart(desk: Desk) -> None:
         await desk.let_go()
     assert [await task for task in tasks] == [4, 208, 8, 212, 408]
     assert desk.batches == [[2], [104, 106], [4], [204]]
+
+
+async def test_what_is_foreseen_is_finished_meanwhile_and_told_when_the_flush_ends(foreseeing: Desk) -> None:
+    finished: list[int] = []
+
+    def finish(answer: int) -> str:
+        finished.append(answer)
+        return str(answer)
+
+    call = asyncio.create_task(foreseeing.batcher().submit("0", lambda: 2, finish))
+    await turns()
+    assert finished == [4]
+    assert not call.done()
+    await foreseeing.let_go()
+    assert await call == "4"
+    assert finished == [4]
+
+
+async def test_an_answer_that_was_not_foreseen_is_finished_anew(foreseeing: Desk) -> None:
+    foreseeing.changes_its_mind = True
+    call = asyncio.create_task(foreseeing.batcher().submit("0", lambda: 2, str))
+    await turns()
+    await foreseeing.let_go()
+    assert await call == "4"
+
+
+async def test_nobody_is_told_what_was_foreseen_when_the_flush_fails(foreseeing: Desk) -> None:
+    foreseeing.error = ConnectionError()
+    call = asyncio.create_task(foreseeing.batcher().submit("0", lambda: 2, str))
+    await turns()
+    await foreseeing.let_go()
+    with pytest.raises(ConnectionError):
+        await call
