@@ -105,6 +105,26 @@ async def request_read(connection: Statements, organization_ids: Iterable[str]) 
     return await connection.execute(SQL.read_accounts, {"organization_ids": texts(organization_ids)})
 
 
+async def expect_unchanged(connection: Statements, account: Account) -> None:
+    """As `request_lock`, for an account that is known: a contradiction when it is not exactly that, or locked already.
+
+    It never waits for somebody else.
+    """
+    await connection.execute(
+        SQL.expect_unchanged,
+        {
+            "organization_id": account.organization_id,
+            "available_credits": account.available_credits,
+            "last_sequence": account.last_sequence,
+            "low_balance_threshold": account.low_balance_threshold,
+            "low_balance_since": account.low_balance_since,
+            "window_start_time": account.window_start_time,
+            "window_send_count": account.window_send_count,
+            "alert_email": account.alert_email,
+        },
+    )
+
+
 async def accounts_of(rows: Rows) -> dict[str, Account]:
     """The accounts that the rows hold, by organization."""
     return {row[0]: Account(*row) for row in await rows.fetchall()}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, pq
@@ -18,6 +18,10 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.waiting import Ready, Wait
 
 Row = tuple[Any, ...]
+
+CONTRADICTIONS: Final = (psycopg.errors.UniqueViolation, psycopg.errors.DivisionByZero)
+"""What a transaction fails with that presumed something else than there is: a row that there may be once is there, or
+an expectation is not met. Those are written as a division by zero, which is how a plain statement stops the others."""
 
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED)
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")

@@ -9,7 +9,7 @@ from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
 from server.database.arrays import Array, texts, times, uuids
 from server.database.batcher import Batcher, Batching, as_it_is
-from server.database.pipeline import Rows, Statements
+from server.database.pipeline import Pipeline, Rows, Statements
 from server.database.pool import Pool, pipelined_transaction, repeat_transient
 from server.database.queries import load_queries
 from server.otps import outbox
@@ -111,23 +111,23 @@ class Outcomes:
     def _failure(self, report: Report) -> Failure:
         return Failure(report, list(self._targets.alternatives(report.errand)) if self._targets else [])
 
-    async def _fail(self, connection: Statements, failures: Sequence[Failure]) -> list[Errand]:
+    async def _fail(self, pipeline: Pipeline, failures: Sequence[Failure]) -> list[Errand]:
         """Settle and refund those failures that are still ours, and record what is sent instead of them."""
-        accounts = await lock_accounts(connection, {failure.report.errand.key[0] for failure in failures})
-        failures = await _settle_held(connection, failures, now=self._clock())
-        await lower_failed(connection, [failure.report.errand.delivery for failure in failures])
+        accounts = await lock_accounts(pipeline, {failure.report.errand.key[0] for failure in failures})
+        failures = await _settle_held(pipeline, failures, now=self._clock())
+        await lower_failed(pipeline, [failure.report.errand.delivery for failure in failures])
         alternatives = [send for failure in failures for send in failure.alternatives]
-        state = await read_state(connection, alternatives, since=self._clock() - DAY) if alternatives else State({})
+        state = await read_state(pipeline, alternatives, since=self._clock() - DAY) if alternatives else State({})
         state.accounts = accounts
         # Only now, as waiting for the locks may have taken a while: the OTP may have expired.
         now = self._clock()
         settlement = settle(failures, state, now=now, limits=self._limits)
         if settlement.refunds:
-            await insert_entries(connection, settlement.refunds, now=now)
-            await write_balances(connection, list(accounts.values()))
+            await insert_entries(pipeline, settlement.refunds, now=now)
+            await write_balances(pipeline, list(accounts.values()))
         if settlement.fallbacks:
             await record(
-                connection,
+                pipeline,
                 settlement.fallbacks,
                 state,
                 now=now,

@@ -5,15 +5,23 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from server.clock import Clock, utc_now
-from server.credits.accounts import accounts_of, announce_low_balances, request_lock, request_read, write_balances
+from server.credits.accounts import (
+    accounts_of,
+    announce_low_balances,
+    expect_unchanged,
+    request_lock,
+    request_read,
+    write_balances,
+)
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.database.arrays import byteas, texts, uuids
 from server.database.batcher import Foresee
-from server.database.pipeline import Rows, Statements
+from server.database.pipeline import CONTRADICTIONS, Pipeline, Rows, Statements
 from server.database.pool import Pool, pipelined_transaction, repeat_transient, transaction
 from server.database.queries import load_queries
 from server.errors import DomainError
 from server.otps.admission import Admitted, Decision, Refused, Replayed, Send, State, admit
+from server.otps.known import KnownAccounts
 from server.otps.limits import DAY, RecentSend, SendLimits
 from server.otps.otp import Delivery, OtpStatus, delivery_of
 from server.otps.pumping import add_unverified, request_unverified, unverified_of
@@ -45,6 +53,7 @@ class Sender:
         self._lease = lease
         self._hand_over = hand_over
         self._clock = clock
+        self._known = KnownAccounts()
 
     async def accept(self, sends: Sequence[Send], foresee: Foresee) -> Sequence[Answer]:
         """Accept each send, or say why not. `foresee` is told the answers while PostgreSQL commits."""
@@ -65,6 +74,10 @@ class Sender:
             return admit([send], state, now=self._clock(), limits=self._limits)[0]
 
     async def _transact(self, sends: Sequence[Send], foresee: Foresee) -> list[Decision]:
+        if len(sends) == 1 and (known := self._known.take(sends[0])):
+            accepted = await self._accept_known(sends[0], known, foresee)
+            if accepted is not None:
+                return [accepted]
         async with pipelined_transaction(self._pool) as pipeline:
             state = await read_state(pipeline, sends, since=self._clock() - DAY)
             # Only now, as waiting for the locks may have taken a while: a deadline may have passed.
@@ -75,7 +88,40 @@ class Sender:
                 await record(pipeline, admitted, state, now=now, lease_expire_time=now + self._lease)
                 pipeline.send_commit()
                 foresee(list(map(_answer, decisions)))
+        if len(sends) == 1:
+            self._known.learn(state, entries=len(admitted))
         return decisions
+
+    async def _accept_known(self, send: Send, state: State, foresee: Foresee) -> Admitted | None:
+        """Accept a lone send on what is known of its account, in one round trip. None when nothing was written.
+
+        It is refused on nothing but what is read, so whatever speaks against it sends it the long way: that the account
+        has changed, the destination had sends, the request_id was accepted before, or `admit` says no.
+        """
+        otp, target = send.otp, send.target
+        try:
+            async with pipelined_transaction(self._pool) as pipeline:
+                now = self._clock()
+                await expect_unchanged(pipeline, state.accounts[otp.organization_id])
+                pipeline.hasten()
+                await pipeline.execute(
+                    SQL.expect_no_sends,
+                    {
+                        "organization_id": otp.organization_id,
+                        "digest": target.destination_digest,
+                        "since": now - DAY,
+                    },
+                )
+                [decision] = admit([send], state, now=now, limits=self._limits)
+                if not isinstance(decision, Admitted):
+                    return None
+                await record(pipeline, [decision], state, now=now, lease_expire_time=now + self._lease)
+                pipeline.send_commit()
+                foresee([decision])
+        except CONTRADICTIONS:
+            return None
+        self._known.keep(state)
+        return decision
 
 
 def _answer(decision: Decision) -> Answer:
@@ -130,7 +176,7 @@ async def read_state(
 
 
 async def record(
-    connection: Statements,
+    pipeline: Pipeline,
     admitted: Sequence[Admitted],
     state: State,
     *,
@@ -139,15 +185,15 @@ async def record(
 ) -> None:
     """Write what was decided, to leave with the COMMIT in one round trip."""
     deliveries = [one.delivery for one in admitted]
-    await add_unverified(connection, admitted, state.unverified)
-    otps = [one.send.otp for one in admitted if not one.send.resend]
     touched = {delivery.organization_id for delivery in deliveries}
-    await write_balances(connection, [state.accounts[organization_id] for organization_id in touched])
-    await insert_entries(connection, [_entry(delivery) for delivery in deliveries], now=now)
-    if otps:
-        await insert_otps(connection, otps)
-    await insert_deliveries(connection, admitted, now=now, lease_expire_time=lease_expire_time)
-    await announce_low_balances(connection, state.newly_low, now=now)
+    await write_balances(pipeline, [state.accounts[organization_id] for organization_id in touched])
+    await insert_entries(pipeline, [_entry(delivery) for delivery in deliveries], now=now)
+    pipeline.hasten()
+    if otps := [one.send.otp for one in admitted if not one.send.resend]:
+        await insert_otps(pipeline, otps)
+    await insert_deliveries(pipeline, admitted, now=now, lease_expire_time=lease_expire_time)
+    await add_unverified(pipeline, admitted, state.unverified)
+    await announce_low_balances(pipeline, state.newly_low, now=now)
 
 
 def _entry(delivery: Delivery) -> LedgerEntry:

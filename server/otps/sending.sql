@@ -17,6 +17,14 @@ WHERE create_time > %(since)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY create_time;
 
+-- expect_no_sends
+-- Divides by zero where there are some.
+SELECT 1 / (NOT EXISTS (
+    SELECT
+    FROM deliveries
+    WHERE organization_id = %(organization_id)s AND destination_digest = %(digest)s AND create_time > %(since)s
+))::integer;
+
 -- find_otp_statuses
 SELECT organization_id, otp_id, status
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)

@@ -49,6 +49,18 @@ async def test_sends_are_charged_once_and_handed_over_at_once(wired: Wired, at: 
 
 
 @breaks
+async def test_a_lone_send_on_a_known_account_is_charged_once(wired: Wired, at: At) -> None:
+    for _ in range(3):
+        await wired.replica.send()
+    wired.wire.break_at(at)
+    answer = await wired.replica.send()
+    assert wired.wire.breaks == 1
+    assert (answer.replayed, answer.delivery.ledger_sequence) == (False, 5)
+    assert await spent(wired.replica.pool) == [1] * 4
+    assert [one.delivery.delivery_id for one in wired.replica.accepted][3:] == [answer.delivery.delivery_id]
+
+
+@breaks
 async def test_a_right_guess_gets_its_ok(wired: Wired, at: At) -> None:
     sent = await wired.replica.send()
     wired.wire.break_at(at)
