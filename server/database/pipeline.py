@@ -174,10 +174,10 @@ def _results(pgconn: pq.abc.PGconn) -> PQGen[list[pq.abc.PGresult]]:
         while pgconn.is_busy():
             yield Wait.R
             pgconn.consume_input()
-        if pgconn.status == pq.ConnStatus.BAD:
-            raise psycopg.OperationalError("the connection is lost")
         result = pgconn.get_result()
-        if result is None:  # between the results of two statements
+        if result is None:  # between the results of two statements, or for ever
+            if pgconn.status == pq.ConnStatus.BAD:
+                raise psycopg.OperationalError("the connection is lost")
             continue
         if result.status == pq.ExecStatus.PIPELINE_SYNC:
             return results

@@ -60,10 +60,10 @@ class Sender:
         # Safe to run again after a lost connection, as every request_id is accepted once.
         decisions = await repeat_transient(lambda: self._transact(sends, foresee))
         decisions = list(map(_accepted_now, sends, decisions))
-        # In a moment, so that the callers get their answers first.
-        asyncio.get_running_loop().call_soon(
-            self._hand_over, [decision for decision in decisions if isinstance(decision, Admitted)]
-        )
+        # In the turn of the event loop after the next, in which the callers get their answers.
+        loop = asyncio.get_running_loop()
+        admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
+        loop.call_soon(loop.call_soon, self._hand_over, admitted)
         return list(map(_answer, decisions))
 
     async def preview(self, send: Send) -> Decision:

@@ -161,7 +161,10 @@ class Post:
         )
 
     async def send(self, address: Address = SMS, *fallbacks: Address, **changes: Any) -> Accepted:
-        return await self.orders.send(ACME, lambda: order(address, *fallbacks, **changes), as_it_is)
+        """Returns once it is handed over."""
+        sent = await self.orders.send(ACME, lambda: order(address, *fallbacks, **changes), as_it_is)
+        await asyncio.sleep(0)
+        return sent
 
     async def preview(self, address: Address = SMS, *fallbacks: Address, **changes: Any) -> Preview:
         return await self.orders.preview(order(address, *fallbacks, **changes))

@@ -1,5 +1,6 @@
 """The OTP room as one replica runs it, without a dispatcher: what was accepted waits for the test."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -96,8 +97,8 @@ class Replica:
         context: str = "",
         deadline: datetime | None = None,
     ) -> Accepted:
-        """Send a new OTP, to a new address unless told where."""
-        return await self.orders.send(
+        """Send a new OTP, to a new address unless told where; returns once it is handed over."""
+        sent = await self.orders.send(
             organization_id,
             lambda: SendOrder(
                 organization_id=organization_id,
@@ -117,11 +118,15 @@ class Replica:
             ),
             as_it_is,
         )
+        await asyncio.sleep(0)
+        return sent
 
     async def resend(self, otp: Otp, *, request_id: UUID | None = None, address: Address | None = None) -> Accepted:
-        return await self.orders.resend(
+        sent = await self.orders.resend(
             ResendOrder(otp.organization_id, request_id or uuid4(), b"", otp.otp_id, address), as_it_is
         )
+        await asyncio.sleep(0)
+        return sent
 
     async def verify(
         self, otp: Otp, code: str | None = None, *, request_id: UUID | None = None, context: str = ""
