@@ -17,7 +17,9 @@ class _Known:
     account: Account
     unverified: dict[AreaKey, UnverifiedCredits]
     is_ours: bool
-    """Whether nobody else changed the account between the last two sends from here."""
+    """Whether nobody else changed the account between the last two sends from here. False while it is taken."""
+    last_sequence: int
+    """The account's, when it was left; a send that is decided on the account changes that."""
 
 
 class KnownAccounts:
@@ -35,7 +37,7 @@ class KnownAccounts:
     def take(self, send: Send) -> State | None:
         """What a lone send can be decided on if it is the first to its destination; None when it takes more.
 
-        The account is forgotten until `keep` gives it back.
+        Either `keep` or `learn` says afterwards how the account was left.
         """
         organization_id = send.otp.organization_id
         known = self._known.get(organization_id)
@@ -43,25 +45,26 @@ class KnownAccounts:
             return None
         if any((organization_id, area) not in known.unverified for area in send.target.areas.split()):
             return None
-        del self._known[organization_id]
+        known.is_ours = False
         return State({organization_id: known.account}, unverified=known.unverified)
 
     def keep(self, state: State) -> None:
         """What was taken was right, and is now as the state has it."""
         for account in state.accounts.values():
-            self._put(_Known(account, state.unverified, is_ours=True))
+            self._put(account, state.unverified, is_ours=True)
 
     def learn(self, state: State, *, entries: int) -> None:
         """Know the account of a lone send that was decided on what was read, and wrote so many ledger entries."""
         for account in state.accounts.values():
-            known = self._known.pop(account.organization_id, None)
-            if known is not None and known.account.last_sequence == account.last_sequence - entries:
+            known = self._known.get(account.organization_id)
+            if known is not None and known.last_sequence == account.last_sequence - entries:
                 areas = known.unverified if len(known.unverified) < _MOST_AREAS else {}
-                self._put(_Known(account, areas | state.unverified, is_ours=True))
+                self._put(account, areas | state.unverified, is_ours=True)
             else:
-                self._put(_Known(account, state.unverified, is_ours=False))
+                self._put(account, state.unverified, is_ours=False)
 
-    def _put(self, known: _Known) -> None:
-        self._known[known.account.organization_id] = known
+    def _put(self, account: Account, unverified: dict[AreaKey, UnverifiedCredits], *, is_ours: bool) -> None:
+        self._known.pop(account.organization_id, None)  # so that it is put at the end, behind those of older sends
+        self._known[account.organization_id] = _Known(account, unverified, is_ours, account.last_sequence)
         if len(self._known) > self._most:
-            del self._known[next(iter(self._known))]  # of the oldest send, as each is put at the end
+            del self._known[next(iter(self._known))]

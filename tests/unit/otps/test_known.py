@@ -71,6 +71,24 @@ def test_what_was_taken_is_known_again_when_it_is_kept() -> None:
     assert accounts.take(send()) == State({"acme": replace(account(6), window_send_count=5)})
 
 
+def test_a_guess_that_was_refused_for_its_destination_leaves_the_account_known() -> None:
+    accounts = known("ID")
+    state = accounts.take(send(areas="ID"))
+    assert state is not None
+    state.accounts["acme"].apply(-1, now=NOW)
+    accounts.learn(read(5, "ID"), entries=0)
+    assert accounts.take(send(areas="ID")) == read(5, "ID")
+
+
+def test_a_guess_that_was_refused_for_its_account_leaves_it_unknown() -> None:
+    accounts = known()
+    state = accounts.take(send())
+    assert state is not None
+    state.accounts["acme"].apply(-1, now=NOW)
+    accounts.learn(read(7), entries=1)
+    assert accounts.take(send()) is None
+
+
 def test_a_resend_is_decided_on_more_than_the_account() -> None:
     accounts = known()
     assert accounts.take(send(resend=True)) is None
