@@ -1,7 +1,8 @@
 """Transactions whose statements travel together: what does not wait for another's rows shares a round trip.
 
 psycopg's own pipeline turns to the socket for each statement. Here libpq is given one after the other, and the socket
-is turned to once for each round trip: a send has twelve statements and two round trips.
+is turned to when something is awaited, or when PostgreSQL may already begin: a batch of sends has some twelve
+statements and two round trips.
 """
 
 import re

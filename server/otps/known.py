@@ -30,7 +30,7 @@ class KnownAccounts:
     """
 
     def __init__(self, most: int = 10_000) -> None:
-        """`most` accounts are known, those of the latest sends: about 1 KB each."""
+        """`most` accounts are known, those of the latest sends: 0.6 KB each, and 0.3 KB for each area."""
         self._most = most
         self._known: dict[str, _Known] = {}
 

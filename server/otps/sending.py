@@ -60,7 +60,7 @@ class Sender:
         # Safe to run again after a lost connection, as every request_id is accepted once.
         decisions = await repeat_transient(lambda: self._transact(sends, foresee))
         decisions = list(map(_accepted_now, sends, decisions))
-        # In the turn of the event loop after the next, in which the callers get their answers.
+        # Not before the callers have their answers: they get them in the loop's next turn, and this comes a turn later.
         loop = asyncio.get_running_loop()
         admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
         loop.call_soon(loop.call_soon, self._hand_over, admitted)
@@ -95,8 +95,9 @@ class Sender:
     async def _accept_known(self, send: Send, state: State, foresee: Foresee) -> Admitted | None:
         """Accept a lone send on what is known of its account, in one round trip. None when nothing was written.
 
-        It is refused on nothing but what is read, so whatever speaks against it sends it the long way: that the account
-        has changed, the destination had sends, the request_id was accepted before, or `admit` says no.
+        What is known may be out of date, so it refuses nothing: whatever speaks against the send sends it the long way.
+        That is when the account has changed, the destination had sends, the request_id was accepted before, or `admit`
+        says no.
         """
         otp, target = send.otp, send.target
         try:

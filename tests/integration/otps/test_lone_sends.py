@@ -61,6 +61,15 @@ async def test_from_the_third_on_lone_sends_are_decided_on_what_is_known(knowing
     assert await count_rows(knowing.pool, "outbox") == 4
 
 
+async def test_a_lone_send_writes_no_arrays(knowing: Replica) -> None:
+    await knowing.send()
+    async with connection(knowing.pool) as lent:
+        cursor = await lent.execute(
+            "SELECT statement FROM pg_prepared_statements WHERE statement ~ '^(INSERT|UPDATE).*unnest'"
+        )
+        assert await cursor.fetchall() == []
+
+
 async def another_send(other: Replica) -> None:
     await other.send()
 
