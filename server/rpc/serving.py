@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +10,7 @@ import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped] # has no types
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped] # has no types
 from tenacity import retry, retry_if_exception_type, wait_fixed
 
 from server.rpc.certificates import Certificates, TlsFiles
@@ -124,15 +124,33 @@ class GrpcServer:
         await self._server.start()
 
 
+class _Handlers(list[grpc.GenericRpcHandler]):
+    """Takes services from generated code, each as a generic handler only.
+
+    Methods that are registered by name as well would do harm: when grpcio 1.85's accepting loop ends with an error, it
+    frees the memory that waits for a call of each, and gRPC writes there as it shuts down: the process died of it.
+    """
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self.extend(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Leave them to the generic ones."""
+
+
 async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Door, listening: Listening) -> GrpcServer:
     """Serve each service's servicer behind the door, with health checks beside it, which pass no door.
 
     Raises RuntimeError when the address cannot be listened on, LookupError as Door.handler does, OSError or ValueError
     when TLS files cannot be used.
     """
-    handlers = [door.handler(service, servicer) for service, servicer in services.items()]
+    handlers = _Handlers(door.handler(service, servicer) for service, servicer in services.items())
     health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, handlers)
     names = [service.full_name for service in services]
+    if listening.reflection:
+        reflected = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, handlers)
     for name in names:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     certificates = Certificates(listening.tls) if listening.tls else None
@@ -140,9 +158,6 @@ async def start_server(services: Mapping[ServiceDescriptor, object], *, door: Do
     def build(address: str) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=listening.options)
         server.add_generic_rpc_handlers(handlers)
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        if listening.reflection:
-            reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         if certificates is None:
             return server, server.add_insecure_port(address)
         # Credentials are good for one server.

@@ -42,12 +42,14 @@ async def answer_to(content: bytes, port: int, *, patience_seconds: float = PATI
     """All that a server says to these bytes."""
     reader, writer = await connect(port)
     answer = b""
-    with suppress(ConnectionError, TimeoutError):
-        writer.write(content)
-        async with asyncio.timeout(patience_seconds):
-            while more := await reader.read(65_536):
-                answer += more
-    writer.transport.abort()
+    try:
+        with suppress(ConnectionError, TimeoutError):
+            writer.write(content)
+            async with asyncio.timeout(patience_seconds):
+                while more := await reader.read(65_536):
+                    answer += more
+    finally:
+        writer.transport.abort()
     return answer
 
 
@@ -65,7 +67,9 @@ async def send_all(make: Callable[[], bytes], port: int, progress: Progress) -> 
                 if status >= 500:
                     progress.tell(f"{status} for {content[:2000]!r}")
 
-    await asyncio.gather(*(stranger() for _ in range(CONNECTIONS)))
+    async with asyncio.TaskGroup() as strangers:
+        for _ in range(CONNECTIONS):
+            strangers.create_task(stranger())
     return statuses
 
 

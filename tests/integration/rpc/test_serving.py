@@ -1,6 +1,8 @@
 """The server as a whole: health, drain, reflection, ports and the size of messages."""
 
 import asyncio
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,27 @@ async def health_of(channel: grpc.aio.Channel, service: str) -> int:
     return int(answer.status)
 
 
+def stop_often(folder: Path) -> None:
+    """In a process of its own, which a write into memory that is not gRPC's any more would bring down."""
+
+    async def fill_freed_memory() -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.Event().wait(), 0.0005)
+
+    async def stop() -> None:
+        async with open_house(folder) as house:
+            fillers = [asyncio.create_task(fill_freed_memory()) for _ in range(20)]
+            for _ in range(20):
+                await stop_grpc(house)
+                async with grpc.aio.insecure_channel(house.address) as channel:
+                    await channel.channel_ready()
+            for filler in fillers:
+                filler.cancel()
+
+    asyncio.run(stop())
+
+
 async def test_health_is_known_for_the_server_and_each_service(channel: grpc.aio.Channel) -> None:
     for name in ("", *(service.full_name for service in SERVICES)):
         assert await health_of(channel, name) == SERVING
@@ -53,6 +76,14 @@ async def test_a_path_that_is_no_text_ends_neither_the_server_nor_a_call(
     house.room.open.set()
 
     assert await inside == SendOtpResponse()
+
+
+def test_memory_is_whole_after_grpc_has_stopped(tmp_path: Path) -> None:
+    house = get_context("spawn").Process(target=stop_often, args=(tmp_path,))
+    house.start()
+    house.join()
+
+    assert house.exitcode == 0
 
 
 async def test_a_drain_says_so_lets_calls_finish_and_ends_streams(house: House, channel: grpc.aio.Channel) -> None:
