@@ -100,7 +100,7 @@ def _latencies(set_stage: Stage, rounds: Rounds, plan: Plan) -> dict[str, object
     maximum = report.median_per_second(rounds.subjects["send_otp_hot"])
     few, seconds = plan.few_rounds, plan.seconds
     with _told("one caller alone"):
-        idle = idle_latency(set_stage, rounds, count=few, seconds=seconds)
+        idle = idle_latency(set_stage, rounds, count=plan.rounds, seconds=seconds)
     with _told("half of the maximum"):
         half = half_load(set_stage, rounds, maximum=maximum, count=few, seconds=seconds + 1)
     with _told("three times the maximum"):
