@@ -104,7 +104,7 @@ def _latencies(set_stage: Stage, rounds: Rounds, plan: Plan) -> dict[str, object
     with _told("half of the maximum"):
         half = half_load(set_stage, rounds, maximum=maximum, count=few, seconds=seconds + 1)
     with _told("three times the maximum"):
-        over = overload(set_stage, rounds, maximum=maximum, count=plan.rounds, seconds=seconds + 1)
+        over = overload(set_stage, rounds, count=plan.rounds, seconds=seconds + 1)
     return {"idle_latency": idle, "half_load": half, "overload": over}
 
 
