@@ -18,6 +18,7 @@ from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 from server.rpc.serving import Listening
 from tests.integration.rpc.house import SERVICES, House, open_house, stop_grpc, until
 from tests.valid_requests import valid_request
+from tests.waiting import SECONDS
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -79,9 +80,9 @@ async def test_a_path_that_is_no_text_ends_neither_the_server_nor_a_call(
 
 
 def test_memory_is_whole_after_grpc_has_stopped(tmp_path: Path) -> None:
-    house = get_context("spawn").Process(target=stop_often, args=(tmp_path,))
+    house = get_context("spawn").Process(target=stop_often, args=(tmp_path,), daemon=True)
     house.start()
-    house.join()
+    house.join(SECONDS)
 
     assert house.exitcode == 0
 
