@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -66,9 +67,9 @@ class Relay:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            await self._converse(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            # The caller left, or was made to.
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # the caller left, or was made to
+                await self._converse(reader, writer)
+        finally:  # also when the event loop ends meanwhile
             writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

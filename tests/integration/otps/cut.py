@@ -33,9 +33,11 @@ class Wire:
             asyncio.create_task(self._copy(reader, server_writer, At.COMMIT_SENT)),
             asyncio.create_task(self._copy(server_reader, writer, At.COMMIT_DONE)),
         }
-        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-        for end in (writer, server_writer):
-            end.close()
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also when the event loop ends meanwhile
+            for end in (writer, server_writer):
+                end.close()
         await asyncio.wait(directions)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, breaks_at: At) -> None:
