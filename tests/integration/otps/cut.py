@@ -22,9 +22,16 @@ class Wire:
         self._server = (host, port)
         self._breaks_at: At | None = None
         self.breaks = 0
+        self.accepted: list[asyncio.StreamWriter] = []
+        self._relays: list[asyncio.Task[None]] = []
 
     def break_at(self, at: At) -> None:
         self._breaks_at = at
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Begin with a connection."""
+        self.accepted.append(writer)
+        self._relays.append(asyncio.create_task(self.relay(reader, writer)))
 
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until either side ends it or it breaks."""
@@ -56,6 +63,9 @@ async def wire_to(url: str) -> AsyncIterator[tuple[Wire, str]]:
     """A wire to the server of a connection URL, and the URL that leads through it."""
     parts = conninfo_to_dict(url)
     wire = Wire(str(parts["host"]), int(str(parts["port"])))
-    server = await asyncio.start_server(wire.relay, "127.0.0.1", 0)
+    server = await asyncio.start_server(wire.accept, "127.0.0.1", 0)
     async with server:
         yield wire, make_conninfo(url, port=server.sockets[0].getsockname()[1])
+    for writer in wire.accepted:  # also of those whose relay has not begun
+        writer.transport.abort()
+    await asyncio.sleep(0)
