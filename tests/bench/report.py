@@ -76,11 +76,6 @@ def throughput(rounds: Rounds) -> dict[str, object]:
     return figures
 
 
-def median_per_second(subject: Subject) -> float:
-    """Of all rounds."""
-    return statistics.median(subject.per_second)
-
-
 def write(figures: Mapping[str, object], path: Path) -> None:
     """As JSON, numbers rounded to what they can mean."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +90,7 @@ def table(figures: Mapping[str, Any]) -> str:
 def _subject(subject: Subject) -> dict[str, object]:
     outcomes = subject.outcomes
     figures: dict[str, object] = {
-        "per_second": median_per_second(subject),
+        "per_second": statistics.median(subject.per_second),
         "p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in outcomes),
         "p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in outcomes),
         "spread": _spread(subject.per_second),

@@ -32,14 +32,12 @@ class Plan:
     rounds: int
     seconds: float
     """Of each measurement in a round."""
-    few_rounds: int
-    """Of the figures that are measured apart."""
     growth: bool
     workers: bool
 
 
-FULL = Plan(rounds=5, seconds=3.0, few_rounds=3, growth=True, workers=True)
-QUICK = Plan(rounds=1, seconds=1.0, few_rounds=1, growth=False, workers=False)
+FULL = Plan(rounds=5, seconds=3.0, growth=True, workers=True)
+QUICK = Plan(rounds=1, seconds=1.0, growth=False, workers=False)
 
 
 def main() -> None:
@@ -87,24 +85,21 @@ def _figures(set_stage: Stage, plan: Plan) -> dict[str, object]:
         figures |= _latencies(set_stage, rounds, plan)
         if plan.workers:
             with _told("two workers"):
-                figures["workers"] = growth.workers(
-                    set_stage, rounds, MAIN, count=plan.few_rounds, seconds=plan.seconds
-                )
+                figures["workers"] = growth.workers(set_stage, rounds, MAIN, count=plan.rounds, seconds=plan.seconds)
     if plan.growth:
         with _told("growth"):
-            figures["growth"] = growth.growth(set_stage, count=plan.few_rounds, seconds=plan.seconds)
+            figures["growth"] = growth.growth(set_stage, count=plan.rounds, seconds=plan.seconds)
     return figures
 
 
 def _latencies(set_stage: Stage, rounds: Rounds, plan: Plan) -> dict[str, object]:
-    maximum = report.median_per_second(rounds.subjects["send_otp_hot"])
-    few, seconds = plan.few_rounds, plan.seconds
+    count, seconds = plan.rounds, plan.seconds
     with _told("one caller alone"):
-        idle = idle_latency(set_stage, rounds, count=plan.rounds, seconds=seconds)
+        idle = idle_latency(set_stage, rounds, count=count, seconds=seconds)
     with _told("half of the maximum"):
-        half = half_load(set_stage, rounds, maximum=maximum, count=few, seconds=seconds + 1)
+        half = half_load(set_stage, rounds, count=count, seconds=seconds + 1)
     with _told("three times the maximum"):
-        over = overload(set_stage, rounds, count=plan.rounds, seconds=seconds + 1)
+        over = overload(set_stage, rounds, count=count, seconds=seconds + 1)
     return {"idle_latency": idle, "half_load": half, "overload": over}
 
 
