@@ -19,6 +19,7 @@ from server.database.migrate import migrate
 from server.environment import SettingsError, load_settings
 from server.logs import configure_logging, tell_unforeseen
 from server.metrics_page import serve_metrics
+from server.rpc.poller import poller_beside_loop
 from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -80,7 +81,7 @@ def calm_garbage_collector() -> None:
 async def _serve(settings: Settings, url: str, *, supervisor: int | None) -> None:
     asyncio.get_running_loop().set_exception_handler(tell_unforeseen)
     serve_metrics(settings.metrics.listen)
-    async with running(settings, database_url=url) as server:
+    async with running(settings, database_url=url) as server, poller_beside_loop():
         calm_garbage_collector()
         _log.info("listening", address=settings.listen, port=server.port)
         ends = [asyncio.ensure_future(until_told_to_stop())]

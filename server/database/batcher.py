@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
+from server.database.pause import pause
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -103,7 +105,7 @@ class Batcher(Generic[Item, Answer]):
         deadline = loop.time() + self._linger_seconds
         count, quiet_turns = len(self._waiting), 0
         while count < self._size and quiet_turns < _QUIET_TURNS and loop.time() < deadline:
-            await asyncio.sleep(0)
+            await pause()
             before, count = count, len(self._waiting)
             quiet_turns = quiet_turns + 1 if count == before else 0
 

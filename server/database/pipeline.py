@@ -5,8 +5,6 @@ is turned to when something is awaited, or when PostgreSQL may already begin: a 
 statements and two round trips.
 """
 
-import asyncio
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -20,6 +18,8 @@ from psycopg.abc import PQGen
 from psycopg.abc import Transformer as AnyTransformer
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.waiting import Ready, Wait
+
+from server.database.pause import pause
 
 Row = tuple[Any, ...]
 
@@ -151,8 +151,7 @@ class Pipeline:
         if pgconn.flush():  # not all has left yet
             return
         while pgconn.is_busy() and time.monotonic() < end:
-            os.sched_yield()  # where PostgreSQL shares the only processor, this is what it waits for
-            await asyncio.sleep(0)
+            await pause()
             pgconn.consume_input()
 
     def _command(self, text: bytes) -> None:

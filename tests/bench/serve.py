@@ -18,6 +18,7 @@ from server.commands.serve import calm_garbage_collector, until_told_to_stop
 from server.commands.workers import Supervisor
 from server.environment import load_settings
 from server.logs import configure_logging
+from server.rpc.poller import poller_beside_loop
 from server.rpc.serving import Listening
 from server.settings import Settings
 from tests.bench.plain import plain_methods
@@ -28,7 +29,7 @@ Method = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[b
 
 
 async def _serve(kind: str, settings: Settings) -> None:
-    async with {"pulsa": _pulsa, "empty": _empty, "plain": _plain}[kind](settings) as port:
+    async with {"pulsa": _pulsa, "empty": _empty, "plain": _plain}[kind](settings) as port, poller_beside_loop():
         calm_garbage_collector()
         print(port, flush=True)  # noqa: T201 - what the starter waits for
         await until_told_to_stop()
