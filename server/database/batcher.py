@@ -105,9 +105,9 @@ class Batcher(Generic[Item, Answer]):
         deadline = loop.time() + self._linger_seconds
         count, quiet_turns = len(self._waiting), 0
         while count < self._size and quiet_turns < _QUIET_TURNS and loop.time() < deadline:
-            await pause()
+            turns = _QUIET_TURNS if await pause() else 1
             before, count = count, len(self._waiting)
-            quiet_turns = quiet_turns + 1 if count == before else 0
+            quiet_turns = quiet_turns + turns if count == before else 0
 
     def _next_batch(self) -> list["_Call"]:
         """Take the calls of the next flush off the waiting ones, oldest first."""

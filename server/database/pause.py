@@ -5,10 +5,9 @@ import os
 import time
 from typing import Final
 
-_LONG_SECONDS: Final = 0.001
-"""Those that this is meant for take less: gRPC's polling thread (see rpc/poller.py), or a PostgreSQL that has only this
-processor."""
-_REST_SECONDS: Final = 0.1
+_LONG_SECONDS: Final = 0.0025
+"""Those that this is meant for seldom take as long: gRPC's polling thread (see rpc/poller.py), and PostgreSQL."""
+_REST_SECONDS: Final = 0.05
 _SLEEP_SECONDS: Final = 0.001
 
 
@@ -22,16 +21,17 @@ class Pause:
     def __init__(self) -> None:
         self._sleeps_until = 0.0
 
-    async def __call__(self) -> None:
-        """Give way once."""
+    async def __call__(self) -> bool:
+        """Give way once; True after a sleep, in which everybody had a turn."""
         began = time.monotonic()
         if began < self._sleeps_until:
             await asyncio.sleep(_SLEEP_SECONDS)
-            return
+            return True
         os.sched_yield()
         if time.monotonic() - began > _LONG_SECONDS:
             self._sleeps_until = began + _REST_SECONDS
         await asyncio.sleep(0)
+        return False
 
 
 pause: Final = Pause()
