@@ -3,14 +3,14 @@
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import grpc
 import psycopg
 
 from tests.bench.calls import SEND_OTP, sends
 from tests.bench.load import Outcome, drive
-from tests.bench.rounds import MAIN, Rounds
+from tests.bench.rounds import MAIN, Rounds, Subject
 from tests.bench.stage import Stage
 from tests.bench.wire import Target
 
@@ -21,19 +21,21 @@ Figures = Mapping[str, object]
 
 def idle_latency(stage: Stage, rounds: Rounds, *, count: int, seconds: float) -> Figures:
     """One caller alone: SendOtp beside an empty call and one bare commit, in alternating rounds."""
-    alone, empty, commits = [], [], []
+    alone, empty, beside, commits = [], [], [], []
     for _ in range(count):
-        alone.append(_alone(rounds, "send_otp_hot", seconds))
-        empty.append(_alone(rounds, None, seconds / 2))
+        alone.append(_alone(rounds.subjects["send_otp_hot"], seconds))
+        empty.append(_alone(rounds.empty, seconds / 2))
+        beside.append(_alone(rounds.beside, seconds / 2))
         commits.append(_bare_commit_ms(stage, seconds / 2))
-    floor = [call.percentile_ms(50) + commit for call, commit in zip(empty, commits, strict=True)]
-    ratios = [outcome.percentile_ms(50) / least for outcome, least in zip(alone, floor, strict=True)]
+    ratios = _ratios_to_sums(alone, empty, commits)
     return {
         "p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in alone),
         "p99_ms": statistics.median(outcome.percentile_ms(99) for outcome in alone),
         "empty_call_p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in empty),
+        "empty_call_beside_poller_p50_ms": statistics.median(outcome.percentile_ms(50) for outcome in beside),
         "bare_commit_p50_ms": statistics.median(commits),
         "ratio_to_empty_call_and_commit": statistics.median(ratios),
+        "ratio_to_empty_call_beside_poller_and_commit": statistics.median(_ratios_to_sums(alone, beside, commits)),
         "spread": [min(ratios), max(ratios)],
     }
 
@@ -92,8 +94,13 @@ def overload(stage: Stage, rounds: Rounds, *, count: int, seconds: float) -> Fig
     }
 
 
-def _alone(rounds: Rounds, name: str | None, seconds: float) -> Outcome:
-    subject = rounds.subjects[name] if name else rounds.empty
+def _ratios_to_sums(alone: Sequence[Outcome], empty: Sequence[Outcome], commits: Sequence[float]) -> list[float]:
+    """Each median to that of the empty call and the commit of its round."""
+    sums = [call.percentile_ms(50) + commit for call, commit in zip(empty, commits, strict=True)]
+    return [outcome.percentile_ms(50) / least for outcome, least in zip(alone, sums, strict=True)]
+
+
+def _alone(subject: Subject, seconds: float) -> Outcome:
     target = Target(subject.server.port, subject.path, subject.token)
     return drive(target, subject.bodies(int(2000 * (seconds + 1))), seconds=seconds + 0.5, calls_at_once=1)
 

@@ -57,7 +57,14 @@ def circumstances(stage: Stage) -> dict[str, object]:
 
 def throughput(rounds: Rounds) -> dict[str, object]:
     """The figures of the alternating rounds."""
-    figures: dict[str, object] = {"empty_call": _subject(rounds.empty)}
+    figures: dict[str, object] = {
+        "empty_call": _subject(rounds.empty),
+        "empty_call_beside_poller": {
+            **_subject(rounds.beside),
+            "ratio_to_empty_call": statistics.median(rounds.beside_ratios),
+            "ratio_to_empty_call_spread": _spread(rounds.beside_ratios),
+        },
+    }
     for name, subject in rounds.subjects.items():
         to_empty, to_plain = rounds.ratios_to_empty(name), rounds.ratios_to_plain(name)
         figures[name] = {
@@ -125,15 +132,15 @@ _COLUMNS = (
 
 
 def _rates(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{'':24}" + "".join(f"{title:>12}" for _, title, _ in _COLUMNS)
-    names = ("empty_call", "send_otp_hot", "send_otp_spread", "verify_otp", "get_balance")
+    yield f"{'':25}" + "".join(f"{title:>12}" for _, title, _ in _COLUMNS)
+    names = ("empty_call", "empty_call_beside_poller", "send_otp_hot", "send_otp_spread", "verify_otp", "get_balance")
     rows = {name: figures[name] for name in names}
     rows |= {f"plain_{name}": row for name, row in figures["plain_transactions"].items()}
     rows["bare_statements"] = figures["bare_statements"]
     for name, row in rows.items():
         cells = (f"{row[key]:12,.{digits}f}" if key in row else " " * 12 for key, _, digits in _COLUMNS)
         low, high = row["spread"]
-        yield f"{name.replace('_', ' '):24}{''.join(cells)}   ({low:,.0f} to {high:,.0f})"
+        yield f"{name.replace('_', ' '):25}{''.join(cells)}   ({low:,.0f} to {high:,.0f})"
 
 
 def _goals(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -151,6 +158,8 @@ def _remarks(figures: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"A lone SendOtp: p50 {idle['p50_ms']:.2f} ms, p99 {idle['p99_ms']:.2f} ms; an empty call "
         f"{idle['empty_call_p50_ms']:.2f} ms, a bare commit {idle['bare_commit_p50_ms']:.2f} ms."
+        f" Beside its poller an empty call takes {idle['empty_call_beside_poller_p50_ms']:.2f} ms, and the SendOtp "
+        f"{idle['ratio_to_empty_call_beside_poller_and_commit']:.2f} times that and a commit."
     )
     ends = ", ".join(f"{number:,} {status}" for status, number in over["calls"].items())
     yield f"At 3x capacity: {ends}; OK with p50 {over['accepted_p50_ms']:.0f} ms, p99 {over['accepted_p99_ms']:.0f} ms."

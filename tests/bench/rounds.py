@@ -79,11 +79,15 @@ class Rounds:
     """The figures of all rounds, in step: one of each list belongs to one round."""
 
     empty: Subject
+    beside: Subject
+    """The empty call with gRPC's polling thread beside the event loop: see server/rpc/poller.py."""
     subjects: Mapping[str, Subject]
     plain: Mapping[str, Subject]
     bare_per_second: list[float] = field(default_factory=list)
     empty_per_second: dict[str, list[float]] = field(default_factory=dict)
     """By subject, the mean of the empty call's rate right before and right after it."""
+    beside_ratios: list[float] = field(default_factory=list)
+    """Of `beside` to the empty call of right before."""
 
     def ratios_to_empty(self, name: str) -> list[float]:
         """The subject's share of what the framework alone could answer at that moment."""
@@ -94,7 +98,7 @@ class Rounds:
         return _ratios(self.subjects[name].per_second, self.plain[_plain_of(name)].per_second)
 
 
-def prepare_rounds(stage: Stage, *, pulsa: Server, plain: Server, empty: Server) -> Rounds:
+def prepare_rounds(stage: Stage, *, pulsa: Server, plain: Server, empty: Server, beside: Server) -> Rounds:
     """What is measured, each subject warm."""
     database_url = stage.database_url(MAIN)
 
@@ -104,6 +108,7 @@ def prepare_rounds(stage: Stage, *, pulsa: Server, plain: Server, empty: Server)
 
     rounds = Rounds(
         empty=subject(empty, EMPTY_PATH, lambda count: sends("hot")(1) * count),
+        beside=subject(beside, EMPTY_PATH, lambda count: sends("hot")(1) * count),
         subjects={
             "send_otp_hot": subject(pulsa, SEND_OTP, sends("hot"), leaves_work=True),
             "send_otp_spread": subject(pulsa, SEND_OTP, spread_sends, leaves_work=True),
@@ -116,7 +121,7 @@ def prepare_rounds(stage: Stage, *, pulsa: Server, plain: Server, empty: Server)
             "get_balance": subject(plain, GET_BALANCE, balances),
         },
     )
-    for each in (rounds.empty, *rounds.subjects.values(), *rounds.plain.values()):
+    for each in (rounds.empty, rounds.beside, *rounds.subjects.values(), *rounds.plain.values()):
         each.warm()
     return rounds
 
@@ -129,6 +134,7 @@ def run_round(rounds: Rounds, *, seconds: float, bare: Callable[[float], float])
         after = rounds.empty.run(seconds / 2).per_second
         rounds.empty_per_second.setdefault(name, []).append(statistics.mean([before, after]))
         before = after
+    rounds.beside_ratios.append(rounds.beside.run(seconds / 2).per_second / before)
     for subject in rounds.plain.values():
         subject.run(seconds)
     rounds.bare_per_second.append(bare(seconds))

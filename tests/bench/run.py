@@ -75,9 +75,10 @@ def _figures(set_stage: Stage, plan: Plan) -> dict[str, object]:
     figures: dict[str, object] = {}
     with ExitStack() as servers:
         start = partial(set_stage.server, database=MAIN, PULSA_METRICS_LISTEN="off")
-        pulsa, plain, empty = (servers.enter_context(start(kind)) for kind in ("pulsa", "plain", "empty"))
+        kinds = ("pulsa", "plain", "empty", "beside")
+        started = {kind: servers.enter_context(start(kind)) for kind in kinds}
         with _told("warming up"):
-            rounds = prepare_rounds(set_stage, pulsa=pulsa, plain=plain, empty=empty)
+            rounds = prepare_rounds(set_stage, **started)
         for number in range(plan.rounds):
             with _told(f"throughput, round {number + 1} of {plan.rounds}"):
                 run_round(rounds, seconds=plan.seconds, bare=partial(bare_statements, set_stage))

@@ -1,4 +1,4 @@
-"""The servers that are measured, each in a process of its own: `python -m tests.bench.serve {pulsa,empty,plain}`.
+"""The servers that are measured, each in a process of its own: `python -m tests.bench.serve KIND`.
 
 Settings come from PULSA_… as for `serve`; the difference is that messages go to a console that prints nothing. The
 first line of output is the port. With PULSA_WORKERS above 1 `pulsa` is a supervisor, and each worker prints the port.
@@ -29,7 +29,7 @@ Method = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[b
 
 
 async def _serve(kind: str, settings: Settings) -> None:
-    async with {"pulsa": _pulsa, "empty": _empty, "plain": _plain}[kind](settings) as port, poller_beside_loop():
+    async with _KINDS[kind](settings) as port:
         calm_garbage_collector()
         print(port, flush=True)  # noqa: T201 - what the starter waits for
         await until_told_to_stop()
@@ -38,7 +38,8 @@ async def _serve(kind: str, settings: Settings) -> None:
 @asynccontextmanager
 async def _pulsa(settings: Settings) -> AsyncIterator[int]:
     """The product, with everything on."""
-    async with running(settings, database_url=_database_url(settings), console=Console(None)) as server:
+    console = Console(None)
+    async with running(settings, database_url=_database_url(settings), console=console) as server, poller_beside_loop():
         yield server.port
 
 
@@ -50,6 +51,13 @@ async def _empty(settings: Settings) -> AsyncIterator[int]:
         return b""
 
     async with _listening(settings, {EMPTY_PATH: nothing}) as port:
+        yield port
+
+
+@asynccontextmanager
+async def _beside(settings: Settings) -> AsyncIterator[int]:
+    """The empty call once more, with gRPC's polling thread beside the event loop, as the product has it."""
+    async with _empty(settings) as port, poller_beside_loop():
         yield port
 
 
@@ -72,6 +80,9 @@ async def _listening(settings: Settings, methods: Mapping[str, Method]) -> Async
     await server.start()
     yield port
     await server.stop(None)
+
+
+_KINDS = {"pulsa": _pulsa, "empty": _empty, "beside": _beside, "plain": _plain}
 
 
 def _database_url(settings: Settings) -> str:
