@@ -27,21 +27,19 @@ _LOOK_SECONDS: Final = 0.05
 async def poller_beside_loop() -> AsyncIterator[None]:
     """Let the polling thread follow the calling thread from processor to processor, while the block runs.
 
-    A gRPC server must exist. Only Linux can do this; elsewhere, or with a single processor, everything stays as it is.
+    Only Linux can do this; elsewhere, or with a single processor, everything stays as it is.
     """
     processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(processors) <= 1:
         yield
         return
-    threads = polling_threads()
-    following = asyncio.create_task(_follow(threads, ctypes.CDLL(None).sched_getcpu))
+    following = asyncio.create_task(_follow(ctypes.CDLL(None).sched_getcpu))
     try:
         yield
     finally:
         following.cancel()
-        with suppress(OSError):  # the threads end with the last server
-            _schedule(threads, os.SCHED_OTHER)
-            _place(threads, processors)
+        with suppress(OSError):  # it ends with the last server
+            _place(polling_threads(), processors, os.SCHED_OTHER)
 
 
 def polling_threads() -> list[int]:
@@ -49,25 +47,23 @@ def polling_threads() -> list[int]:
     return [thread.native_id for thread in threading.enumerate() if _NAME in thread.name and thread.native_id]
 
 
-async def _follow(threads: Iterable[int], current_processor: Callable[[], int]) -> None:
-    last = None
-    try:
-        _schedule(threads, os.SCHED_BATCH)
-        while True:
-            processor = current_processor()
-            if processor != last:
-                _place(threads, {processor})
-                last = processor
-            await asyncio.sleep(_LOOK_SECONDS)
-    except OSError as error:  # a sandbox may forbid it
-        _log.info("the polling thread stays where it is", why=error.strerror)
+async def _follow(current_processor: Callable[[], int]) -> None:
+    placed = None
+    while True:
+        wanted = polling_threads(), current_processor()
+        try:
+            if wanted != placed:
+                threads, processor = placed = wanted
+                _place(threads, {processor}, os.SCHED_BATCH)
+        except ProcessLookupError:  # it has just ended; another server will have another
+            placed = None
+        except OSError as error:  # a sandbox may forbid it
+            _log.info("the polling thread stays where it is", why=error.strerror)
+            return
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _schedule(threads: Iterable[int], policy: int) -> None:
+def _place(threads: Iterable[int], processors: Iterable[int], policy: int) -> None:
     for thread in threads:
         os.sched_setscheduler(thread, policy, os.sched_param(0))
-
-
-def _place(threads: Iterable[int], processors: Iterable[int]) -> None:
-    for thread in threads:
         os.sched_setaffinity(thread, processors)
