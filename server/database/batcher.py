@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from server.database.pause import pause
+from server.database.pause import Pause, pause
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -56,12 +56,17 @@ class Batcher(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, flush: Callable[[Sequence[Item], Foresee], Awaitable[Sequence[Answer | Exception]]], batching: Batching
+        self,
+        flush: Callable[[Sequence[Item], Foresee], Awaitable[Sequence[Answer | Exception]]],
+        batching: Batching,
+        *,
+        pause: Pause = pause,
     ) -> None:
         self._flush = flush
         self._size = batching.size
         self._linger_seconds = batching.linger_seconds
         self._by_organization = batching.by_organization
+        self._pause = pause
         self._waiting: list[_Call] = []
         self._serving: asyncio.Task[None] | None = None
         self._last_size = 0
@@ -105,7 +110,7 @@ class Batcher(Generic[Item, Answer]):
         deadline = loop.time() + self._linger_seconds
         count, quiet_turns = len(self._waiting), 0
         while count < self._size and quiet_turns < _QUIET_TURNS and loop.time() < deadline:
-            turns = _QUIET_TURNS if await pause() else 1
+            turns = _QUIET_TURNS if await self._pause() else 1
             before, count = count, len(self._waiting)
             quiet_turns = quiet_turns + turns if count == before else 0
 

@@ -65,5 +65,5 @@ async def _follow(current_processor: Callable[[], int]) -> None:
 
 def _place(threads: Iterable[int], processors: Iterable[int], policy: int) -> None:
     for thread in threads:
-        os.sched_setscheduler(thread, policy, os.sched_param(0))
         os.sched_setaffinity(thread, processors)
+        os.sched_setscheduler(thread, policy, os.sched_param(0))
