@@ -14,11 +14,11 @@ import psycopg
 from server.otps.vault import Vault
 from tests.faults.load import under_load
 from tests.faults.processes import Process
-from tests.faults.site import CODE, KEY, Site, listening, open_site, recipient
+from tests.faults.site import CHANNEL_OPTIONS, CODE, KEY, Site, listening, open_site, recipient
 from tests.waiting import until
 
 OLD, NEW = KEY, base64.b64encode(b"n" * 32).decode()
-ROUND_ROBIN = [("grpc.lb_policy_name", "round_robin")]
+ROUND_ROBIN = [*CHANNEL_OPTIONS, ("grpc.lb_policy_name", "round_robin")]
 
 
 @dataclass
@@ -30,13 +30,14 @@ class Replicas:
     processes: list[Process] = field(default_factory=list)
 
     async def roll(self, ring: str) -> None:
-        """Give every replica this ring, one after the other."""
+        """Give every replica this ring, one after the other; then the caller has found one of them again."""
         for number, settings in enumerate(self.settings):
             process = self.processes[number]
             process.signal(signal.SIGTERM)
             assert await process.ended() == 0
             settings["PULSA_SECRET_KEYS"] = ring
             self.processes[number] = await listening("serve", settings, self.site.folder)
+        await self.site.channel.channel_ready()
 
     async def rotate(self) -> tuple[int, str]:
         """`python -m server rotate` beside them."""
