@@ -1,5 +1,6 @@
 """Connections to PostgreSQL, and what becomes of a call when there are none."""
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import chain
@@ -7,6 +8,7 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -16,7 +18,6 @@ from server.errors import DatabaseUnavailable
 
 Result = TypeVar("Result")
 Connection = AsyncConnection[Row]
-Pool = AsyncConnectionPool[PipelineConnection]
 
 APPLICATION_ROLE = "pulsa_application"
 """What the server may do: everything it needs, and no change or removal of a ledger entry. See migrate.py."""
@@ -36,6 +37,56 @@ _ATTEMPTS = 4
 _TRANSIENT = ("40001", "40P01", "57P01", "57P02", "57P03")
 
 
+class Pool(AsyncConnectionPool[PipelineConnection]):
+    """psycopg's pool, with the connection that came back last at hand for whoever asks next, unless somebody waits.
+
+    To take one out of psycopg's queue and put it back is 6 % of a lone send.
+    """
+
+    seconds_at_hand = 1.0
+    """How often one goes to the end of psycopg's queue all the same: so none lies idle, or gets older than an hour."""
+    _at_hand: PipelineConnection | None = None
+    _asking = 0
+    _turn_time = 0.0
+
+    async def getconn(self, timeout: float | None = None) -> PipelineConnection:  # noqa: ASYNC109 - psycopg's
+        """As psycopg's."""
+        lent, self._at_hand = self._at_hand, None
+        if lent is not None:
+            return lent
+        self._asking += 1
+        try:
+            return await super().getconn(timeout)
+        finally:
+            self._asking -= 1
+
+    async def putconn(self, conn: PipelineConnection) -> None:
+        """As psycopg's, which replaces a connection that is broken."""
+        now = time.monotonic()
+        is_whole = conn.pgconn.transaction_status == TransactionStatus.IDLE
+        if is_whole and now < self._turn_time and not (self._at_hand or self._asking or self.closed):
+            self._at_hand = conn
+            return
+        if now >= self._turn_time:
+            self._turn_time = now + self.seconds_at_hand
+        await super().putconn(conn)
+
+    async def check(self) -> None:
+        """As psycopg's."""
+        await self._put_away()
+        await super().check()
+
+    async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - psycopg's
+        """As psycopg's."""
+        await super().close(timeout)
+        await self._put_away()
+
+    async def _put_away(self) -> None:
+        lent, self._at_hand = self._at_hand, None
+        if lent is not None:
+            await super().putconn(lent)
+
+
 async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = APPLICATION_ROLE) -> Pool:
     """A pool of `size` connections that act as `role`. Waits at most timeout_seconds for each connection it lends.
 
@@ -49,7 +100,7 @@ async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = 
             f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(settings))}", list(chain(*settings.items()))
         )
 
-    pool: Pool = AsyncConnectionPool(
+    pool = Pool(
         url,
         connection_class=PipelineConnection,
         # psycopg prepares nothing, as at any rollback it would drop what pipelines have prepared.
