@@ -30,7 +30,8 @@ NOT_ALLOWED = {
     "to drop the ledger": "DROP TABLE ledger_entries",
     "to own the ledger": "ALTER TABLE ledger_entries OWNER TO CURRENT_USER",
     "to give itself the right": "GRANT UPDATE ON ledger_entries TO CURRENT_USER; UPDATE ledger_entries SET credits = 9",
-    "to drop a constraint": "ALTER TABLE accounts DROP CONSTRAINT available_credits_are_never_negative",
+    "to drop a constraint": "ALTER TABLE ledger_entries DROP CONSTRAINT kind_gives_the_sign_of_credits",
+    "to drop a domain's constraint": "ALTER DOMAIN credit_count DROP CONSTRAINT credits_are_never_negative",
     "to drop what keeps one top-up open": "DROP INDEX one_unfinished_top_up_per_organization",
     "to change a column": "ALTER TABLE ledger_entries ALTER COLUMN credits TYPE integer",
     "to switch triggers off": "ALTER TABLE ledger_entries DISABLE TRIGGER ALL",
@@ -62,7 +63,7 @@ SECOND_TOP_UP = f"""
 NOT_TRUE = {
     "a negative balance": (
         "UPDATE accounts SET available_credits = -1",
-        "available_credits_are_never_negative",
+        "credits_are_never_negative",
     ),
     "a top-up that is credited twice": (
         f"{ENTRY} VALUES ('acme', 2, 'TOP_UP', 1000, 2000, '{PAID}', now())",
@@ -74,10 +75,30 @@ NOT_TRUE = {
     ),
     "an entry that leaves less than nothing": (
         f"{ENTRY} VALUES ('acme', 2, 'SEND', -1001, -1, gen_random_uuid(), now())",
-        "balance_after_is_never_negative",
+        "credits_are_never_negative",
+    ),
+    "an entry before the first": (
+        f"{ENTRY} VALUES ('acme', 0, 'SEND', -3, 997, gen_random_uuid(), now())",
+        "sequence_begins_at_1",
+    ),
+    "an entry of another kind": (
+        f"{ENTRY} VALUES ('acme', 2, 'GIFT', 3, 1003, gen_random_uuid(), now())",
+        "kind_is_known",
+    ),
+    "an entry that changes nothing": (
+        f"{ENTRY} VALUES ('acme', 2, 'ADJUSTMENT', 0, 1000, gen_random_uuid(), now())",
+        "an_entry_changes_the_balance",
     ),
     "a send that adds credits": (
         f"{ENTRY} VALUES ('acme', 2, 'SEND', 3, 1003, gen_random_uuid(), now())",
+        "kind_gives_the_sign_of_credits",
+    ),
+    "a top-up that takes credits": (
+        f"{ENTRY} VALUES ('acme', 2, 'TOP_UP', -3, 997, gen_random_uuid(), now())",
+        "kind_gives_the_sign_of_credits",
+    ),
+    "a refund that takes credits": (
+        f"{ENTRY} VALUES ('acme', 2, 'REFUND', -3, 997, gen_random_uuid(), now())",
         "kind_gives_the_sign_of_credits",
     ),
     "two unfinished top-ups": (
