@@ -166,6 +166,7 @@ class Pipeline:
         return self._arriving()
 
     def _command(self, text: bytes) -> None:
+        """Queue what is too rare to be kept prepared."""
         self._connection.pgconn.send_query_params(text, None)
         self._arriving()
 
