@@ -47,6 +47,14 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
     await pool.close()
 
 
+@pytest.fixture
+async def one_connection(database_url: str) -> AsyncIterator[Pool]:
+    """As `pool`, of a single connection: what one borrower leaves behind the next one finds."""
+    pool = await open_pool(database_url, size=1, timeout_seconds=5)
+    yield pool
+    await pool.close()
+
+
 def _findings(url: str) -> list[tuple[str, object]]:
     """What `python -m server audit` would find."""
     everything = {"organization_id": None, "deliveries_since": None, "limit": 10}

@@ -1,12 +1,10 @@
 """Pipelines: statements that share a round trip, each prepared once, all of one transaction or none."""
 
-from collections.abc import AsyncIterator
-
 import psycopg
 import pytest
 
 from server.database.arrays import texts
-from server.database.pool import Pool, connection, open_pool, pipelined_transaction, transaction
+from server.database.pool import Pool, connection, pipelined_transaction, transaction
 
 CREATE = """
 INSERT INTO accounts (organization_id, low_balance_threshold, low_balance_since, window_start_time, create_time)
@@ -21,13 +19,6 @@ INSERT INTO accounts (organization_id, low_balance_threshold, low_balance_since,
 SELECT 'organization-' || number, 100, now(), now(), now() FROM generate_series(1, 1000) AS number
 """
 QUOTIENT = "SELECT %(number)s::int / %(divisor)s::int"
-
-
-@pytest.fixture
-async def one_connection(database_url: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database_url, size=1, timeout_seconds=5)
-    yield pool
-    await pool.close()
 
 
 async def accounts(pool: Pool) -> list[str]:

@@ -1,22 +1,14 @@
 """Connections act as the application's role, and each comes to everybody who asks."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
 
 from server.database.pipeline import PipelineConnection
-from server.database.pool import APPLICATION_ROLE, Pool, connection, open_pool
+from server.database.pool import APPLICATION_ROLE, Pool, connection
 from server.errors import DatabaseUnavailable
 from tests.waiting import until
-
-
-@pytest.fixture
-async def one_connection(database_url: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database_url, size=1, timeout_seconds=5)
-    yield pool
-    await pool.close()
 
 
 async def lent_again(pool: Pool) -> PipelineConnection:
@@ -55,21 +47,36 @@ async def test_whoever_waits_gets_what_comes_back(one_connection: Pool) -> None:
 
 
 async def test_a_broken_connection_is_not_lent_again(one_connection: Pool) -> None:
+    one_connection.seconds_at_hand = 1000
+    await lent_again(one_connection)
     lent = await one_connection.getconn()
     await lent.close()
     await one_connection.putconn(lent)
-    assert await lent_again(one_connection) is not lent
+    assert await one_connection.getconn() is not lent
+
+
+async def terminate(connection: PipelineConnection, postgres: str) -> None:
+    """End it at PostgreSQL's side."""
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as owner:
+        await owner.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
 
 
 async def test_a_connection_that_was_lost_at_hand_fails_one_call(one_connection: Pool, postgres: str) -> None:
     one_connection.seconds_at_hand = 1000
     at_hand = await lent_again(one_connection)
-    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as owner:
-        await owner.execute("SELECT pg_terminate_backend(%s, 5000)", [at_hand.info.backend_pid])
+    await terminate(at_hand, postgres)
     with pytest.raises(DatabaseUnavailable):
         async with connection(one_connection) as lent:
             await lent.execute("SELECT 1")
     assert await lent_again(one_connection) is not at_hand
+
+
+async def test_the_connection_at_hand_is_checked_with_the_others(pool: Pool, postgres: str) -> None:
+    pool.seconds_at_hand = 1000
+    at_hand = await lent_again(pool)
+    await terminate(at_hand, postgres)
+    await pool.check()
+    assert await pool.getconn() is not at_hand
 
 
 async def test_every_connection_gets_its_turn(pool: Pool) -> None:
@@ -95,8 +102,10 @@ async def test_a_connection_that_is_too_old_is_replaced_however_often_it_is_lent
 
 
 async def test_no_connection_stays_open_after_the_pool(pool: Pool) -> None:
+    pool.seconds_at_hand = 1000
     lent = [await pool.getconn() for _ in range(pool.max_size)]
-    for one in lent:
+    for one in lent[1:]:
         await pool.putconn(one)
     await pool.close()
+    await pool.putconn(lent[0])  # whose borrower took longer
     assert all(one.closed for one in lent)

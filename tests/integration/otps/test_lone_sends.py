@@ -1,7 +1,7 @@
 """Lone sends on a known account: one round trip, and exactly what the long way would have done."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from itertools import pairwise
 from uuid import uuid4
@@ -11,7 +11,7 @@ import pytest
 from server.channels.channel import ChannelName
 from server.clock import utc_now
 from server.credits.alerts import update_alerts
-from server.database.pool import Pool, connection, open_pool, transaction
+from server.database.pool import Pool, connection, transaction
 from server.errors import DeadlineExceeded, InsufficientCredits, RequestIdReused, ResendTooSoon, TooManySends
 from server.otps.limits import SendLimits
 from tests.integration.otps.replica import HandClock, Replica, count_rows, fund, ledger, spent, stored
@@ -26,16 +26,14 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-async def knowing(database_url: str, clock: HandClock) -> AsyncIterator[Replica]:
+async def knowing(one_connection: Pool, clock: HandClock) -> Replica:
     """A replica with one connection that has sent twice, to an address and to a phone, and so knows the account."""
-    pool = await open_pool(database_url, size=1, timeout_seconds=5)
-    await fund(pool, 100)
-    await alert(pool, 50)
-    replica = Replica(pool, limits=LIMITS, clock=clock)
+    await fund(one_connection, 100)
+    await alert(one_connection, 50)
+    replica = Replica(one_connection, limits=LIMITS, clock=clock)
     await replica.send()
     await replica.send("+6281234567890", channel=ChannelName.SMS)
-    yield replica
-    await pool.close()
+    return replica
 
 
 async def guesses(replica: Replica) -> int:
