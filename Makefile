@@ -1,4 +1,4 @@
-# Needs python3 (3.11 or newer), pip and make; sets everything else up in .venv.
+# Requires python3 (3.11 or newer), pip and make. Everything else is installed into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,13 +8,13 @@ PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test generate stubs verify-generate format lint types check lock bench bench-quick \
-	bench-publish fuzz clean
+.PHONY: help setup run demo test generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
+	bench-quick bench-compare bench-publish fuzz clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: .venv/ready  ## Set up .venv; every other target does so by itself
+setup: .venv/ready  ## Create .venv; every other target does this when needed
 
 .venv/ready: requirements/development.txt
 	@echo "Setting up .venv (about half a minute) …"
@@ -30,17 +30,17 @@ setup: .venv/ready  ## Set up .venv; every other target does so by itself
 		pathlib.Path(site.getsitepackages()[0], "pulsa.pth").write_text(f"{root}\n{root}/$(STUBS)\n")'
 	@touch $@
 
-run: .venv/ready  ## Run everything on this machine, with nothing configured; Ctrl-C stops it
+run: .venv/ready  ## Run the server with stand-ins of its providers, without configuration; Ctrl-C stops it
 	@$(RUN) -m server dev
 
-demo: .venv/ready  ## Play the story of a top-up and three sends; starts what it needs
+demo: .venv/ready  ## Run an example: one top-up and three sends; starts what it needs
 	@$(RUN) -m server demo
 
 test: .venv/ready  ## Run the test suite
 	$(RUN) -m pytest $(ARGS)
 
-generate: .venv/ready stubs  ## Generate the stubs from protos/, and the README's tables from the code
-	@$(RUN) -m server reference README.md
+generate: .venv/ready stubs  ## Generate the stubs from protos/ and the tables in docs/ from the code
+	@$(RUN) -m server reference README.md docs/*.md
 
 stubs: .venv/ready
 	@mkdir -p $(STUBS)/pulsa
@@ -63,7 +63,7 @@ format: .venv/ready  ## Format Python and protos
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/buf format --write
 
-lint: .venv/ready verify-generate  ## Check style, the direction of imports, the protos and the generated stubs
+lint: .venv/ready verify-generate  ## Check style, imports between layers, the protos and the generated stubs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
@@ -71,10 +71,27 @@ lint: .venv/ready verify-generate  ## Check style, the direction of imports, the
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against '.git#ref=$(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)'
 
-types: .venv/ready  ## Check types, strictly
+types: .venv/ready  ## Check types with mypy --strict
 	$(BIN)/mypy server tests $(wildcard $(STUBS)/pulsa/*.py)
 
-check: lint types test  ## What CI runs
+hops: .venv/ready  ## Count the files and functions that a call passes
+	$(RUN) tests/hops.py --check
+
+test-docs: .venv/ready  ## Run every command of README.md and docs/ as written, in a clean clone of HEAD
+	@$(RUN) -m tests.docs.run $(ARGS)
+
+wheels: .venv/ready  ## Build the wheels of the server and of the Python client into dist/, reproducibly
+	@rm -rf dist build/wheels && mkdir -p build/wheels
+	@git archive HEAD server clients/python pyproject.toml README.md LICENSE | tar -x -C build/wheels
+	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && for source in clients/python .; do \
+		$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist build/wheels/$$source \
+		|| exit 1; done
+	@ls dist
+
+postgres: .venv/ready  ## Run the embedded PostgreSQL alone; its URL is in data/postgres.url
+	@$(RUN) -m server postgres
+
+check: lint types test  ## Run lint, types and test, as CI does
 
 lock: .venv/ready  ## Resolve pyproject.toml's dependencies into requirements/, with hashes
 	$(PYTHON) -m venv --clear build/lock && build/lock/bin/pip install --quiet uv
@@ -90,10 +107,13 @@ bench: .venv/ready build/plot/ready  ## Measure the server, in under 10 minutes;
 	@$(RUN) -m tests.bench.run
 	@build/plot/bin/python tests/bench/plot.py build/bench.json
 
-bench-quick: .venv/ready  ## Measure the server roughly, in under a minute
+bench-quick: .venv/ready  ## Measure the server approximately, in under a minute
 	@$(RUN) -m tests.bench.run --quick --output build/bench-quick.json
 
-bench-publish:  ## Copy the last make bench to docs/, for the README
+bench-compare: .venv/ready  ## Compare the processor time per call with another commit's: BASE=REF
+	@$(RUN) -m tests.bench.compare --base $(BASE) $(ARGS)
+
+bench-publish:  ## Copy the results of the last make bench to docs/, for the README
 	@mkdir -p docs && cp build/bench.json build/bench.svg build/bench.png docs/
 
 build/plot/ready: requirements/plot.txt
@@ -102,11 +122,11 @@ build/plot/ready: requirements/plot.txt
 		--requirement requirements/plot.txt
 	@touch $@
 
-# The FUZZ_SEED that it prints makes another run much the same.
-fuzz: .venv/ready  ## Send 100,000 messages and 20,000 raw requests that nobody should send, for about 15 minutes
+# Pass the printed FUZZ_SEED to repeat a run with almost the same inputs.
+fuzz: .venv/ready  ## Fuzz the server with 100,000 messages and 20,000 raw requests, for about 15 minutes
 	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
 		FUZZ_SEED=$$seed FUZZ_MESSAGES=100000 FUZZ_REQUESTS=20000 FUZZ_ROUNDS=50000 \
 		$(RUN) -m pytest --quiet --capture=sys tests/fuzz $(ARGS)
 
-clean:  ## Remove what was built; the data of make run stays in data/
+clean:  ## Remove .venv, build/ and caches; data/ of make run stays
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,35 +1,24 @@
-"""`python -m server COMMAND`: everything that can be run."""
+"""`python -m server COMMAND`: every command."""
 
 import argparse
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
 
-from server.commands import (
-    audit,
-    demo,
-    development,
-    doctor,
-    endpoint,
-    migration,
-    reconciliation,
-    reference,
-    rotation,
-    serve,
-    token,
-    webhook,
-)
-from server.database.embedded import EmbeddedPostgresError
+from server.cli import database, doctor, reference, serve, stripe, token, webhook
 from server.environment import SettingsError
+from server.postgres.embedded import EmbeddedPostgresError
 
 Command = Callable[[argparse.Namespace], int | None]
 
 _INTERRUPTED = 130
-"""What a shell expects of a program that Ctrl-C ended: 128 and the signal's number."""
+"""The exit code after Ctrl-C by convention: 128 and the number of SIGINT."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code. What an operator can mend is one line on standard error."""
+    """Run a command and return its exit code. Errors that an operator can fix are one line on standard error."""
     parsed = _parser().parse_args(arguments)
     command: Command = parsed.command
     try:
@@ -55,25 +44,34 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    serve.add_arguments(add("serve", serve.serve, "the gRPC server"))
-    add("webhook", lambda _: webhook.webhook(), "the sidecar that takes Stripe's webhooks in")
-    add("dev", lambda _: development.dev(), "everything on this machine, with nothing configured")
-    add("demo", lambda _: demo.demo(), "the story of a top-up and three sends, played through gRPC and HTTP")
-    add("migrate", lambda _: migration.migrate_database(), "bring the database's schema up to date")
-    reconciliation.add_arguments(
-        add("reconcile", reconciliation.reconcile, "compare Stripe with the top-ups, or process an event again")
+    serve.add_arguments(add("serve", serve.serve, "run the gRPC server"))
+    add("webhook", lambda _: webhook.webhook(), "run the sidecar that receives Stripe's webhooks")
+    add("dev", lambda _: _sandbox("dev").dev(), "run everything on this machine, without configuration")
+    add("demo", lambda _: _sandbox("demo").demo(), "run an example: one top-up and three sends, through gRPC and HTTP")
+    add("postgres", lambda _: database.run_postgres(), "run the embedded PostgreSQL alone")
+    add("migrate", lambda _: database.migrate_database(), "apply missing migrations to the database")
+    stripe.add_reconcile_arguments(
+        add("reconcile", stripe.reconcile, "compare Stripe's invoices with the top-ups, or process an event again")
     )
-    endpoint.add_arguments(
-        add("stripe-endpoint", endpoint.stripe_endpoint, "make Stripe send the needed events to the sidecar")
+    stripe.add_endpoint_arguments(
+        add("stripe-endpoint", stripe.stripe_endpoint, "create or correct Stripe's webhook endpoint of the sidecar")
     )
-    add("doctor", lambda _: doctor.doctor(), "look at everything that a deployment needs, and list every setting")
-    add("audit", lambda _: audit.audit(), "replay every ledger and say whether all of them hold")
-    add("rotate", lambda _: rotation.rotate(), "seal destinations under the current key, so that an older one may go")
+    add("doctor", lambda _: doctor.doctor(), "check everything that a deployment needs, and list every setting")
+    add("audit", lambda _: database.audit(), "replay every ledger and report inconsistencies")
+    add("rotate", lambda _: database.rotate(), "encrypt destinations with the newest key, to retire older keys")
     reference.add_arguments(
-        add("reference", reference.reference, "rewrite the tables of a Markdown file from the code")
+        add("reference", reference.reference, "generate the tables of Markdown files from the code")
     )
-    token.add_arguments(add("token", token.token, "mint a token with the development key"))
+    token.add_arguments(add("token", token.token, "sign a token with the development key"))
     return parser
+
+
+def _sandbox(name: str) -> ModuleType:
+    """Import a module of the sandbox, which production installs leave out."""
+    try:
+        return import_module(f"server.sandbox.{name}")
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{name} requires a checkout: this install lacks the sandbox ({error.name})") from None
 
 
 if __name__ == "__main__":

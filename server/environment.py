@@ -1,4 +1,4 @@
-"""Reads the environment into settings. Whatever is wrong with it is one line that names the variable."""
+"""Reads settings from environment variables. Every error is one line that names the variable."""
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,33 +24,33 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One setting as an operator meets it."""
+    """One setting as an environment variable."""
 
     group: str
-    """Empty for the settings of no group."""
+    """Empty for a setting without a group."""
     field: str
     type: str
     default: str
-    """Empty for unset."""
+    """Empty when the default is unset."""
     description: str
 
     @property
     def name(self) -> str:
-        """As in the environment."""
+        """The name of the environment variable."""
         return PREFIX + "_".join(filter(None, [self.group, self.field])).upper()
 
 
 def load_settings(environment: Mapping[str, str], defaults: Mapping[str, Any] | None = None) -> Settings:
-    """The settings that the environment gives; `defaults` stand in for what it leaves out or leaves empty.
+    """Return the settings of the environment; `defaults` replace the values that it leaves out or empty.
 
-    Raises SettingsError for a value that is wrong, a file that cannot be read, or a name that no setting has.
+    Raises SettingsError for an invalid value, an unreadable file, or a variable that is no setting.
     """
     values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in (defaults or {}).items()}
     fields = {variable.name: variable for variable in variables()}
-    ours = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
-    for name, value in _with_files(ours, fields):
+    given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
+    for name, value in _with_files(given, fields):
         if name not in fields:
-            raise SettingsError(f"{name}: there is no such setting; README.md lists them")
+            raise SettingsError(f"{name}: no such setting")
         group, field = fields[name].group, fields[name].field
         (values.setdefault(group, {}) if group else values)[field] = value
     try:
@@ -58,12 +58,12 @@ def load_settings(environment: Mapping[str, str], defaults: Mapping[str, Any] | 
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"][:2]).upper()
-        complaint = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}: {complaint[:1].lower()}{complaint[1:]}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}: {message[:1].lower()}{message[1:]}") from None
 
 
 def variables() -> Iterator[Variable]:
-    """Every setting, in the order of its declaration."""
+    """Yield every setting, in the order of declaration."""
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
@@ -83,7 +83,7 @@ def _variable(group: str, name: str, field: FieldInfo) -> Variable:
 
 
 def _type_name(annotation: object) -> str:
-    """The type as an operator would name it."""
+    """Return the name of the type for operators."""
     options = [option for option in get_args(annotation) if option is not NoneType]
     if get_origin(annotation) is Literal:
         return " or ".join(map(str, options))

@@ -1,4 +1,4 @@
-"""Every error that a caller can meet, each with its gRPC code and its documented reason.
+"""Every error that a call can end with, each with its gRPC code and documented reason.
 
 DomainError
 ├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, RequestIdReused, DeadlineExceeded
@@ -7,12 +7,12 @@ DomainError
 ├── StripeEventInvalid
 ├── InvalidDestination, DestinationBlocked, ChannelNotConfigured
 ├── WrongCode, OtpExpired, OtpCanceled, OtpAlreadyVerified, OtpAttemptsExhausted, OtpNotFound, DeliveryNotFound
-└── RetryLater: carries how long to wait
+└── RetryLater: has the time to wait
     ├── Overloaded, DatabaseUnavailable, PaymentProviderUnavailable
     └── ResendTooSoon, TooManySends, TooManyGuesses
 
-The first line of a class's docstring is the message that callers see; its fields are the metadata. Neither ever
-holds a code, a destination or a secret.
+The first line of a class's docstring is the message that callers receive; its fields are the metadata. Neither may
+contain a code, a destination or a secret.
 """
 
 import re
@@ -26,11 +26,11 @@ _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
 @dataclass(eq=False)
 class DomainError(Exception):
-    """Something that a caller can understand and act on."""
+    """An error that the caller can understand and act on."""
 
     code: ClassVar[StatusCode]
     reason: ClassVar[str]
-    """The class's name as callers see it: INSUFFICIENT_CREDITS. Documented in pulsa.error.v1.ErrorReason."""
+    """The class name as callers receive it: INSUFFICIENT_CREDITS. Documented in pulsa.error.v1.ErrorReason."""
 
     def __init_subclass__(cls, code: StatusCode | None = None) -> None:
         if code is not None:
@@ -44,7 +44,7 @@ class DomainError(Exception):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The facts behind the reason, by name."""
+        """Details of the error, by name."""
         return {field.name: str(getattr(self, field.name)) for field in fields(self)}
 
     def __str__(self) -> str:
@@ -58,23 +58,23 @@ class FieldViolation:
     field: str
     """The path from the request, such as `destination.email`."""
     description: str
-    """What the rule is; never the value."""
+    """The rule; never the value."""
 
 
 @dataclass(eq=False)
 class InvalidFields(DomainError, code=StatusCode.INVALID_ARGUMENT):
-    """Some fields break their rules; see the field violations."""
+    """Some fields are invalid; see the field violations."""
 
     violations: tuple[FieldViolation, ...]
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Which fields, in order."""
+        """The paths of the fields, in order, separated by commas."""
         return {"fields": ",".join(violation.field for violation in self.violations)}
 
 
 class TokenInvalid(DomainError, code=StatusCode.UNAUTHENTICATED):
-    """A valid bearer token is needed."""
+    """A valid bearer token is required."""
 
 
 @dataclass(eq=False)
@@ -85,11 +85,11 @@ class PermissionMissing(DomainError, code=StatusCode.PERMISSION_DENIED):
 
 
 class OrganizationMismatch(DomainError, code=StatusCode.PERMISSION_DENIED):
-    """The token is of another organization."""
+    """The token belongs to another organization."""
 
 
 class RequestIdReused(DomainError, code=StatusCode.ALREADY_EXISTS):
-    """This request_id was used with other arguments; nothing was changed."""
+    """This request_id was used before with other arguments; nothing was changed."""
 
 
 class DeadlineExceeded(DomainError, code=StatusCode.DEADLINE_EXCEEDED):
@@ -98,7 +98,7 @@ class DeadlineExceeded(DomainError, code=StatusCode.DEADLINE_EXCEEDED):
 
 @dataclass(eq=False)
 class InsufficientCredits(DomainError, code=StatusCode.FAILED_PRECONDITION):
-    """The account cannot pay for this."""
+    """The account has too few credits."""
 
     required_credits: int
     available_credits: int
@@ -106,14 +106,14 @@ class InsufficientCredits(DomainError, code=StatusCode.FAILED_PRECONDITION):
 
 @dataclass(eq=False)
 class TopUpBelowMinimum(DomainError, code=StatusCode.INVALID_ARGUMENT):
-    """A top-up buys at least the minimum of credits."""
+    """A top-up must buy at least the minimum of credits."""
 
     minimum_credits: int
 
 
 @dataclass(eq=False)
 class TopUpAboveMaximum(DomainError, code=StatusCode.INVALID_ARGUMENT):
-    """A top-up buys at most the maximum of credits."""
+    """A top-up must buy at most the maximum of credits."""
 
     maximum_credits: int
 
@@ -123,7 +123,7 @@ class CurrencyNotSold(DomainError, code=StatusCode.INVALID_ARGUMENT):
     """Credits are not sold in this currency."""
 
     currency_codes: str
-    """Those that are, separated by commas."""
+    """The currencies that are, separated by commas."""
 
 
 @dataclass(eq=False)
@@ -151,7 +151,7 @@ class StripeEventInvalid(DomainError, code=StatusCode.INVALID_ARGUMENT):
 
 @dataclass(eq=False)
 class InvalidDestination(DomainError, code=StatusCode.INVALID_ARGUMENT):
-    """The destination is not an address or number that can exist."""
+    """The destination is not a valid e-mail address or phone number."""
 
     field: str
     """The path from the request, such as `destination.email`."""
@@ -159,14 +159,14 @@ class InvalidDestination(DomainError, code=StatusCode.INVALID_ARGUMENT):
 
 @dataclass(eq=False)
 class DestinationBlocked(DomainError, code=StatusCode.FAILED_PRECONDITION):
-    """This destination is not served."""
+    """Sends to this destination are not allowed."""
 
     channel: str
 
 
 @dataclass(eq=False)
 class ChannelNotConfigured(DomainError, code=StatusCode.FAILED_PRECONDITION):
-    """No provider carries this channel here."""
+    """No provider is configured for this channel."""
 
     channel: str
 
@@ -179,7 +179,7 @@ class WrongCode(DomainError, code=StatusCode.INVALID_ARGUMENT):
 
 
 class OtpExpired(DomainError, code=StatusCode.FAILED_PRECONDITION):
-    """The OTP's time is over."""
+    """The OTP has expired."""
 
 
 class OtpCanceled(DomainError, code=StatusCode.FAILED_PRECONDITION):
@@ -187,11 +187,11 @@ class OtpCanceled(DomainError, code=StatusCode.FAILED_PRECONDITION):
 
 
 class OtpAlreadyVerified(DomainError, code=StatusCode.FAILED_PRECONDITION):
-    """The code was accepted before; it is good once."""
+    """The code was accepted before; a code works once."""
 
 
 class OtpAttemptsExhausted(DomainError, code=StatusCode.FAILED_PRECONDITION):
-    """Too many wrong codes came for this OTP."""
+    """Too many wrong codes were tried for this OTP."""
 
 
 class OtpNotFound(DomainError, code=StatusCode.NOT_FOUND):
@@ -204,13 +204,13 @@ class DeliveryNotFound(DomainError, code=StatusCode.NOT_FOUND):
 
 @dataclass(eq=False)
 class RetryLater(DomainError):
-    """Not now."""
+    """The call cannot be served now; the caller should repeat it after the given time."""
 
     retry_after_seconds: float
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The wait travels as RetryInfo instead."""
+        """The other fields: the time to wait is sent as RetryInfo."""
         return {field.name: str(getattr(self, field.name)) for field in fields(self)[1:]}
 
 
@@ -227,16 +227,16 @@ class PaymentProviderUnavailable(RetryLater, code=StatusCode.UNAVAILABLE):
 
 
 class ResendTooSoon(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
-    """The same destination and purpose had a send moments ago."""
+    """A code was just sent to this destination for this purpose."""
 
 
 @dataclass(eq=False)
 class TooManySends(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
-    """A limit on sends is reached."""
+    """A limit on sends was reached."""
 
     limit: str
-    """The name of the setting that says how many."""
+    """The name of the setting that holds the limit."""
 
 
 class TooManyGuesses(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
-    """Too many wrong codes came for this destination."""
+    """Too many wrong codes were tried for this destination."""

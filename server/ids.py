@@ -12,9 +12,9 @@ _RANDOM_B = (1 << 62) - 1
 
 
 def new_id() -> UUID:
-    """A new UUID whose first 48 bits are the Unix time in milliseconds, the rest random.
+    """Return a new UUID: 48 bits of Unix time in milliseconds, then random bits.
 
-    Ids made in order land side by side in an index, so that inserting stays cheap as tables grow.
+    Ids of one time are adjacent in an index, so inserts stay cheap as tables grow.
     """
     random = int.from_bytes(os.urandom(10), "big")
     milliseconds = time.time_ns() // 1_000_000
@@ -22,6 +22,6 @@ def new_id() -> UUID:
 
 
 def first_id(moment: datetime) -> UUID:
-    """The smallest id that can be made at a moment: where a range of time begins in a range of ids."""
+    """Return the smallest id of a moment: the start of the id range that begins at this time."""
     milliseconds = round(moment.timestamp() * 1000)
     return UUID(int=milliseconds << 80 | _VERSION_7 | _VARIANT)

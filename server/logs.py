@@ -1,4 +1,4 @@
-"""How the server logs: one structured line per event, to standard error."""
+"""Configures the log: one structured line per event, on standard error, without personal data and secrets."""
 
 import logging
 import re
@@ -18,14 +18,15 @@ _SENSITIVE: Final = frozenset(
         "payload", "phone", "recipient", "secret", "signature", "sms", "text", "to", "token", "whatsapp",
     }
 )  # fmt: skip
-# What must never be in a log, wherever it came from: e-mail addresses, phone numbers, tokens and Stripe's secrets.
-_GIVEAWAY: Final = re.compile(
+"""Keys of an event whose values are never logged."""
+# E-mail addresses, phone numbers, tokens and Stripe's secrets: never logged, whichever key they appear under.
+_SENSITIVE_TEXT: Final = re.compile(
     r"[^\s\"'<>=:,;]+@[\w-]+\.[\w.-]+|\+\d{7,15}|eyJ[\w-]+\.[\w-]+\.[\w-]*|\b[srp]k_(?:live|test)_\w+|\bwhsec_\w+"
 )
 
 
 def configure_logging(*, level: str, style: Literal["json", "console"]) -> None:
-    """Send the server's logs to standard error, from this level on; its libraries' from WARNING on."""
+    """Write the server's log lines of at least this level to standard error, and those of libraries from WARNING on."""
     structlog.configure(
         processors=[*_shared_processors(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -37,7 +38,7 @@ def configure_logging(*, level: str, style: Literal["json", "console"]) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            hide_giveaways,
+            redact,
             as_json if style == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
     )
@@ -48,14 +49,17 @@ def configure_logging(*, level: str, style: Literal["json", "console"]) -> None:
     logging.getLogger("server").setLevel(level.upper())
 
 
-def tell_unforeseen(_loop: AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An event loop's exception handler: tells what nobody awaits without its text, which may hold a destination."""
+def log_unhandled(_loop: AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an exception that no task handled; an exception handler of an event loop.
+
+    Without the exception's text, which may contain a destination.
+    """
     error = context.get("exception")
-    _log.error("unforeseen", alert=True, trace=trace_of(error) if error else context["message"])
+    _log.error("unhandled_error", alert=True, trace=safe_traceback(error) if error else context["message"])
 
 
-def trace_of(error: BaseException | None) -> list[str]:
-    """What kind of error and where, and the same of its causes."""
+def safe_traceback(error: BaseException | None) -> list[str]:
+    """Return the types and source lines of an error and its causes, without their texts."""
     trace = []
     while error is not None:
         sqlstate = getattr(error, "sqlstate", None)
@@ -66,16 +70,19 @@ def trace_of(error: BaseException | None) -> list[str]:
     return trace
 
 
-def hide_giveaways(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A structlog processor, the last defence: nothing that is logged ought to need it."""
-    return {key: _HIDDEN if key in _SENSITIVE else _without_giveaways(key, value) for key, value in event.items()}
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Hide sensitive keys and texts; a structlog processor.
+
+    A second line of defence: no log call should pass such values.
+    """
+    return {key: _HIDDEN if key in _SENSITIVE else _without_sensitive_text(key, value) for key, value in event.items()}
 
 
-def _without_giveaways(key: str, value: object) -> object:
-    # An organization's id may look like an address, and is needed to read the log at all.
+def _without_sensitive_text(key: str, value: object) -> object:
+    # An organization's id may look like an e-mail address, and readers of the log need it.
     if key == "organization_id" or not isinstance(value, str):
         return value
-    return _GIVEAWAY.sub(_HIDDEN, value)
+    return _SENSITIVE_TEXT.sub(_HIDDEN, value)
 
 
 def _shared_processors() -> list[Processor]:

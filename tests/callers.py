@@ -1,4 +1,4 @@
-"""Callers of Pulsa: any rpc by its name, and refusals as they arrive."""
+"""A caller of Pulsa: it calls any rpc by its name, and reads the error that a call ends with."""
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from pulsa.credit.v1 import credit_service_pb2
 from pulsa.errors import PulsaError, explain
 from pulsa.otp.v1 import otp_service_pb2
 
-from server.rpc.development_key import DevelopmentKey
-from server.rpc.permissions import ALL_PERMISSIONS
-from server.rpc.tokens import mint
+from server.api.auth import mint
+from server.api.permissions import ALL_PERMISSIONS
+from server.cli.token import DevelopmentKey
 
 SERVICES = [
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
     otp_service_pb2.DESCRIPTOR.services_by_name["OtpService"],
 ]
 RPCS: dict[str, MethodDescriptor] = {rpc.name: rpc for service in SERVICES for rpc in service.methods}
-"""Every rpc there is, from the contract."""
+"""Every rpc of the protos, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever holds the development key, and so can speak for any organization."""
+    """A caller with the development key: it can call for any organization."""
 
     channel: grpc.aio.Channel
     key: DevelopmentKey
@@ -40,7 +40,7 @@ class Caller:
         permissions: Sequence[str] = tuple(ALL_PERMISSIONS),
         lifetime_seconds: float = 600,
     ) -> str:
-        """A token; with a negative lifetime it has expired."""
+        """A new token; with a negative lifetime it has already expired."""
         return mint(
             self.key.private_key(),
             subject="ann",
@@ -50,15 +50,18 @@ class Caller:
         )
 
     async def call(self, rpc: str, organization_id: str = "acme", **fields: Any) -> Any:
-        """The answer, of a stream the first one. Raises PulsaError. A request_id is made up where none is given."""
+        """The response, of a stream the first one. Raises PulsaError.
+
+        A request_id that is not among the fields is generated.
+        """
         request = RPCS[rpc].input_type
-        made_up = {"organization_id": organization_id, "request_id": str(uuid4())}
-        usual = {name: value for name, value in made_up.items() if name in request.fields_by_name}
+        generated = {"organization_id": organization_id, "request_id": str(uuid4())}
+        defaults = {name: value for name, value in generated.items() if name in request.fields_by_name}
         token = self.token(organization_id=organization_id)
-        return await self.ask(rpc, GetMessageClass(request)(**(usual | fields)), token)
+        return await self.ask(rpc, GetMessageClass(request)(**(defaults | fields)), token)
 
     async def ask(self, rpc: str, request: Message, token: str | None) -> Any:
-        """The answer to a request as it is, with this token."""
+        """The response to this request with this token, of a stream the first one. Raises PulsaError."""
         method = RPCS[rpc]
         path = f"/{method.containing_service.full_name}/{rpc}"
         kind = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
@@ -78,33 +81,33 @@ class Caller:
         return first
 
     async def send(self, organization_id: str = "acme", **fields: Any) -> Any:
-        """SendOtp for a login; `email`, `whatsapp` or `sms` is where to."""
+        """SendOtp for a login to the destination that `email`, `whatsapp` or `sms` gives."""
         destination = {name: fields.pop(name) for name in ("email", "whatsapp", "sms") if name in fields}
         return await self.call("SendOtp", organization_id, destination=destination, purpose="login", **fields)
 
     async def grant(self, credits: int, organization_id: str = "acme") -> None:
-        """Credits without a top-up."""
+        """Add credits without a top-up."""
         await self.call("AdjustCredits", organization_id, adjust_credits=credits, reason="for a test")
 
     async def order(self, organization_id: str = "acme", **fields: Any) -> Any:
-        """A new top-up, of 1000 credits unless told otherwise."""
+        """A new top-up, of 1,000 credits unless the fields say otherwise."""
         good = {"credits": 1000, "currency_code": "IDR", "billing_email": "billing@example.com"}
         return (await self.call("CreateTopUp", organization_id, **(good | fields))).top_up
 
     async def balance(self, organization_id: str = "acme") -> int:
-        """The credits there are."""
+        """The available credits."""
         return int((await self.call("GetBalance", organization_id)).balance.available_credits)
 
 
 async def refusal_of(call: Awaitable[Any]) -> PulsaError:
-    """Why the call was refused."""
+    """The error that the call must end with."""
     with pytest.raises(PulsaError) as refused:
         await call
     return refused.value
 
 
 async def reason_of(call: Awaitable[Any]) -> str:
-    """The reason in one word; empty when the call was not refused."""
+    """The error's reason; empty when the call succeeds."""
     try:
         await call
     except PulsaError as error:

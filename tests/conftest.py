@@ -1,4 +1,4 @@
-"""What every test may ask for: a real PostgreSQL, and a migrated database of its own in it, audited at the end."""
+"""Fixtures of all tests: a real PostgreSQL, and in it for each test a migrated database that is audited at the end."""
 
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
@@ -8,9 +8,9 @@ import psycopg
 import pytest
 
 from server.credits.audit import RULES
-from server.database import embedded
-from server.database.migrate import migrate
-from server.database.pool import Pool, open_pool
+from server.postgres import embedded
+from server.postgres.migrate import migrate
+from server.postgres.pool import Pool, open_pool
 
 TEMPLATE = "pulsa_template"
 _numbers = count(1)
@@ -18,7 +18,7 @@ _numbers = count(1)
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server whose data need not survive, with a migrated template database in it."""
+    """The URL of a PostgreSQL server that does not sync to disk, with a migrated template database in it."""
     folder: Path = tmp_path_factory.mktemp("postgres")
     with embedded.start(folder, settings={"fsync": "off", "max_connections": "200"}) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:
@@ -29,7 +29,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
-    """The URL of a new, migrated, empty database, as its schema's owner. At the end every ledger in it must hold."""
+    """The URL of a new, migrated, empty database, for its schema's owner. At the end the audit must find nothing."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
@@ -49,14 +49,14 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def one_connection(database_url: str) -> AsyncIterator[Pool]:
-    """As `pool`, of a single connection: what one borrower leaves behind the next one finds."""
+    """As `pool`, with a single connection, which every borrower gets in the state that the last one left."""
     pool = await open_pool(database_url, size=1, timeout_seconds=5)
     yield pool
     await pool.close()
 
 
 def _findings(url: str) -> list[tuple[str, object]]:
-    """What `python -m server audit` would find."""
+    """What `python -m server audit` would report."""
     everything = {"organization_id": None, "deliveries_since": None, "limit": 10}
     with psycopg.connect(url) as connection:
         return [(rule, row) for rule, query in RULES.items() for row in connection.execute(query.encode(), everything)]

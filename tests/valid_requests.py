@@ -1,4 +1,4 @@
-"""A request of any kind that keeps every rule: filled field by field, as one word means one thing everywhere."""
+"""A valid request of any type, filled field by field: a field's name means the same in every request."""
 
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,7 @@ from pulsa.otp.v1.delivery_pb2 import DeliveryStatus
 
 
 def valid_fields() -> dict[str, Any]:
-    """A good value for every field name, with ids of its own."""
+    """A valid value for every field name, with new ids."""
     return {
         "organization_id": "acme",
         **{name: str(uuid4()) for name in ("request_id", "otp_id", "top_up_id", "delivery_id")},
@@ -51,7 +51,7 @@ def valid_fields() -> dict[str, Any]:
 
 
 def valid_request(request: Descriptor, **changes: Any) -> Message:
-    """A request with every field set to a good value, but for the changes."""
-    good = valid_fields()
-    fields = {field.name: good[field.name] for field in request.fields}
+    """A request with a valid value in every field, except for the changes."""
+    valid = valid_fields()
+    fields = {field.name: valid[field.name] for field in request.fields}
     return GetMessageClass(request)(**(fields | changes))

@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere, without guessing how long it takes."""
+"""Waiting for a condition that other tasks or processes make true, with one timeout for all tests."""
 
 import asyncio
 import inspect
@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 
 SECONDS = 60.0
-"""The longest that a test waits for anything."""
+"""The longest time that a test waits for a condition."""
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Return once it holds, or what it gives to await does; fail when neither is so in time."""
+    """Return once `holds()`, or its awaited result, is true. Raises AssertionError after SECONDS."""
     deadline = time.monotonic() + SECONDS
     while True:
         found = holds()
         if await found if inspect.isawaitable(found) else found:
             return
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         await asyncio.sleep(0.02)

@@ -1,1 +1,1 @@
-"""The room of accounts, ledger, pricing and top-ups."""
+"""Credits: accounts, the ledger and its audit, prices, top-ups through Stripe, and notices to the billing contact."""

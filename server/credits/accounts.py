@@ -1,32 +1,28 @@
-"""Accounts: one row and one balance for each organization."""
+"""Accounts: one row with one balance for each organization, and the low-balance notices that a change causes."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from operator import attrgetter
 
-from server.database.arrays import bigints, texts, times
-from server.database.pipeline import Rows, Statements
-from server.database.queries import load_queries
-from server.database.rows import Columns, write_rows
 from server.ids import new_id
-
-SQL = load_queries(__file__)
+from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, RowSource, TableColumns, texts
+from server.postgres.pipeline import Executor, Rows
+from server.postgres.queries import load_queries
 
 
 @dataclass(slots=True)
 class Account:
-    """An organization's credits, as read from its row; the caller that holds the row's lock may change it."""
+    """An organization's credits, as read from its row. Only a caller that holds the row's lock may change it."""
 
     organization_id: str
     available_credits: int
     last_sequence: int
     low_balance_threshold: int
     low_balance_since: datetime | None
-    """When the balance fell below the threshold; None once credits were added beyond it."""
+    """When the balance fell below the threshold; None once added credits have lifted it to the threshold again."""
     window_start_time: datetime
-    """The start of the minute in which window_send_count sends were accepted."""
+    """The start of the minute in which window_send_count sends were accepted, for the limit of sends per minute."""
     window_send_count: int
     alert_email: str | None = None
     stripe_customer_id: str | None = None
@@ -37,10 +33,10 @@ class Account:
         return self.available_credits < self.low_balance_threshold
 
     def apply(self, credits: int, *, now: datetime) -> bool:
-        """Add (or, negative, take) credits and give the change its sequence.
+        """Add credits (take them when negative) and increment last_sequence for the ledger entry.
 
-        True when this made the balance low: only once until credits are added again. The caller has made sure that the
-        balance stays at 0 or above.
+        Returns True when this change made the balance low; that happens once until credits are added again. The caller
+        ensures that the balance stays at 0 or above.
         """
         self.available_credits += credits
         self.last_sequence += 1
@@ -53,27 +49,29 @@ class Account:
             self.low_balance_since = now
         return crossed
 
-    def give_back(self, credits: int) -> None:
-        """Add the credits of a send that failed, and give the change its sequence.
+    def refund(self, credits: int) -> None:
+        """Return the credits of a failed send and increment last_sequence for the ledger entry.
 
-        These are no new credits: whoever was told that the balance is low is not told again when a send takes them.
+        Leaves low_balance_since unchanged, because a refund is no new purchase: spending the refunded credits sends no
+        second low-balance notice.
         """
         self.available_credits += credits
         self.last_sequence += 1
 
 
-_BALANCES: Columns[Account] = {
-    "organization_ids": (texts, attrgetter("organization_id")),
-    "available_credits": (bigints, attrgetter("available_credits")),
-    "last_sequences": (bigints, attrgetter("last_sequence")),
-    "low_balance_sinces": (times, attrgetter("low_balance_since")),
-    "window_start_times": (times, attrgetter("window_start_time")),
-    "window_send_counts": (bigints, attrgetter("window_send_count")),
-}
+_BALANCES: RowSource[Account] = RowSource(
+    organization_id=TEXT,
+    available_credits=BIGINT,
+    last_sequence=BIGINT,
+    low_balance_since=TIMESTAMPTZ,
+    window_start_time=TIMESTAMPTZ,
+    window_send_count=BIGINT,
+)
+SQL = load_queries(__file__, account=TableColumns(Account), balance=_BALANCES)
 
 
 def empty_account(organization_id: str, *, low_balance_threshold: int, now: datetime) -> Account:
-    """What an organization without a row has: nothing."""
+    """The account of an organization without a row: 0 credits."""
     return Account(
         organization_id=organization_id,
         available_credits=0,
@@ -85,30 +83,30 @@ def empty_account(organization_id: str, *, low_balance_threshold: int, now: date
     )
 
 
-async def read_accounts(connection: Statements, organization_ids: Iterable[str]) -> dict[str, Account]:
-    """The accounts that exist, by organization."""
-    return await accounts_of(await request_read(connection, organization_ids))
+async def read_accounts(connection: Executor, organization_ids: Iterable[str]) -> dict[str, Account]:
+    """Read the accounts that exist, by organization."""
+    return await fetch_accounts(await queue_read_accounts(connection, organization_ids))
 
 
-async def lock_accounts(connection: Statements, organization_ids: Iterable[str]) -> dict[str, Account]:
-    """The accounts that exist, by organization; nobody else changes them until this transaction ends."""
-    return await accounts_of(await request_lock(connection, organization_ids))
+async def lock_accounts(connection: Executor, organization_ids: Iterable[str]) -> dict[str, Account]:
+    """Read and lock the accounts that exist, by organization. The locks last until this transaction ends."""
+    return await fetch_accounts(await queue_lock_accounts(connection, organization_ids))
 
 
-async def request_lock(connection: Statements, organization_ids: Iterable[str]) -> Rows:
-    """As `lock_accounts`, for a pipeline: the accounts arrive when `accounts_of` fetches them."""
+async def queue_lock_accounts(connection: Executor, organization_ids: Iterable[str]) -> Rows:
+    """Queue `lock_accounts` in a pipeline. Pass the result to `fetch_accounts` to get the accounts."""
     return await connection.execute(SQL.lock_accounts, {"organization_ids": texts(sorted(set(organization_ids)))})
 
 
-async def request_read(connection: Statements, organization_ids: Iterable[str]) -> Rows:
-    """As `request_lock`, without the lock."""
+async def queue_read_accounts(connection: Executor, organization_ids: Iterable[str]) -> Rows:
+    """Queue `read_accounts` in a pipeline. Pass the result to `fetch_accounts` to get the accounts."""
     return await connection.execute(SQL.read_accounts, {"organization_ids": texts(organization_ids)})
 
 
-async def expect_unchanged(connection: Statements, account: Account) -> None:
-    """As `request_lock`, for an account that is known: a contradiction when it is not exactly that, or locked already.
+async def expect_unchanged(connection: Executor, account: Account) -> None:
+    """Queue a statement that locks the account's row and fails the transaction unless the row equals `account`.
 
-    It never waits for somebody else.
+    It fails with one of EXPECTATION_ERRORS, also when another transaction holds the lock: it never waits for one.
     """
     await connection.execute(
         SQL.expect_unchanged,
@@ -125,15 +123,15 @@ async def expect_unchanged(connection: Statements, account: Account) -> None:
     )
 
 
-async def accounts_of(rows: Rows) -> dict[str, Account]:
-    """The accounts that the rows hold, by organization."""
+async def fetch_accounts(rows: Rows) -> dict[str, Account]:
+    """The accounts in a statement's rows, by organization."""
     return {row[0]: Account(*row) for row in await rows.fetchall()}
 
 
 async def lock_or_create_account(
-    connection: Statements, organization_id: str, *, low_balance_threshold: int, now: datetime
+    connection: Executor, organization_id: str, *, low_balance_threshold: int, now: datetime
 ) -> Account:
-    """The organization's account, made when it has none; nobody else changes it until this transaction ends."""
+    """Lock the organization's account until this transaction ends, and create it first if there is none."""
     await connection.execute(
         SQL.create_account,
         {"organization_id": organization_id, "low_balance_threshold": low_balance_threshold, "now": now},
@@ -141,26 +139,27 @@ async def lock_or_create_account(
     return (await lock_accounts(connection, [organization_id]))[organization_id]
 
 
-async def write_balances(connection: Statements, accounts: Sequence[Account]) -> None:
-    """Store accounts that were changed under their locks."""
-    await write_rows(connection, SQL.write_balances, _BALANCES, accounts)
+async def write_balances(connection: Executor, accounts: Sequence[Account]) -> None:
+    """Store the balances of accounts that were changed under their locks."""
+    await _BALANCES.write(connection, SQL.write_balances, accounts)
 
 
-async def announce_low_balances(connection: Statements, accounts: Sequence[Account], *, now: datetime) -> None:
-    """Put a notice into the outbox for each account that has just become low and has somebody to tell.
+async def insert_low_balance_notices(connection: Executor, accounts: Sequence[Account], *, now: datetime) -> None:
+    """Store a BALANCE_LOW notice for each account that has just become low and has an alert_email.
 
-    At most one for each time the line is crossed: the notice is named by the ledger entry that crossed it.
+    Each crossing of the threshold causes at most one notice: its reference is the sequence of the ledger entry that
+    crossed it.
     """
-    told = [account for account in accounts if account.alert_email]
-    if not told:
+    notified = [account for account in accounts if account.alert_email]
+    if not notified:
         return
     await connection.execute(
         SQL.insert_low_balance_notices,
         {
-            "organization_ids": [account.organization_id for account in told],
-            "notice_ids": [new_id() for _ in told],
-            "reference_ids": [str(account.last_sequence) for account in told],
-            "emails": [account.alert_email for account in told],
+            "organization_ids": [account.organization_id for account in notified],
+            "notice_ids": [new_id() for _ in notified],
+            "reference_ids": [str(account.last_sequence) for account in notified],
+            "emails": [account.alert_email for account in notified],
             "details": [
                 json.dumps(
                     {
@@ -168,7 +167,7 @@ async def announce_low_balances(connection: Statements, accounts: Sequence[Accou
                         "low_balance_threshold": account.low_balance_threshold,
                     }
                 )
-                for account in told
+                for account in notified
             ],
             "now": now,
         },

@@ -1,22 +1,20 @@
 -- read_accounts
-SELECT organization_id, available_credits, last_sequence, low_balance_threshold, low_balance_since,
-    window_start_time, window_send_count, alert_email, stripe_customer_id
+SELECT {account}
 FROM accounts
 WHERE organization_id = ANY(%(organization_ids)s);
 
 -- lock_accounts
--- Its own statement: what the next one reads must include everything committed before the lock was ours. In the order
--- of the ids, so that two transactions never wait for each other.
-SELECT organization_id, available_credits, last_sequence, low_balance_threshold, low_balance_since,
-    window_start_time, window_send_count, alert_email, stripe_customer_id
+-- A statement of its own: the next statement must see everything that was committed before this lock was granted.
+-- Locks are taken in the order of the ids, so that two transactions cannot deadlock.
+SELECT {account}
 FROM accounts
 WHERE organization_id = ANY(%(organization_ids)s)
 ORDER BY organization_id
 FOR NO KEY UPDATE;
 
 -- expect_unchanged
--- Locks the account, and divides by zero unless it is exactly as it was known. Also while somebody else has it locked:
--- who waits for a lock may wait beyond a deadline.
+-- Locks the account's row. Divides by zero, which fails the transaction, unless the row has exactly these values. A row
+-- that another transaction has locked fails too: waiting for the lock could take longer than the caller's deadline.
 SELECT 1 / coalesce((
     SELECT 1
     FROM accounts
@@ -39,19 +37,14 @@ ON CONFLICT (organization_id) DO NOTHING;
 
 -- write_balances
 UPDATE accounts
-SET available_credits = change.available_credits,
-    last_sequence = change.last_sequence,
-    low_balance_since = change.low_balance_since,
-    window_start_time = change.window_start_time,
-    window_send_count = change.window_send_count
-FROM unnest(
-    %(organization_ids)s::text[], %(available_credits)s::bigint[], %(last_sequences)s::bigint[],
-    %(low_balance_sinces)s::timestamptz[], %(window_start_times)s::timestamptz[], %(window_send_counts)s::bigint[]
-) AS change (
-    organization_id, available_credits, last_sequence, low_balance_since, window_start_time, window_send_count
-)
-WHERE accounts.organization_id = change.organization_id
-    AND accounts.organization_id = ANY(%(organization_ids)s) -- shard
+SET available_credits = changed.available_credits,
+    last_sequence = changed.last_sequence,
+    low_balance_since = changed.low_balance_since,
+    window_start_time = changed.window_start_time,
+    window_send_count = changed.window_send_count
+FROM {balance:rows} AS changed ({balance})
+WHERE accounts.organization_id = changed.organization_id
+    AND accounts.organization_id = ANY(%(organization_id)s) -- shard
 ;
 
 -- insert_low_balance_notices

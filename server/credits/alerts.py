@@ -1,23 +1,23 @@
-"""When a balance counts as low, and who is told."""
+"""Low-balance alerts: the threshold below which a balance is low, and the address that is notified."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from server.credits.accounts import Account, announce_low_balances, lock_or_create_account
-from server.credits.balances import Balance, balance_of
-from server.database.pool import Connection, Pool, repeat_transient, transaction
-from server.database.queries import load_queries
+from server.credits.accounts import Account, insert_low_balance_notices, lock_or_create_account
+from server.credits.balances import Balance, balance_from_account
+from server.postgres.pool import Connection, Pool, retry_transient, transaction
+from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
 
 
 @dataclass(frozen=True, slots=True)
 class Alerts:
-    """An organization's alerts as they stand, with the balance that they are about."""
+    """An organization's alert settings, with its balance under them."""
 
     balance: Balance
     alert_email: str
-    """Empty for nobody."""
+    """Empty when no address is notified."""
 
 
 async def update_alerts(
@@ -29,10 +29,10 @@ async def update_alerts(
     default_threshold: int,
     now: datetime,
 ) -> Alerts:
-    """Set the threshold, or who is mailed (empty: nobody), or both; None leaves a thing as it is.
+    """Set low_balance_threshold, alert_email (empty: no address), or both; None leaves a value unchanged.
 
-    A threshold that makes the balance low is announced as if credits had been spent. default_threshold is a new
-    account's.
+    A threshold that makes the balance low causes a notice, as a spend does. default_threshold is the threshold of an
+    account that this call creates.
     """
 
     async def once() -> Alerts:
@@ -45,9 +45,9 @@ async def update_alerts(
             if low_balance_threshold is not None:
                 account.low_balance_threshold = low_balance_threshold
             await _write(connection, account, now=now)
-            return Alerts(balance_of(account), account.alert_email or "")
+            return Alerts(balance_from_account(account), account.alert_email or "")
 
-    return await repeat_transient(once)
+    return await retry_transient(once)
 
 
 async def _write(connection: Connection, account: Account, *, now: datetime) -> None:
@@ -66,4 +66,4 @@ async def _write(connection: Connection, account: Account, *, now: datetime) -> 
         },
     )
     if crossed:
-        await announce_low_balances(connection, [account], now=now)
+        await insert_low_balance_notices(connection, [account], now=now)

@@ -1,6 +1,6 @@
--- Each finding_… query gives (organization_id, what is wrong) and nothing when all is well. All are of the same shape: one
--- organization, or with NULL all of them; the first `limit` findings. PostgreSQL does the work on its disks, in bounded
--- memory, and plans each with the values known, so that one organization is an index scan.
+-- Each finding_… query returns (organization_id, description) per violation, at most `limit` rows. organization_id
+-- selects one organization; NULL selects all. PostgreSQL sorts and joins on disk, in bounded memory, and plans each
+-- query for its values, so that an audit of one organization is an index scan.
 
 -- count_entries
 SELECT count(*), coalesce(sum(entry_count), 0)::bigint
@@ -14,7 +14,8 @@ FROM (
 -- finding_broken_chain
 -- The sequence has no gaps, and every balance follows from the one before.
 SELECT organization_id, concat(
-    'entry ', sequence, ' of ', credits, ' leaves ', balance_after, '; entry ', previous_sequence, ' left ', previous_balance
+    'entry ', sequence, ' of ', credits, ' leaves ', balance_after,
+    '; entry ', previous_sequence, ' left ', previous_balance
 )
 FROM (
     SELECT organization_id, sequence, credits, balance_after,
@@ -28,7 +29,7 @@ WHERE sequence <> previous_sequence + 1 OR balance_after <> previous_balance + c
 LIMIT %(limit)s;
 
 -- finding_wrong_balance
--- The account says what its entries add up to.
+-- The account's balance and last sequence equal the sum and the last sequence of its entries.
 SELECT coalesce(account.organization_id, ledger.organization_id), concat(
     'the account has ', account.available_credits, ' credits at sequence ', account.last_sequence,
     '; the entries make ', coalesce(ledger.credits, 0), ' at ', coalesce(ledger.last_sequence, 0)
@@ -49,8 +50,8 @@ WHERE account.available_credits IS DISTINCT FROM coalesce(ledger.credits, 0)
 LIMIT %(limit)s;
 
 -- finding_delivery_not_in_ledger
--- Every delivery was charged what it says, and given back if and only if it says so. One organization's are found by its
--- OTPs: no index of deliveries begins with organization_id.
+-- Every delivery was charged its credits, and refunded if and only if it is marked refunded. The deliveries of one
+-- organization are found by its OTPs, because no index of deliveries begins with organization_id.
 SELECT delivery.organization_id, concat(
     'delivery ', delivery.delivery_id, ' costs ', delivery.credits, ' at sequence ', delivery.ledger_sequence,
     ', refunded ', delivery.refunded, '; the ledger took ', -send.credits, ' at ', send.sequence,
@@ -74,7 +75,7 @@ WHERE (%(organization_id)s::text IS NULL
 LIMIT %(limit)s;
 
 -- finding_send_without_delivery
--- Every send was of a delivery. Deliveries older than deliveries_since may have been removed by retention.
+-- Every SEND entry has its delivery. Retention may have removed deliveries older than deliveries_since.
 SELECT send.organization_id, concat('the ledger took ', -send.credits, ' at ', send.sequence, ' for no delivery')
 FROM ledger_entries AS send
 LEFT JOIN deliveries AS delivery ON delivery.organization_id = send.organization_id
@@ -85,8 +86,10 @@ WHERE (%(organization_id)s::text IS NULL OR send.organization_id = %(organizatio
 LIMIT %(limit)s;
 
 -- finding_refund_without_send
--- Every refund gives back one whole send that came before it.
-SELECT refund.organization_id, concat('the ledger gave back ', refund.credits, ' at ', refund.sequence, ' for no such send')
+-- Every REFUND entry returns all credits of one earlier SEND entry.
+SELECT refund.organization_id, concat(
+    'the ledger gave back ', refund.credits, ' at ', refund.sequence, ' for no such send'
+)
 FROM ledger_entries AS refund
 LEFT JOIN ledger_entries AS send ON send.organization_id = refund.organization_id AND send.kind = 'SEND'
     AND send.reference_id = refund.reference_id AND send.credits = -refund.credits AND send.sequence < refund.sequence
@@ -95,9 +98,10 @@ WHERE (%(organization_id)s::text IS NULL OR refund.organization_id = %(organizat
 LIMIT %(limit)s;
 
 -- finding_top_up_not_in_ledger
--- A top-up is credited as ordered if and only if it is PAID.
+-- A top-up's credits were added, as ordered, if and only if it is PAID.
 SELECT top_up.organization_id, concat(
-    'top-up ', top_up.top_up_id, ' of ', top_up.credits, ' is ', top_up.status, '; the ledger gave ', coalesce(entry.credits, 0)
+    'top-up ', top_up.top_up_id, ' of ', top_up.credits, ' is ', top_up.status,
+    '; the ledger gave ', coalesce(entry.credits, 0)
 )
 FROM top_ups AS top_up
 LEFT JOIN ledger_entries AS entry ON entry.organization_id = top_up.organization_id AND entry.kind = 'TOP_UP'
@@ -107,7 +111,7 @@ WHERE (%(organization_id)s::text IS NULL OR top_up.organization_id = %(organizat
 LIMIT %(limit)s;
 
 -- finding_credit_without_top_up
--- Whatever was bought has its top-up.
+-- Every TOP_UP entry has its top-up.
 SELECT entry.organization_id, concat('the ledger gave ', entry.credits, ' at ', entry.sequence, ' for no top-up')
 FROM ledger_entries AS entry
 LEFT JOIN top_ups AS top_up ON top_up.organization_id = entry.organization_id AND top_up.top_up_id = entry.reference_id

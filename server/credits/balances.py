@@ -1,13 +1,19 @@
-"""Balances as callers see them: read for many callers with one statement."""
+"""Balances: single reads, gathered into few statements, and streams of changes for open pages.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+One poller per process reads the balances of all streams with one query.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from server.credits.accounts import Account
-from server.database.arrays import texts
-from server.database.batcher import Batcher, Batching, as_it_is
-from server.database.pool import Pool, pipelined_transaction
-from server.database.queries import load_queries
+from server.postgres.batcher import Batcher, Batching
+from server.postgres.columns import texts
+from server.postgres.pool import Pool, pipelined_transaction
+from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
 
@@ -20,7 +26,7 @@ class Balance:
     available_credits: int
     low_balance_threshold: int
     last_sequence: int
-    """Of the newest ledger entry: a larger number is a later balance."""
+    """The sequence of the newest ledger entry: a larger number is a later balance."""
 
     @property
     def low_balance(self) -> bool:
@@ -28,7 +34,7 @@ class Balance:
         return self.available_credits < self.low_balance_threshold
 
 
-def balance_of(account: Account) -> Balance:
+def balance_from_account(account: Account) -> Balance:
     """The account's balance."""
     return Balance(
         account.organization_id, account.available_credits, account.low_balance_threshold, account.last_sequence
@@ -36,28 +42,128 @@ def balance_of(account: Account) -> Balance:
 
 
 class Balances:
-    """Reads balances. Calls that come while others are on their way share one statement."""
+    """Reads balances. Calls that arrive while a read is in flight share the next statement."""
 
     def __init__(self, pool: Pool, *, low_balance_threshold: int, batching: Batching) -> None:
-        """low_balance_threshold is that of organizations without an account."""
+        """low_balance_threshold is the threshold of organizations without an account."""
         self._pool = pool
         self._low_balance_threshold = low_balance_threshold
-        self._batcher: Batcher[str, Balance] = Batcher(lambda ids, _: self.read(ids), batching)
+        self._batcher: Batcher[str, Balance] = Batcher(self.read, batching)
 
     async def get(self, organization_id: str) -> Balance:
-        """The balance of now: everything committed before this call is in it. Nobody's is 0."""
-        return await self._batcher.submit(organization_id, lambda: organization_id, as_it_is)
+        """The current balance; it includes everything committed before this call. Without an account it is 0."""
+        return await self._batcher.submit(organization_id, organization_id)
 
     async def read(self, organization_ids: Sequence[str]) -> list[Balance]:
-        """The balance of each organization, in order, as of one moment."""
+        """Read the balance of each organization in one snapshot; the result has the order of the argument."""
         async with pipelined_transaction(self._pool) as pipeline:
             rows = await pipeline.execute(SQL.read_balances, {"organization_ids": texts(set(organization_ids))})
-        known = {row[0]: Balance(*row) for row in await rows.fetchall()}
-        return [known.get(organization_id) or self._nothing(organization_id) for organization_id in organization_ids]
+        found = {row[0]: Balance(*row) for row in await rows.fetchall()}
+        return [found.get(organization_id) or self._empty(organization_id) for organization_id in organization_ids]
 
     async def drain(self) -> None:
-        """Wait until every call is answered."""
+        """Wait until every pending call is answered."""
         await self._batcher.drain()
 
-    def _nothing(self, organization_id: str) -> Balance:
+    def _empty(self, organization_id: str) -> Balance:
         return Balance(organization_id, 0, self._low_balance_threshold, 0)
+
+
+class BalanceStreams:
+    """Streams of balances. Polls the balances of all open streams every `poll_seconds`; stops when no stream is open.
+
+    Polling sees every commit, of any replica and of an operator's own SQL, and needs no connection per stream.
+    """
+
+    def __init__(self, balances: Balances, *, poll_seconds: float, spending_seconds: float) -> None:
+        """spending_seconds is the minimum interval before a message that only reports spent credits."""
+        self._balances = balances
+        self._poll_seconds = poll_seconds
+        self._spending_seconds = spending_seconds
+        self._streams: set[_Stream] = set()
+        self._wake = asyncio.Event()
+        self._poller: asyncio.Task[None] | None = None
+
+    async def follow(self, organization_id: str) -> AsyncGenerator[Balance, None]:
+        """Yield the current balance, then each change that a page should show. Ends only when the caller closes it.
+
+        Yields at the next poll when credits were added or the low-balance threshold was crossed or changed, and at most
+        once per spending_seconds when credits were spent. A slow reader misses intermediate balances, never the latest.
+        last_sequence never decreases. Raises DatabaseUnavailable when the database stops answering.
+        """
+        stream = _Stream(organization_id)
+        self._streams.add(stream)
+        self._wake.set()
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
+        try:
+            while True:
+                yield await stream.next()
+        finally:
+            self._streams.discard(stream)
+            if not self._streams:
+                self._wake.set()  # lets the poller end
+
+    async def _poll(self) -> None:
+        try:
+            while self._streams:
+                self._wake.clear()
+                await self._poll_once()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self._poll_seconds)
+        except Exception as error:  # noqa: BLE001 - every stream raises it
+            for stream in self._streams:
+                stream.fail(error)
+
+    async def _poll_once(self) -> None:
+        # Only streams that were open before the read: a stream must not get a balance that is older than itself.
+        streams = list(self._streams)
+        balances = await self._balances.read([stream.organization_id for stream in streams])
+        now = time.monotonic()
+        for stream, balance in zip(streams, balances, strict=True):
+            stream.publish(balance, now=now, spending_seconds=self._spending_seconds)
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One open stream: the balance that it published last, and whether its reader has taken it."""
+
+    organization_id: str
+    _published: Balance | None = None
+    _publish_time: float = 0.0
+    """On the monotonic clock, in seconds."""
+    _error: Exception | None = None
+    _unread: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def publish(self, balance: Balance, *, now: float, spending_seconds: float) -> None:
+        """Make the balance the reader's next one, if it is a change to report by now."""
+        if self._is_reportable(balance, seconds_passed=now - self._publish_time, spending_seconds=spending_seconds):
+            self._published, self._publish_time = balance, now
+            self._unread.set()
+
+    def fail(self, error: Exception) -> None:
+        """Raise the error at the reader's next read."""
+        self._error = error
+        self._unread.set()
+
+    async def next(self) -> Balance:
+        """Wait for a published balance that was not read yet. Raises the error of `fail`."""
+        await self._unread.wait()
+        self._unread.clear()
+        if self._error is not None:
+            raise self._error
+        assert self._published is not None  # noqa: S101 - publish sets it before _unread
+        return self._published
+
+    def _is_reportable(self, balance: Balance, *, seconds_passed: float, spending_seconds: float) -> bool:
+        last = self._published
+        if last is None:
+            return True
+        if balance == last or balance.last_sequence < last.last_sequence:
+            return False
+        urgent = (
+            balance.available_credits > last.available_credits
+            or balance.low_balance != last.low_balance
+            or balance.low_balance_threshold != last.low_balance_threshold
+        )
+        return urgent or seconds_passed >= spending_seconds

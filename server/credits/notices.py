@@ -1,4 +1,7 @@
-"""Mails to an organization's billing contact: a payment arrived, the balance is low. Each goes out once."""
+"""Notices: mails to an organization's billing contact about a payment received or a low balance.
+
+The table `notices` is an outbox. Every replica sends from it under a lease; each notice is sent once.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,27 +12,28 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from psycopg.rows import dict_row
 
-from server.channels.channel import Outcome, OutcomeKind
-from server.credits.money import CURRENCIES
-from server.database.pool import Pool, connection, repeat_transient
-from server.database.queries import load_queries
+from server.credits.pricing import CURRENCIES
+from server.postgres.pool import Pool, acquire, retry_transient
+from server.postgres.queries import load_queries
+from server.providers.provider import Outcome, OutcomeKind
 
 SQL = load_queries(__file__)
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
-Deliver = Callable[[str, str, str], Awaitable[Outcome]]
-"""Mails (address, subject, text); never raises for what a provider or the network does, and ends within the lease."""
+SendMail = Callable[[str, str, str], Awaitable[Outcome]]
+"""Sends a mail (address, subject, text). Returns an outcome for every provider or network error, within the lease."""
 
 _LEASE = timedelta(minutes=5)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
-_MOST_ATTEMPTS = 10
-"""Some four hours; a mail that late would say nothing that the Balance page does not."""
+_MAXIMUM_ATTEMPTS = 10
+"""About four hours with the pauses; a later mail would add nothing to the Balance page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One mail that this process has claimed."""
+    """A notice that this process has claimed."""
 
     organization_id: str
     notice_id: UUID
@@ -37,26 +41,37 @@ class Notice:
     email: str
     details: Mapping[str, Any]
     attempts: int
-    """This one included."""
+    """Includes the current attempt."""
 
 
-async def send_due_notices(pool: Pool, deliver: Deliver, *, now: datetime, limit: int) -> int:
-    """Send the notices whose time has come; how many were tried. Safe to run in many replicas at once.
+async def send_due_notices(pool: Pool, send_mail: SendMail, *, now: datetime, limit: int) -> int:
+    """Send at most `limit` due notices; returns how many were attempted. Replicas may run it at the same time.
 
-    A mail that may have gone out is not repeated. A crash between the mail and its record repeats it after the lease.
+    A mail with an unknown outcome is not repeated. After a crash between the mail and its record, the mail is sent
+    again when the lease has ended.
     """
-    async with connection(pool) as lent:
-        due = await (await lent.execute(SQL.find_due_notices, {"now": now, "limit": limit})).fetchall()
-    results = await asyncio.gather(*(_send(pool, deliver, *row, now=now) for row in due), return_exceptions=True)
+    async with acquire(pool) as connection:
+        due = await (await connection.execute(SQL.find_due_notices, {"now": now, "limit": limit})).fetchall()
+    results = await asyncio.gather(*(_send(pool, send_mail, *row, now=now) for row in due), return_exceptions=True)
     for (organization_id, notice_id), result in zip(due, results, strict=True):
         if isinstance(result, Exception):
-            why = type(result).__name__  # its text may hold the address
-            log.error("a notice broke off", organization_id=organization_id, notice_id=str(notice_id), why=why)
+            why = type(result).__name__  # the exception's text may contain the address
+            _log.error("a notice failed", organization_id=organization_id, notice_id=str(notice_id), why=why)
     return sum(result is True for result in results)
 
 
+async def remove_notices(pool: Pool, *, before: datetime, limit: int) -> int:
+    """Delete at most `limit` notices created earlier that are SENT or FAILED; returns how many, 0 when none is left."""
+    async with acquire(pool) as connection, connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(SQL.find_old_notices, {"before": before, "limit": limit})
+        found = await cursor.fetchall()
+        if found:
+            await cursor.executemany(SQL.remove_notice, found)
+    return len(found)
+
+
 def write_mail(notice: Notice) -> tuple[str, str]:
-    """Subject and text, in plain English."""
+    """The mail's subject and text, in English. Raises ValueError for an unknown kind."""
     details = notice.details
     available = f"{details['available_credits']:,} credits"
     match notice.kind:
@@ -79,15 +94,15 @@ Once the credits are used up, no more codes are sent. Buy more on the Balance pa
             raise ValueError(f"there is no mail for a notice of kind {unknown}")
 
 
-async def _send(pool: Pool, deliver: Deliver, organization_id: str, notice_id: UUID, *, now: datetime) -> bool:
+async def _send(pool: Pool, send_mail: SendMail, organization_id: str, notice_id: UUID, *, now: datetime) -> bool:
     notice = await _claim(pool, organization_id, notice_id, now=now)
     if notice is None:
         return False
-    if notice.attempts > _MOST_ATTEMPTS:  # every one of them broke off
+    if notice.attempts > _MAXIMUM_ATTEMPTS:  # no attempt recorded an outcome
         outcome = Outcome(OutcomeKind.NOT_SENT, provider="", failure_reason="broke_off")
     else:
-        outcome = await deliver(notice.email, *write_mail(notice))
-    await _settle(pool, notice, outcome, now=now)
+        outcome = await send_mail(notice.email, *write_mail(notice))
+    await _record_outcome(pool, notice, outcome, now=now)
     return True
 
 
@@ -98,12 +113,12 @@ async def _claim(pool: Pool, organization_id: str, notice_id: UUID, *, now: date
         "now": now,
         "lease_expire_time": now + _LEASE,
     }
-    async with connection(pool) as lent:
-        row = await (await lent.execute(SQL.claim_notice, claim)).fetchone()
+    async with acquire(pool) as connection:
+        row = await (await connection.execute(SQL.claim_notice, claim)).fetchone()
     return Notice(*row) if row else None
 
 
-async def _settle(pool: Pool, notice: Notice, outcome: Outcome, *, now: datetime) -> None:
+async def _record_outcome(pool: Pool, notice: Notice, outcome: Outcome, *, now: datetime) -> None:
     status = _status_after(notice, outcome.kind)
     values = {
         "organization_id": notice.organization_id,
@@ -114,12 +129,12 @@ async def _settle(pool: Pool, notice: Notice, outcome: Outcome, *, now: datetime
     }
 
     async def once() -> None:
-        async with connection(pool) as lent:
-            await lent.execute(SQL.settle_notice, values)
+        async with acquire(pool) as connection:
+            await connection.execute(SQL.record_outcome, values)
 
-    await repeat_transient(once)  # it went out: forgetting that would send it again
+    await retry_transient(once)  # without this record the mail would be sent again
     if status == "FAILED":
-        log.error(
+        _log.error(
             "a notice could not be delivered",
             organization_id=notice.organization_id,
             notice_id=str(notice.notice_id),
@@ -135,4 +150,4 @@ def _status_after(notice: Notice, outcome: OutcomeKind) -> str:
         case OutcomeKind.REJECTED_DESTINATION:
             return "FAILED"
         case OutcomeKind.NOT_SENT | OutcomeKind.REJECTED_CONFIGURATION:
-            return "PENDING" if notice.attempts < _MOST_ATTEMPTS else "FAILED"
+            return "PENDING" if notice.attempts < _MAXIMUM_ATTEMPTS else "FAILED"

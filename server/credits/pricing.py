@@ -1,19 +1,61 @@
-"""What sends cost in credits, and what credits cost in money: read from the operator's file, checked at start."""
+"""Prices: the credits of a send, and the money of a credit. Read from the operator's TOML file and checked at start."""
 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from server.channels.channel import ChannelName
-from server.credits.money import CURRENCIES, Money
 from server.errors import CurrencyNotSold, TopUpAboveMaximum, TopUpBelowMinimum
+from server.providers.provider import Channel
 
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount in whole units of its currency: 150000 rupiah, 12.34 dollars."""
+
+    currency_code: str
+    """ISO 4217."""
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Currency:
+    """The amounts that a Stripe invoice in this currency can charge."""
+
+    charge_unit: Decimal
+    """Every total is a multiple of it."""
+    unit_price_decimals: int
+    """Decimal places that the price of one credit may have; pulsa.credit.v1.Money holds at most 9."""
+    minimum_charge: Decimal
+    maximum_charge: Decimal
+
+    def round(self, amount: Decimal) -> Decimal:
+        """The amount rounded half up to a multiple of charge_unit."""
+        return (amount / self.charge_unit).quantize(Decimal(1), ROUND_HALF_UP) * self.charge_unit
+
+
+# Stripe's limits (docs.stripe.com/currencies#minimum-and-maximum-charge-amounts). The minimum is about 0.50 USD, also
+# after conversion; 10,000 rupiah leaves a margin for the exchange rate. The maximum is eight digits of minor units,
+# twelve for IDR.
+CURRENCIES: Mapping[str, Currency] = {
+    "IDR": Currency(
+        charge_unit=Decimal(1),
+        unit_price_decimals=0,
+        minimum_charge=Decimal(10_000),
+        maximum_charge=Decimal(9_999_999_999),
+    ),
+    "USD": Currency(
+        charge_unit=Decimal("0.01"),
+        unit_price_decimals=9,
+        minimum_charge=Decimal("0.50"),
+        maximum_charge=Decimal("999999.99"),
+    ),
+}
 BUILT_IN = Path(__file__).with_name("pricing.toml")
 
 Credits = Annotated[int, Field(strict=True, gt=0, le=1_000_000_000)]
@@ -22,7 +64,7 @@ UnitPrice = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a top-up asks for, before tax."""
+    """The price of a top-up, before tax."""
 
     credits: int
     unit_price: Money
@@ -30,9 +72,9 @@ class Quote:
 
 
 class Pricing(BaseModel, frozen=True, extra="forbid"):
-    """The prices in force; see pricing.toml for what each field means."""
+    """The prices in force; pricing.toml explains each field."""
 
-    channel_credits: Mapping[ChannelName, Credits]
+    channel_credits: Mapping[Channel, Credits]
     minimum_credits: Credits
     maximum_credits: Credits
     preset_credits: Annotated[tuple[Credits, ...], Field(min_length=1)]
@@ -40,7 +82,7 @@ class Pricing(BaseModel, frozen=True, extra="forbid"):
     unit_prices: Annotated[Mapping[str, UnitPrice], Field(min_length=1)]
 
     def quote(self, *, credits: int, currency_code: str) -> Quote:
-        """What these credits cost: exactly what an invoice will ask for.
+        """The price of these credits, exactly as the invoice will charge it.
 
         Raises TopUpBelowMinimum, TopUpAboveMaximum or CurrencyNotSold.
         """
@@ -61,7 +103,7 @@ class Pricing(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
-        if missing := ChannelName.__members__.keys() - self.channel_credits:
+        if missing := Channel.__members__.keys() - self.channel_credits:
             raise ValueError(f"channel_credits lacks {', '.join(sorted(missing))}")
         return self
 
@@ -93,9 +135,9 @@ class Pricing(BaseModel, frozen=True, extra="forbid"):
 
 
 def load_pricing(path: Path | None) -> Pricing:
-    """The pricing of a TOML file, or with None the built-in one.
+    """Read and check a TOML file of prices; None reads the built-in pricing.toml.
 
-    Raises ValueError with one line that names the file and the key.
+    Raises ValueError with a one-line message that names the file and the key.
     """
     path = path or BUILT_IN
     try:

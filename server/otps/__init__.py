@@ -1,1 +1,1 @@
-"""The room of codes, admission, sending, verifying and limits."""
+"""OTPs: sending, verifying, delivery, limits, usage and retention."""

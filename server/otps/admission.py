@@ -1,8 +1,8 @@
-"""Decides which sends are accepted. All of the business rule of a send is here, and nothing else is."""
+"""Decides which sends are accepted: limits, balance, idempotency. Does no I/O: the State was read before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -11,34 +11,165 @@ from server.errors import (
     DeadlineExceeded,
     DomainError,
     InsufficientCredits,
-    OtpAlreadyVerified,
-    OtpAttemptsExhausted,
-    OtpCanceled,
-    OtpExpired,
     OtpNotFound,
     RequestIdReused,
+    ResendTooSoon,
+    RetryLater,
+    TooManySends,
 )
-from server.otps.limits import RecentSend, SendLimits, Spending, UnverifiedCredits, check_limits, count_send
-from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpStatus, Target
+from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpStatus, Recipient
+
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SendLimits:
+    """The limits on sends; 0 switches a limit off."""
+
+    cooldown: timedelta = timedelta(seconds=30)
+    """Between two sends to one destination for one purpose. WhatsApp needs more than 6 s."""
+    sends_per_destination_per_hour: int = 10
+    sends_per_destination_per_day: int = 30
+    sends_per_organization_per_minute: int = 60_000
+    unverified_credits_per_country: int = 0
+    """Unverified credits of an organization on one country's numbers in one window: the most that SMS pumping costs."""
+    unverified_credits_per_prefix: int = 0
+    """The same for numbers with the same prefix: bounds pumping with one number range below its country's limit."""
+    unverified_window: timedelta = DAY
+
+
+class RecentSend(NamedTuple):
+    """A send to a destination within the last day."""
+
+    create_time: datetime
+    purpose: str
+
+
+@dataclass(slots=True)
+class UnverifiedCredits:
+    """The credits that an organization spent on an area's numbers in one window and that are not verified."""
+
+    window_start_time: datetime
+    credits: int = 0
+
+    def wait(self, credits: int, *, maximum: int, now: datetime, limits: SendLimits) -> timedelta:
+        """Time until `credits` more fit within `maximum`; zero if they fit now. A maximum of 0 is no limit."""
+        spent, end = self.credits, self.window_start_time + limits.unverified_window
+        if now >= end:
+            spent, end = 0, now + limits.unverified_window
+        return end - now if maximum and spent + credits > maximum else timedelta()
+
+    def count(self, credits: int, *, now: datetime, limits: SendLimits) -> None:
+        """Add credits; begins a new window when the current one is over."""
+        if now >= self.window_start_time + limits.unverified_window:
+            self.window_start_time = now
+            self.credits = 0
+        self.credits += credits
+
+
+@dataclass(slots=True)
+class Spending:
+    """The price of a send to a phone, and the counters of its areas."""
+
+    unverified: Sequence[UnverifiedCredits]
+    """Of the number's country; then of its prefix, where prefixes are counted."""
+    credits: int
+
+    def count(self, *, now: datetime, limits: SendLimits) -> None:
+        """Add the credits to each area's counter."""
+        for area in self.unverified:
+            area.count(self.credits, now=now, limits=limits)
+
+
+def check_limits(
+    account: Account,
+    recent: Sequence[RecentSend],
+    purpose: str,
+    *,
+    spending: Spending | None = None,
+    now: datetime,
+    limits: SendLimits,
+) -> None:
+    """Raise ResendTooSoon or TooManySends when one more send exceeds a limit.
+
+    `recent` has the last day's sends to the destination, oldest first; `spending` is None for e-mail. When several
+    limits are exceeded, raises the one with the longest wait: a caller that waits for it is not refused by the others.
+    """
+    refusals = _organization_refusals(account, now, limits)
+    if recent:
+        refusals += _destination_refusals(recent, purpose, now, limits)
+    if spending:
+        refusals += _area_refusals(spending, now, limits)
+    if refusals:
+        raise max(refusals, key=lambda refusal: refusal.retry_after_seconds)
+
+
+def count_send(account: Account, *, now: datetime) -> None:
+    """Count one send of the organization; begins a new window of a minute when the current one is over."""
+    if now >= account.window_start_time + MINUTE:
+        account.window_start_time = now
+        account.window_send_count = 0
+    account.window_send_count += 1
+
+
+def _destination_refusals(
+    recent: Sequence[RecentSend], purpose: str, now: datetime, limits: SendLimits
+) -> Iterator[RetryLater]:
+    earlier = [send.create_time for send in recent if send.purpose == purpose]
+    if earlier and (wait := earlier[-1] + limits.cooldown - now) > timedelta():
+        yield ResendTooSoon(retry_after_seconds=wait.total_seconds())
+    for window, maximum, name in (
+        (HOUR, limits.sends_per_destination_per_hour, "sends_per_destination_per_hour"),
+        (DAY, limits.sends_per_destination_per_day, "sends_per_destination_per_day"),
+    ):
+        within = [send.create_time for send in recent if send.create_time > now - window]
+        if maximum and len(within) >= maximum:
+            # One more send is allowed once only maximum - 1 of them are still in the window.
+            yield _too_many(within[len(within) - maximum] + window - now, name)
+
+
+def _organization_refusals(account: Account, now: datetime, limits: SendLimits) -> list[RetryLater]:
+    maximum = limits.sends_per_organization_per_minute
+    if maximum and account.window_send_count >= maximum and now < (end := account.window_start_time + MINUTE):
+        return [_too_many(end - now, "sends_per_organization_per_minute")]
+    return []
+
+
+def _area_refusals(spending: Spending, now: datetime, limits: SendLimits) -> Iterator[RetryLater]:
+    maxima = (
+        (limits.unverified_credits_per_country, "unverified_credits_per_country"),
+        (limits.unverified_credits_per_prefix, "unverified_credits_per_prefix"),
+    )
+    for area, (maximum, name) in zip(spending.unverified, maxima, strict=False):
+        if (wait := area.wait(spending.credits, maximum=maximum, now=now, limits=limits)) > timedelta():
+            yield _too_many(wait, name)
+
+
+def _too_many(wait: timedelta, name: str) -> RetryLater:
+    return TooManySends(retry_after_seconds=wait.total_seconds(), limit=name)
 
 
 @dataclass(slots=True)
 class Send:
-    """One request to send: of a new OTP, or of an existing one once more."""
+    """A send to be decided: of a new OTP, or a resend of an existing one."""
 
     request_id: UUID
     request_fingerprint: bytes
     delivery_id: UUID
     otp: Otp
-    target: Target
+    recipient: Recipient
     resend: bool = False
+    earlier_deliveries: Sequence[Delivery] = ()
+    """Of a resend: the OTP's deliveries so far, oldest first."""
     fallbacks_sealed: bytes | None = None
     deadline: datetime | None = None
-    """From then on the caller no longer waits, and nothing may be charged."""
+    """The call's deadline: from then on the send is refused, and nothing is charged."""
 
 
 class Admitted(NamedTuple):
-    """Accepted: charge it, record it, send it."""
+    """An accepted send: to be charged, recorded and sent."""
 
     send: Send
     delivery: Delivery
@@ -46,7 +177,7 @@ class Admitted(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """Accepted before under the same request_id: answer the same, do nothing."""
+    """A repeat of an accepted request_id: gets the first answer and changes nothing."""
 
     delivery: Delivery
     low_balance: bool
@@ -54,7 +185,7 @@ class Replayed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not accepted: nothing is written."""
+    """A refused send: nothing is written."""
 
     error: DomainError
 
@@ -65,46 +196,38 @@ OtpKey = tuple[str, UUID]
 DestinationKey = tuple[str, bytes]
 AreaKey = tuple[str, str]
 
-CLOSED: Mapping[OtpStatus, type[DomainError]] = {
-    OtpStatus.VERIFIED: OtpAlreadyVerified,
-    OtpStatus.CANCELED: OtpCanceled,
-    OtpStatus.ATTEMPTS_EXHAUSTED: OtpAttemptsExhausted,
-    OtpStatus.EXPIRED: OtpExpired,
-}
-"""Why an OTP that is not pending refuses a send or a guess."""
-
 
 @dataclass(slots=True)
 class State:
-    """What the decision depends on, as read under the accounts' locks. `admit` brings it up to date as it decides."""
+    """What decisions depend on, read under the accounts' locks. `admit` updates it with each accepted send."""
 
     accounts: dict[str, Account]
     deliveries: dict[RequestKey, Delivery] = field(default_factory=dict)
-    """The earlier deliveries with the same request_ids."""
+    """The deliveries that already have the request_ids of these sends."""
     recent_sends: dict[DestinationKey, list[RecentSend]] = field(default_factory=dict)
-    """Of the last day, oldest first."""
+    """The last day's sends to each destination, oldest first."""
     otp_statuses: dict[OtpKey, OtpStatus] = field(default_factory=dict)
-    """Of the OTPs that are to be sent again."""
+    """The stored status of each OTP that is resent."""
     unverified: dict[AreaKey, UnverifiedCredits] = field(default_factory=dict)
-    """What was spent in the areas of those sends that are to phones."""
+    """The counter of each area of the sends to phones."""
     newly_low: list[Account] = field(default_factory=list)
-    """The accounts whose balance these sends made low."""
+    """The accounts whose balance fell below its threshold by these sends."""
 
 
 def admit(sends: Sequence[Send], state: State, *, now: datetime, limits: SendLimits) -> list[Decision]:
-    """Decide each send as if they had come one after another, in order.
+    """Decide each send, in order, as if they had come one after another.
 
-    A request_id that was accepted before, also earlier in the same batch, is replayed when its fingerprint is the
-    same and refused otherwise. An organization without an account has no credits.
+    A request_id that was accepted before, also earlier in the batch, is Replayed if its fingerprint is the same and
+    refused with RequestIdReused otherwise. An organization without an account has no credits.
     """
     return [_decide(send, state, now, limits) for send in sends]
 
 
 def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Decision:
-    otp, target = send.otp, send.target
+    otp, recipient = send.otp, send.recipient
     account = state.accounts.get(otp.organization_id)
     if account is None:
-        return Refused(InsufficientCredits(required_credits=target.credits, available_credits=0))
+        return Refused(InsufficientCredits(required_credits=recipient.credits, available_credits=0))
     request = (otp.organization_id, send.request_id)
     earlier = state.deliveries.get(request)
     if earlier is not None:
@@ -119,7 +242,7 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
     count_send(account, now=now)
     if spending:
         spending.count(now=now, limits=limits)
-    if account.apply(-target.credits, now=now):
+    if account.apply(-recipient.credits, now=now):
         state.newly_low.append(account)
     delivery = _delivery(send, account, now)
     recent.append(RecentSend(now, otp.purpose))
@@ -128,19 +251,19 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
 
 
 def _spending(send: Send, state: State, now: datetime) -> Spending | None:
-    """What counts towards its areas' limits; None for mail."""
-    target = send.target
-    if not target.areas:
+    """The price and counters of a send to a phone; None for e-mail."""
+    recipient = send.recipient
+    if not recipient.areas:
         return None
-    keys = [(send.otp.organization_id, area) for area in target.areas.split()]
-    return Spending([state.unverified.setdefault(key, UnverifiedCredits(now)) for key in keys], target.credits)
+    keys = [(send.otp.organization_id, area) for area in recipient.areas.split()]
+    return Spending([state.unverified.setdefault(key, UnverifiedCredits(now)) for key in keys], recipient.credits)
 
 
 def _check(
     send: Send, account: Account, state: State, spending: Spending | None, now: datetime, limits: SendLimits
 ) -> list[RecentSend]:
-    """Raise why the send is refused, or give the sends that its destination had."""
-    otp, target = send.otp, send.target
+    """The destination's recent sends, to which an accepted send is appended. Raises the error of a refused send."""
+    otp, recipient = send.otp, send.recipient
     if send.deadline is not None and now >= send.deadline:
         raise DeadlineExceeded
     if send.resend:
@@ -150,15 +273,15 @@ def _check(
         otp.status = status
         if closed := CLOSED.get(otp.status_at(now)):
             raise closed
-    if account.available_credits < target.credits:
-        raise InsufficientCredits(required_credits=target.credits, available_credits=account.available_credits)
-    recent = state.recent_sends.setdefault((otp.organization_id, target.destination_digest), [])
+    if account.available_credits < recipient.credits:
+        raise InsufficientCredits(required_credits=recipient.credits, available_credits=account.available_credits)
+    recent = state.recent_sends.setdefault((otp.organization_id, recipient.destination_digest), [])
     check_limits(account, recent, otp.purpose, spending=spending, now=now, limits=limits)
     return recent
 
 
 def _delivery(send: Send, account: Account, now: datetime) -> Delivery:
-    otp, target = send.otp, send.target
+    otp, recipient = send.otp, send.recipient
     return Delivery(
         organization_id=otp.organization_id,
         delivery_id=send.delivery_id,
@@ -166,16 +289,16 @@ def _delivery(send: Send, account: Account, now: datetime) -> Delivery:
         request_id=send.request_id,
         request_fingerprint=send.request_fingerprint,
         purpose=otp.purpose,
-        channel=target.channel,
-        destination_digest=target.destination_digest,
-        destination_sealed=target.destination_sealed,
-        masked_destination=target.masked_destination,
-        credits=target.credits,
+        channel=recipient.channel,
+        destination_digest=recipient.destination_digest,
+        destination_sealed=recipient.destination_sealed,
+        masked_destination=recipient.masked_destination,
+        credits=recipient.credits,
         ledger_sequence=account.last_sequence,
         balance_after=account.available_credits,
         status=DeliveryStatus.QUEUED,
         refunded=False,
         failure_reason="",
         create_time=now,
-        areas=target.areas,
+        areas=recipient.areas,
     )

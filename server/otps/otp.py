@@ -1,16 +1,29 @@
-"""OTPs and their deliveries as the room sees them."""
+"""OTPs and their deliveries: the dataclasses, and the queries that read, list and cancel OTPs."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from server.channels.channel import ChannelName
+from server.errors import (
+    DomainError,
+    OtpAlreadyVerified,
+    OtpAttemptsExhausted,
+    OtpCanceled,
+    OtpExpired,
+    OtpNotFound,
+)
+from server.postgres.columns import TableColumns
+from server.postgres.pool import Connection
+from server.postgres.queries import load_queries
+from server.providers.provider import Channel
 
 
 class OtpStatus(StrEnum):
-    """Where an OTP stands. EXPIRED is never stored: it is PENDING whose time has passed."""
+    """The status of an OTP. EXPIRED is never stored: it is PENDING after `expire_time`."""
 
     PENDING = "PENDING"
     VERIFIED = "VERIFIED"
@@ -20,7 +33,7 @@ class OtpStatus(StrEnum):
 
 
 class DeliveryStatus(StrEnum):
-    """What became of a delivery."""
+    """The status of a delivery; each is defined in pulsa.otp.v1.DeliveryStatus."""
 
     QUEUED = "QUEUED"
     SENT = "SENT"
@@ -31,7 +44,7 @@ class DeliveryStatus(StrEnum):
 
 @dataclass(slots=True)
 class Otp:
-    """One challenge, without its code: that is derived when it is needed."""
+    """One OTP, without its code: `Crypto.code_of` derives that when it is needed."""
 
     organization_id: str
     otp_id: UUID
@@ -54,7 +67,7 @@ class Otp:
     """Whether any of its deliveries may be to a phone."""
 
     def status_at(self, now: datetime) -> OtpStatus:
-        """Where it stands at a moment."""
+        """The status at `now`: EXPIRED for a pending OTP whose time has passed."""
         if self.status is OtpStatus.PENDING and now >= self.expire_time:
             return OtpStatus.EXPIRED
         return self.status
@@ -70,10 +83,10 @@ class Delivery:
     request_id: UUID
     request_fingerprint: bytes
     purpose: str
-    channel: ChannelName
+    channel: Channel
     destination_digest: bytes
     destination_sealed: bytes | None
-    """None once retention has erased it."""
+    """The encrypted destination; None once retention has erased it."""
     masked_destination: str
     credits: int
     ledger_sequence: int
@@ -83,34 +96,100 @@ class Delivery:
     failure_reason: str
     create_time: datetime
     areas: str = ""
-    """As its target's."""
+    """The areas of its recipient: see Recipient.areas."""
 
 
-class Target(NamedTuple):
+CLOSED: Final[Mapping[OtpStatus, type[DomainError]]] = {
+    OtpStatus.VERIFIED: OtpAlreadyVerified,
+    OtpStatus.CANCELED: OtpCanceled,
+    OtpStatus.ATTEMPTS_EXHAUSTED: OtpAttemptsExhausted,
+    OtpStatus.EXPIRED: OtpExpired,
+}
+"""The error that a send or a guess gets for an OTP that is not pending."""
+OTP_COLUMNS: Final = TableColumns(Otp)
+DELIVERY_COLUMNS: Final = TableColumns(Delivery)
+SQL = load_queries(__file__, otp=OTP_COLUMNS, delivery=DELIVERY_COLUMNS)
+
+
+class Recipient(NamedTuple):
     """Where one send goes and what it costs."""
 
-    channel: ChannelName
+    channel: Channel
     credits: int
     destination: str
-    """Normalised and in clear: lives in memory only until the message has left."""
+    """Normalized, in clear text: never stored, kept in memory only until the message is sent."""
     destination_digest: bytes
     destination_sealed: bytes
     masked_destination: str
     areas: str = ""
-    """Where unverified credits are counted, with spaces between them: the number's country, and perhaps its prefix as a
-    keyed digest. Empty for an address."""
+    """The areas in which its unverified credits are counted, separated by spaces: the phone number's country, and the
+    keyed digest of its prefix where prefixes are counted. Empty for an e-mail address."""
 
 
-def otp_of(row: tuple[Any, ...]) -> Otp:
-    """An OTP from its columns, in the order of its fields."""
+def otp_from_row(row: tuple[Any, ...]) -> Otp:
+    """Build an OTP from a row of OTP_COLUMNS."""
     otp = Otp(*row)
     otp.status = OtpStatus(otp.status)
     return otp
 
 
-def delivery_of(row: tuple[Any, ...]) -> Delivery:
-    """A delivery from its columns, in the order of its fields."""
+def delivery_from_row(row: tuple[Any, ...]) -> Delivery:
+    """Build a delivery from a row of DELIVERY_COLUMNS."""
     delivery = Delivery(*row)
-    delivery.channel = ChannelName(delivery.channel)
+    delivery.channel = Channel(delivery.channel)
     delivery.status = DeliveryStatus(delivery.status)
     return delivery
+
+
+class OtpRecord(NamedTuple):
+    """An OTP and its deliveries, oldest first."""
+
+    otp: Otp
+    deliveries: Sequence[Delivery]
+
+
+async def read_otp(connection: Connection, organization_id: str, otp_id: UUID) -> OtpRecord:
+    """Read one OTP and its deliveries. Raises OtpNotFound, also for an OTP of another organization."""
+    cursor = await connection.execute(SQL.read_otp, {"organization_id": organization_id, "otp_id": otp_id})
+    row = await cursor.fetchone()
+    if row is None:
+        raise OtpNotFound
+    deliveries = await _read_deliveries(connection, organization_id, [otp_id])
+    return OtpRecord(otp_from_row(row), deliveries[otp_id])
+
+
+async def list_otps(
+    connection: Connection, organization_id: str, *, before_otp_id: UUID, limit: int
+) -> list[OtpRecord]:
+    """Read at most `limit` OTPs that are older than `before_otp_id`, newest first."""
+    cursor = await connection.execute(
+        SQL.list_otps, {"organization_id": organization_id, "before_otp_id": before_otp_id, "limit": limit}
+    )
+    otps = [otp_from_row(row) for row in await cursor.fetchall()]
+    deliveries = await _read_deliveries(connection, organization_id, [otp.otp_id for otp in otps])
+    return [OtpRecord(otp, deliveries[otp.otp_id]) for otp in otps]
+
+
+async def cancel_otp(connection: Connection, organization_id: str, otp_id: UUID, *, now: datetime) -> OtpRecord:
+    """Cancel a pending OTP: its code no longer works. A repeat changes nothing.
+
+    Raises OtpNotFound, OtpExpired, OtpAlreadyVerified or OtpAttemptsExhausted.
+    """
+    await connection.execute(SQL.cancel_otp, {"organization_id": organization_id, "otp_id": otp_id, "now": now})
+    record = await read_otp(connection, organization_id, otp_id)
+    status = record.otp.status_at(now)
+    if status is not OtpStatus.CANCELED:
+        raise CLOSED[status]
+    return record
+
+
+async def _read_deliveries(
+    connection: Connection, organization_id: str, otp_ids: Sequence[UUID]
+) -> dict[UUID, list[Delivery]]:
+    cursor = await connection.execute(
+        SQL.read_deliveries, {"organization_id": organization_id, "otp_ids": list(otp_ids)}
+    )
+    deliveries = defaultdict(list)
+    for delivery in map(delivery_from_row, await cursor.fetchall()):
+        deliveries[delivery.otp_id].append(delivery)
+    return deliveries

@@ -1,4 +1,7 @@
-"""Erases destinations and removes OTPs that are old: a bounded number a step, found without locks; never the ledger."""
+"""Retention: erases old destinations and removes old OTPs, guess budgets and unverified credits; never the ledger.
+
+Each function handles at most `limit` rows, which it finds without locks, and returns how many; 0 when none are left.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +11,10 @@ from operator import itemgetter
 from typing import TypeVar
 from uuid import UUID
 
-from server.database.arrays import Array, texts, uuids
-from server.database.pool import Pool, connection, transaction
-from server.database.queries import Queries, load_queries
 from server.ids import first_id
+from server.postgres.columns import Array, texts, uuids
+from server.postgres.pool import Pool, acquire, transaction
+from server.postgres.queries import Queries, load_queries
 
 SQL = load_queries(__file__)
 
@@ -19,68 +22,69 @@ Id = TypeVar("Id")
 
 
 async def erase_destinations(pool: Pool, *, before: datetime, limit: int) -> int:
-    """Forget where the next `limit` deliveries of before then went; how many were looked at, 0 at the end.
+    """Erase the destinations of the next `limit` deliveries that were created before `before`.
 
-    Goes on where it, or another replica, was last. A resend of such a delivery's OTP is long impossible.
+    Continues where the last run of any replica ended, and counts deliveries without a destination too. The OTPs of
+    such deliveries expired long ago, so no resend needs the destination.
     """
-    async with connection(pool) as lent:
-        (mark,) = await (await lent.execute(SQL.read_mark)).fetchall()
-        cursor = await lent.execute(
-            SQL.find_next_deliveries, {"last_delivery_id": mark[0], "end_id": first_id(before), "limit": limit}
+    async with acquire(pool) as connection:
+        (progress,) = await (await connection.execute(SQL.read_progress)).fetchall()
+        cursor = await connection.execute(
+            SQL.find_next_deliveries, {"last_delivery_id": progress[0], "end_id": first_id(before), "limit": limit}
         )
         found: list[tuple[str, UUID]] = await cursor.fetchall()
         if found:
-            shares = [{"organization_id": one, "ids": ids} for one, ids in _by_organization(found).items()]
-            await lent.cursor().executemany(SQL.erase_destinations, shares)
-            await lent.execute(SQL.move_mark, {"last_delivery_id": found[-1][1]})
+            batches = [
+                {"organization_id": organization_id, "ids": ids}
+                for organization_id, ids in _by_organization(found).items()
+            ]
+            await connection.cursor().executemany(SQL.erase_destinations, batches)
+            await connection.execute(SQL.advance_progress, {"last_delivery_id": found[-1][1]})
     return len(found)
 
 
 async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> int:
-    """Remove OTPs that were first sent before then, with all their deliveries; how many, 0 at the end.
-
-    Their credits stay in the ledger, which does not change.
-    """
-    async with connection(pool) as lent:
-        cursor = await lent.execute(SQL.find_old_otps, {"end_id": first_id(before), "limit": limit})
+    """Remove OTPs that were first sent before `before`, with all their deliveries. Their ledger entries stay."""
+    async with acquire(pool) as connection:
+        cursor = await connection.execute(SQL.find_old_otps, {"end_id": first_id(before), "limit": limit})
         found: list[tuple[str, UUID]] = await cursor.fetchall()
-    if Queries.name_shards:  # a transaction is of one organization
+    if Queries.name_shards:  # on Citus a transaction is limited to one organization
         return sum([await _remove_otps(pool, list(own)) for _, own in groupby(sorted(found), itemgetter(0))])
     return await _remove_otps(pool, found) if found else 0
 
 
 async def remove_guess_budgets(pool: Pool, *, before: datetime, limit: int) -> int:
-    """Forget the wrong guesses at destinations that had the last of them before then; how many, 0 at the end."""
+    """Remove the guess budgets of destinations whose last wrong guess was before `before`."""
     return await _remove(pool, SQL.find_old_guess_budgets, SQL.remove_guess_budgets, before=before, limit=limit)
 
 
 async def remove_unverified(pool: Pool, *, before: datetime, limit: int) -> int:
-    """Forget what was spent in windows that began before then; how many areas, 0 at the end."""
+    """Remove the unverified credits of areas whose window began before `before`."""
     return await _remove(pool, SQL.find_old_unverified, SQL.remove_unverified, before=before, limit=limit)
 
 
 async def _remove(pool: Pool, find: str, remove: str, *, before: datetime, limit: int) -> int:
-    async with connection(pool) as lent:
-        cursor = await lent.execute(find, {"before": before, "limit": limit})
+    async with acquire(pool) as connection:
+        cursor = await connection.execute(find, {"before": before, "limit": limit})
         found: list[tuple[str, str | bytes]] = await cursor.fetchall()
         if not found:
             return 0
-        shares = [
+        batches = [
             {"organization_id": organization_id, "ids": ids, "before": before}
             for organization_id, ids in _by_organization(found).items()
         ]
-        cursor = lent.cursor()
-        await cursor.executemany(remove, shares)
+        cursor = connection.cursor()
+        await cursor.executemany(remove, batches)
         return cursor.rowcount
 
 
 async def _remove_otps(pool: Pool, old: Sequence[tuple[str, UUID]]) -> int:
-    async with transaction(pool) as lent:
-        await lent.execute(SQL.need_not_wait_for_the_disk)
-        locked = await (await lent.execute(SQL.lock_otps, _columns(old))).fetchall()
+    async with transaction(pool) as connection:
+        await connection.execute(SQL.commit_asynchronously)
+        locked = await (await connection.execute(SQL.lock_otps, _columns(old))).fetchall()
         if locked:
-            await lent.execute(SQL.remove_deliveries, _columns(locked))
-            await lent.execute(SQL.remove_otps, _columns(locked))
+            await connection.execute(SQL.remove_deliveries, _columns(locked))
+            await connection.execute(SQL.remove_otps, _columns(locked))
     return len(locked)
 
 
@@ -89,8 +93,8 @@ def _columns(otps: Sequence[tuple[str, UUID]]) -> dict[str, Array]:
 
 
 def _by_organization(found: Iterable[tuple[str, Id]]) -> Mapping[str, list[Id]]:
-    """The ids of each organization, each once, in the order of their coming."""
+    """The ids of each organization, without duplicates, in order."""
     ids: dict[str, dict[Id, None]] = defaultdict(dict)
-    for organization_id, one in found:
-        ids[organization_id][one] = None
-    return {organization_id: list(ones) for organization_id, ones in ids.items()}
+    for organization_id, found_id in found:
+        ids[organization_id][found_id] = None
+    return {organization_id: list(of_organization) for organization_id, of_organization in ids.items()}

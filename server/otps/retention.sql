@@ -1,9 +1,9 @@
--- read_mark
+-- read_progress
 SELECT last_delivery_id
 FROM erased_destinations;
 
 -- find_next_deliveries
--- A range of the primary key, erased or not, so that each step is as short as the last.
+-- A range of the primary key, erased or not, so that every batch takes equally long.
 SELECT organization_id, delivery_id
 FROM deliveries
 WHERE delivery_id > %(last_delivery_id)s AND delivery_id < %(end_id)s
@@ -15,26 +15,26 @@ UPDATE deliveries
 SET destination_sealed = NULL
 WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(ids)s) AND destination_sealed IS NOT NULL;
 
--- move_mark
--- Only ahead: another replica may be further.
+-- advance_progress
+-- Never back: another replica may have advanced further.
 UPDATE erased_destinations
 SET last_delivery_id = %(last_delivery_id)s
 WHERE last_delivery_id < %(last_delivery_id)s;
 
 -- find_old_otps
--- By their oldest deliveries, the first of the primary key. What is still to be settled is left to the night watch.
+-- By their oldest deliveries: the primary key is ordered by time. The periodic job sends those that are still QUEUED.
 SELECT organization_id, otp_id
 FROM deliveries
 WHERE delivery_id < %(end_id)s AND status <> 'QUEUED'
 ORDER BY delivery_id
 LIMIT %(limit)s;
 
--- need_not_wait_for_the_disk
--- A removal that a crash undoes is done again.
+-- commit_asynchronously
+-- The COMMIT does not wait for the disk: a later run repeats a removal that a crash undoes.
 SELECT set_config('synchronous_commit', 'off', true);
 
 -- lock_otps
--- An OTP goes with all of its deliveries, once each of them is settled and so has no row in the outbox any more.
+-- Only OTPs without a QUEUED delivery: their deliveries have no rows in the outbox.
 SELECT organization_id, otp_id
 FROM otps
 WHERE (organization_id, otp_id) IN (
@@ -72,7 +72,7 @@ ORDER BY last_guess_time
 LIMIT %(limit)s;
 
 -- remove_guess_budgets
--- One that is locked has a guess at it just now.
+-- Skips a locked row: a guess is changing it.
 DELETE FROM guess_budgets
 WHERE organization_id = %(organization_id)s AND destination_digest IN (
     SELECT destination_digest
@@ -90,7 +90,7 @@ ORDER BY window_start_time
 LIMIT %(limit)s;
 
 -- remove_unverified
--- One that is locked is counted in just now, in a new window.
+-- Skips a locked row: a send is counted in it, in a new window.
 DELETE FROM unverified_credits
 WHERE organization_id = %(organization_id)s AND area IN (
     SELECT area

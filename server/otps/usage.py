@@ -1,37 +1,38 @@
-"""What an organization sent, day by day."""
+"""Usage of an organization per day and channel: sends, credits, OTPs, and how many were verified."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
-from server.channels.channel import ChannelName
-from server.database.pool import Connection
-from server.database.queries import load_queries
 from server.ids import first_id
+from server.postgres.pool import Connection
+from server.postgres.queries import load_queries
+from server.providers.provider import Channel
 
 SQL = load_queries(__file__)
 
 _LONGEST_CALL = timedelta(hours=1)
-"""A delivery's id is made at most so long before the delivery is accepted."""
+"""The longest time between the creation of a delivery's id and the acceptance of the delivery."""
 _FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(9999, 12, 30)
-"""Between these, the hour before a day and the day after it have ids and times. Nothing was sent outside."""
+"""Bounds within which the hour before a day and the day after it are valid ids and times. Nothing was sent outside."""
 
 
 @dataclass(frozen=True, slots=True)
 class DailyUsage:
-    """What was sent on one day, in UTC, through one channel."""
+    """What an organization sent on one day, in UTC, through one channel."""
 
     date: date
-    channel: ChannelName
+    channel: Channel
     sends: int
     credits: int
-    """Refunds deducted."""
+    """Charged, less refunds."""
     otps: int
-    """Those first sent on that day and channel."""
+    """OTPs whose first delivery was on that day and channel."""
     verified_otps: int
+    """How many of those were verified, by now."""
 
 
 async def read_usage(connection: Connection, organization_id: str, *, start: date, end: date) -> list[DailyUsage]:
-    """The days from start to end, both included, by date and channel; days without sends are left out."""
+    """Read the usage from `start` to `end`, both included, ordered by date and channel; skips days without sends."""
     start, end = (min(max(day, _FIRST_DAY), _LAST_DAY) for day in (start, end))
     start_time = datetime.combine(start, time(), UTC)
     end_time = datetime.combine(end + timedelta(days=1), time(), UTC)
@@ -45,4 +46,4 @@ async def read_usage(connection: Connection, organization_id: str, *, start: dat
             "end_id": first_id(end_time),
         },
     )
-    return [DailyUsage(row[0], ChannelName(row[1]), *row[2:]) for row in await cursor.fetchall()]
+    return [DailyUsage(row[0], Channel(row[1]), *row[2:]) for row in await cursor.fetchall()]

@@ -1,1 +1,4 @@
-"""The playground: stand-ins for a machine with no accounts anywhere; only `dev` and tests enter."""
+"""Stand-ins for Stripe, the message providers and an SMTP relay, for a machine without accounts.
+
+Only `dev`, `demo` and the tests import this package.
+"""

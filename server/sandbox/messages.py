@@ -1,18 +1,18 @@
-"""The messages of a development machine over HTTP: what a person would read on the phone."""
+"""The messages that a development server has sent, over HTTP: what recipients would read on their phones."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from server.channels.console import Console
+from server.providers.console import Console
 
 
 @asynccontextmanager
 async def message_page(console: Console, *, port: int) -> AsyncIterator[int]:
-    """`GET /messages?to=…` on this machine while the block runs: the newest messages first, as JSON.
+    """Serve `GET /messages?to=…` on 127.0.0.1 while the block runs: the messages as JSON, newest first.
 
-    Gives the port, for a caller that asked for any (0).
+    Yields the port; port 0 takes any free one.
     """
 
     async def messages(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Twilio, Vonage and the WhatsApp Cloud API on this machine: they accept, or answer what they are told to."""
+"""Stand-ins for Twilio, Vonage and the WhatsApp Cloud API: they accept each message, or give a scripted answer."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ class Conduct(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one call gets."""
+    """The answer to one call."""
 
     status: int = 200
     body: str = ""
@@ -38,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One call that a provider got, accepted or not."""
+    """One call that a provider received, accepted or not."""
 
     provider: str
     to: str
@@ -54,7 +54,7 @@ def json_answer(body: object, *, status: int = 200, headers: Mapping[str, str] |
 
 
 def twilio_error(code: int, *, status: int = 400, text: str = "") -> Answer:
-    """Twilio's refusal; the real one's text often quotes the number."""
+    """Twilio's refusal. The text of a real one often quotes the recipient's number."""
     return json_answer({"code": code, "message": text, "status": status}, status=status)
 
 
@@ -70,21 +70,21 @@ def whatsapp_error(code: int, *, status: int = 400, text: str = "") -> Answer:
 
 
 class ProvidersSandbox:
-    """The three providers in one web application, told apart by their paths."""
+    """The three providers in one web application, distinguished by their paths."""
 
     def __init__(self, *, keep: int = 1000) -> None:
-        """Remembers the last `keep` calls in `received`."""
+        """`received` holds the last `keep` calls."""
         self.received: deque[Received] = deque(maxlen=keep)
         self._next: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self._released = asyncio.Event()
         self._numbers = count(1)
 
     def play(self, provider: str, *answers: Answer) -> None:
-        """The next calls of this provider get these answers, in turn; later ones are accepted again."""
+        """Answer the next calls to this provider with these answers, in this order; later calls are accepted again."""
         self._next[provider].extend(answers)
 
     def release(self) -> None:
-        """Let every hanging call end."""
+        """Answer every call that hangs."""
         self._released.set()
 
     def application(self) -> web.Application:
@@ -133,13 +133,13 @@ class ProvidersSandbox:
 
 
 def _wamid(to: str, number: int) -> str:
-    """A message id as Meta's are: the recipient's number is in it."""
+    """A message id as Meta makes them: it contains the recipient's number."""
     content = b"\x1c\x18" + bytes([len(to)]) + to.encode() + b"\x15\x02\x00\x11\x18\x12" + b"%018X\x00" % number
     return f"wamid.{b64encode(content).decode()}"
 
 
 async def _truncated(request: web.Request, answer: Answer) -> web.StreamResponse:
-    """The first half of the body under the length of the whole."""
+    """Send half of the body under the Content-Length of the whole, and close the connection."""
     body = answer.body.encode()
     response = web.StreamResponse(status=answer.status, headers={"Content-Length": str(len(body))})
     await response.prepare(request)

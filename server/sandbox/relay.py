@@ -1,4 +1,4 @@
-"""An SMTP relay on this machine: keeps what it gets, or fails at the step that it is told to."""
+"""A stand-in for an SMTP relay: stores each mail, or fails at a step as scripted."""
 
 import asyncio
 from collections import defaultdict, deque
@@ -10,7 +10,7 @@ from typing import Final
 DROP: Final = "drop"
 """Instead of a reply: reset the connection."""
 HANG: Final = "hang"
-"""Instead of a reply: say nothing, until the caller leaves."""
+"""Instead of a reply: stay silent until the client disconnects."""
 
 _REPLIES = {
     "GREETING": "220 relay ready",
@@ -25,17 +25,20 @@ _REPLIES = {
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One mail that the relay took, dots still doubled."""
+    """One mail that the relay accepted; its leading dots are still doubled (RFC 5321, 4.5.2)."""
 
     envelope: tuple[str, ...]
     content: bytes
 
 
 class Relay:
-    """Speaks plain SMTP on 127.0.0.1; steps are named by their verb, or GREETING, or CONTENT for the final dot."""
+    """Speaks SMTP without TLS on 127.0.0.1.
+
+    A step is named by its command, or GREETING for the connection, or CONTENT for the final dot.
+    """
 
     def __init__(self) -> None:
-        """Listens from `async with` on."""
+        """It listens inside `async with`."""
         self.mails: list[Mail] = []
         self.connections = 0
         self.port = 0
@@ -44,11 +47,11 @@ class Relay:
         self._server: asyncio.Server | None = None
 
     def play(self, step: str, *replies: str) -> None:
-        """The next times that a caller comes to this step, it gets these replies, DROP or HANG, in turn."""
+        """Answer this step with these replies, DROP or HANG, in this order; then with the usual reply again."""
         self._next[step].extend(replies)
 
     async def reached(self, step: str) -> None:
-        """Wait until a caller has come to this step once."""
+        """Return once a client has reached this step."""
         await self._reached[step].wait()
 
     async def __aenter__(self) -> "Relay":
@@ -67,7 +70,7 @@ class Relay:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):  # the caller left, or was made to
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # the client disconnected, or was disconnected
                 await self._converse(reader, writer)
         finally:  # also when the event loop ends meanwhile
             writer.transport.abort()
@@ -91,7 +94,7 @@ class Relay:
     async def _reply(self, step: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         self._reached[step].set()
         planned = self._next[step]
-        reply = planned.popleft() if planned else _REPLIES.get(step, "502 5.5.1 not here")
+        reply = planned.popleft() if planned else _REPLIES.get(step, "502 5.5.1 command not implemented")
         if reply == HANG:
             await reader.read(1)
         if reply in {DROP, HANG}:

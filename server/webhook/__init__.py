@@ -1,1 +1,1 @@
-"""The side door: a small HTTP sidecar that relays Stripe's webhooks to the front door."""
+"""The webhook sidecar: a small HTTP server that relays Stripe's webhooks to the gRPC server."""

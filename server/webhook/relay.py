@@ -1,4 +1,4 @@
-"""Hands a webhook to the server over gRPC, as any caller would."""
+"""Relays a webhook to the server over gRPC, through the public API."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _log = structlog.get_logger(__name__)
 
 _TRANSIENT: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED})
 _CHANNEL_OPTIONS: Final = (
-    # A server that restarts is found again at once: gRPC by itself would wait for up to two minutes.
+    # Reconnects to a restarted server within a second; gRPC's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -24,7 +24,10 @@ _CHANNEL_OPTIONS: Final = (
 
 
 class Relay:
-    """Asks CreditService.RecordStripeEvent, again while it is away, for no longer than Stripe waits."""
+    """Calls CreditService.RecordStripeEvent; retries while the server is unavailable, for at most timeout_seconds.
+
+    Stripe must get its answer before it stops waiting, so timeout_seconds must be shorter than Stripe's timeout.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class Relay:
         credentials: grpc.ChannelCredentials | None,
         timeout_seconds: float,
     ) -> None:
-        """`token` is asked for at each call, so that it may change. Without credentials nothing is encrypted."""
+        """`token` is called for each attempt, as the token may change. Without credentials nothing is encrypted."""
         self._channel = (
             grpc.aio.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
             if credentials
@@ -45,9 +48,12 @@ class Relay:
         self._timeout_seconds = timeout_seconds
 
     async def record(self, payload: bytes, signature: str) -> HTTPStatus:
-        """OK: the event is stored. BAD_REQUEST: Stripe did not sign it. SERVICE_UNAVAILABLE: it should come again."""
+        """Relay a webhook; returns the status of its answer.
+
+        OK: the event is stored. BAD_REQUEST: Stripe did not sign it. SERVICE_UNAVAILABLE: Stripe should send it again.
+        """
         request = RecordStripeEventRequest(payload=payload, signature=signature)
-        end = asyncio.get_running_loop().time() + self._timeout_seconds
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception(_is_transient),
@@ -56,7 +62,7 @@ class Relay:
                 reraise=True,
             ):
                 with attempt:
-                    await self._record_once(request, end - asyncio.get_running_loop().time())
+                    await self._record_once(request, deadline - asyncio.get_running_loop().time())
         except grpc.aio.AioRpcError as error:
             if error.code() is StatusCode.INVALID_ARGUMENT:
                 return HTTPStatus.BAD_REQUEST
@@ -65,7 +71,7 @@ class Relay:
         return HTTPStatus.OK
 
     async def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         await self._channel.close()
 
     async def _record_once(self, request: RecordStripeEventRequest, timeout_seconds: float) -> None:

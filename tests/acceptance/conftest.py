@@ -1,4 +1,4 @@
-"""What the acceptance tests may ask for."""
+"""Fixtures of the acceptance tests."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole of Pulsa on free ports: the server, the webhook sidecar, Stripe's stand-in, and the customer's browser."""
+"""The server, the webhook sidecar and the stand-ins on free ports, in the process of the test."""
 
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -11,17 +11,16 @@ import aiohttp
 import grpc
 from prometheus_client import CollectorRegistry
 
-from server.app import running
-from server.channels.console import Console
+from server.cli.token import DevelopmentKey, development_key
+from server.composition import running
 from server.environment import load_settings
-from server.rpc.development_key import DevelopmentKey, development_key
+from server.failpoints import Failpoint
+from server.providers.console import Console
 from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.settings import KEY_BYTES, Settings
-from server.stops import Reached, go_on
-from server.webhook.intake import PATH
 from server.webhook.relay import Relay
-from server.webhook.sidecar import start_sidecar
+from server.webhook.sidecar import PATH, start_sidecar
 from tests.callers import Caller
 from tests.waiting import until
 
@@ -31,7 +30,7 @@ KEY = b64encode(b"k" * KEY_BYTES).decode()
 
 @dataclass(frozen=True, slots=True)
 class Deployment(Caller):
-    """What a caller, a customer and Stripe can reach."""
+    """The addresses that a caller, a customer and Stripe use, and calls to them."""
 
     browser: aiohttp.ClientSession
     stripe_url: str
@@ -39,47 +38,47 @@ class Deployment(Caller):
     messages_url: str
 
     async def pay(self, top_up: Any) -> None:
-        """Press the button of the hosted page."""
+        """Press the Pay button of the hosted invoice page."""
         async with self.browser.post(f"{top_up.hosted_invoice_url}/pay") as page:
             assert page.status == 200
 
     async def control(self, method: str, path: str, **body: Any) -> Any:
-        """Ask something of Stripe's stand-in."""
+        """Call the control API of the Stripe stand-in."""
         async with self.browser.request(method, f"{self.stripe_url}/_control/{path}", json=body) as answer:
             assert answer.ok, await answer.text()
             return await answer.json()
 
     async def messages_to(self, destination: str) -> list[dict[str, str]]:
-        """What a destination has received, newest first."""
+        """The messages to a destination, newest first."""
         async with self.browser.get(self.messages_url, params={"to": destination}) as page:
             found: list[dict[str, str]] = await page.json()
             return found
 
     async def all_messages(self) -> list[dict[str, str]]:
-        """What everybody has received from the console, newest first."""
+        """All messages that were sent through the console provider, newest first."""
         async with self.browser.get(self.messages_url) as page:
             found: list[dict[str, str]] = await page.json()
             return found
 
     async def code_sent_to(self, destination: str) -> str:
-        """The newest code, once it has arrived."""
+        """Return the newest code once a message has arrived."""
         await until(lambda: self.messages_to(destination))
         return (await self.messages_to(destination))[0]["code"]
 
-    async def has_balance(self, credits: int, organization_id: str = "acme") -> None:
-        """Return once the balance is this."""
+    async def wait_for_balance(self, credits: int, organization_id: str = "acme") -> None:
+        """Return once the balance has this value."""
 
-        async def is_so() -> bool:
+        async def is_reached() -> bool:
             return await self.balance(organization_id) == credits
 
-        await until(is_so)
+        await until(is_reached)
 
 
 @asynccontextmanager
 async def deployed(
-    database_url: str, folder: Path, *, reached: Reached = go_on, **changes: Any
+    database_url: str, folder: Path, *, failpoint: Failpoint | None = None, **changes: Any
 ) -> AsyncIterator[Deployment]:
-    """Everything, running; changes are settings by group."""
+    """Run everything. `changes` are settings by group; `failpoint` is awaited at each place of failpoints.py."""
     key, console = development_key(folder), Console(None)
     async with AsyncExitStack() as stack:
         stripe = await start_stripe_sandbox(webhook_secret=WEBHOOK_SECRET)
@@ -90,7 +89,7 @@ async def deployed(
                 _settings(key, stripe.url, changes),
                 database_url=database_url,
                 console=console,
-                reached=reached,
+                failpoint=failpoint,
                 registry=CollectorRegistry(),
             )
         )

@@ -1,4 +1,4 @@
-"""Whoever guesses codes through the front door, as fast as it lets them: how far they get is what README states."""
+"""An attacker who guesses codes through VerifyOtp as fast as allowed gets no further than the README states."""
 
 import asyncio
 import time
@@ -17,15 +17,15 @@ from pulsa.errors import PulsaError
 from tests.acceptance.deployment import Deployment, deployed
 from tests.callers import reason_of, refusal_of
 
-BOUND, HOURS = 12, 24
-WINDOW = HOURS * 3600.0
+WRONG_GUESSES, HOURS = 12, 24
+WINDOW_SECONDS = HOURS * 3600.0
 NUMBER = "+6281234567890"
 LIMIT: dict[str, Any] = {
     "cooldown_seconds": 0,
     "sends_per_destination_per_hour": 0,
     "sends_per_destination_per_day": 0,
     "unverified_credits_per_country": 0,
-    "wrong_guesses": BOUND,
+    "wrong_guesses": WRONG_GUESSES,
     "guess_window_hours": HOURS,
     "free_guesses": 4,
 }
@@ -45,35 +45,38 @@ def wrong(code: str, number: int = 1) -> str:
 
 @dataclass
 class Attacker:
-    """Guesses at one person's codes. Time is real, and what was waited is added to it."""
+    """Guesses the codes of one recipient. Its clock is the real one plus the time that it has waited."""
 
     pulsa: Deployment
     database_url: str
     organization_id: str = "acme"
     waited_seconds: float = 0
-    looked_at: list[tuple[float, float]] = field(default_factory=list)
-    """Between when and when each guess was looked at."""
+    checked: list[tuple[float, float]] = field(default_factory=list)
+    """Of each guess that was checked, the times before and after the call."""
     waits: list[tuple[float, float, float]] = field(default_factory=list)
-    """Between when and when a guess was refused, and what wait that told."""
+    """Of each refused guess, the times before and after the call, and its retry_after_seconds."""
 
     def now(self) -> float:
         return time.monotonic() + self.waited_seconds
 
     async def attack(self, guesses: int) -> None:
-        """Guess wrongly so often, at ever new codes: sent by changing channels, and once more to elsewhere."""
+        """Make this many wrong guesses, each seven at a new code.
+
+        A code is sent by alternating channels, and again to another destination, from which the attacker reads it.
+        """
         for channel in cycle(({"sms": NUMBER}, {"whatsapp": NUMBER})):
             sent = await self.pulsa.send(self.organization_id, **channel, max_attempts=10)
-            elsewhere = f"{sent.otp.otp_id}@mail.example"
-            again = {"otp_id": sent.otp.otp_id, "destination": {"email": elsewhere}}
+            other_address = f"{sent.otp.otp_id}@mail.example"
+            again = {"otp_id": sent.otp.otp_id, "destination": {"email": other_address}}
             await self.pulsa.call("ResendOtp", self.organization_id, **again)
-            code = await self.pulsa.code_sent_to(elsewhere)
+            code = await self.pulsa.code_sent_to(other_address)
             for number in range(1, 8):
                 await self._guess(sent.otp.otp_id, wrong(code, number), right=code)
-                if len(self.looked_at) == guesses:
+                if len(self.checked) == guesses:
                     return
 
     async def _guess(self, otp_id: str, code: str, *, right: str) -> None:
-        """One guess, looked at at last: whoever waits as told is not refused again."""
+        """Guess once. If refused, wait for retry_after_seconds; the guess must then be checked."""
         refused = await self._try(otp_id, code)
         if refused is not None:
             assert await reason_of(self._verify(otp_id, right)) == "TOO_MANY_GUESSES"
@@ -81,11 +84,11 @@ class Attacker:
             assert await self._try(otp_id, code) is None
 
     async def _try(self, otp_id: str, code: str) -> float | None:
-        """How long to wait; None when the guess was looked at."""
+        """Return how long to wait in seconds; None if the guess was checked."""
         before = self.now()
         error = await refusal_of(self._verify(otp_id, code))
         if error.reason == "WRONG_CODE":
-            self.looked_at.append((before, self.now()))
+            self.checked.append((before, self.now()))
             return None
         assert error.reason == "TOO_MANY_GUESSES"
         assert error.retry_after_seconds is not None
@@ -96,7 +99,7 @@ class Attacker:
         return self.pulsa.call("VerifyOtp", self.organization_id, otp_id=otp_id, code=code)
 
     def _wait(self, seconds: float) -> None:
-        """As if so much time had passed: what was counted lies so much further back."""
+        """Simulate the wait: move the stored guess times back by it."""
         self.waited_seconds += seconds
         with psycopg.connect(self.database_url) as connection:
             connection.execute(
@@ -106,32 +109,36 @@ class Attacker:
             )
 
 
-async def test_no_day_holds_more_guesses_than_the_stated_bound(pulsa: Deployment, database_url: str) -> None:
-    attacker = Attacker(pulsa, database_url)
-    await attacker.attack(3 * BOUND)
-
-    # From any guess on, the one that would be one too many comes a day later.
-    spans = [late[1] - early[0] for early, late in zip(attacker.looked_at, attacker.looked_at[BOUND:], strict=False)]
-    assert min(spans) >= WINDOW
-    # And not much later: the bound is used up, each day anew.
-    assert attacker.looked_at[-1][1] - attacker.looked_at[0][0] < 3 * WINDOW
-
-
-async def test_the_wait_that_is_told_ends_when_the_oldest_guess_no_longer_counts(
+async def test_no_24_hours_have_more_checked_guesses_than_the_documented_limit(
     pulsa: Deployment, database_url: str
 ) -> None:
     attacker = Attacker(pulsa, database_url)
-    await attacker.attack(BOUND + 1)
+    await attacker.attack(3 * WRONG_GUESSES)
+
+    # Any guess and the one that is WRONG_GUESSES later are at least 24 hours apart.
+    spans = [
+        late[1] - early[0] for early, late in zip(attacker.checked, attacker.checked[WRONG_GUESSES:], strict=False)
+    ]
+    assert min(spans) >= WINDOW_SECONDS
+    # And not much more: the limit can be used up every day.
+    assert attacker.checked[-1][1] - attacker.checked[0][0] < 3 * WINDOW_SECONDS
+
+
+async def test_the_retry_delay_ends_when_the_oldest_guess_leaves_the_window(
+    pulsa: Deployment, database_url: str
+) -> None:
+    attacker = Attacker(pulsa, database_url)
+    await attacker.attack(WRONG_GUESSES + 1)
 
     before, after, wait = attacker.waits[-1]
-    first_before, first_after = attacker.looked_at[0]
-    assert first_before + WINDOW - after <= wait <= first_after + WINDOW - before + 1
+    first_before, first_after = attacker.checked[0]
+    assert first_before + WINDOW_SECONDS - after <= wait <= first_after + WINDOW_SECONDS - before + 1
 
 
-async def test_of_64_guesses_at_once_as_many_are_looked_at_as_the_bound_allows(
+async def test_of_64_concurrent_guesses_only_as_many_as_the_limit_are_checked(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with deployed(database_url, tmp_path, limit=LIMIT | {"free_guesses": BOUND}) as pulsa:
+    async with deployed(database_url, tmp_path, limit=LIMIT | {"free_guesses": WRONG_GUESSES}) as pulsa:
         await pulsa.grant(100)
         sent = [await pulsa.send(sms=NUMBER, max_attempts=10) for _ in range(8)]
         codes = {message["code"] for message in await pulsa.messages_to(NUMBER)}
@@ -140,12 +147,14 @@ async def test_of_64_guesses_at_once_as_many_are_looked_at_as_the_bound_allows(
         answers = await asyncio.gather(*guesses, return_exceptions=True)
 
     reasons = Counter(answer.reason for answer in answers if isinstance(answer, PulsaError))
-    assert reasons == {"WRONG_CODE": BOUND, "TOO_MANY_GUESSES": 64 - BOUND}
+    assert reasons == {"WRONG_CODE": WRONG_GUESSES, "TOO_MANY_GUESSES": 64 - WRONG_GUESSES}
 
 
-async def test_an_attack_through_another_organization_locks_nobody_out(pulsa: Deployment, database_url: str) -> None:
+async def test_an_attack_through_another_organization_does_not_lock_the_recipient_out(
+    pulsa: Deployment, database_url: str
+) -> None:
     attacker = Attacker(pulsa, database_url, organization_id="other")
-    await attacker.attack(BOUND)
+    await attacker.attack(WRONG_GUESSES)
     theirs = await pulsa.send("other", sms=NUMBER)
     refused = await refusal_of(pulsa.call("VerifyOtp", "other", otp_id=theirs.otp.otp_id, code="000000"))
 

@@ -1,4 +1,4 @@
-"""What holds for every rpc of the contract, found there, so that a new one cannot be forgotten."""
+"""Properties of every rpc. The rpcs are read from the contract, so that a new one cannot be forgotten."""
 
 import asyncio
 import time
@@ -13,23 +13,23 @@ from hypothesis import given, settings
 from pulsa.error.v1.error_reason_pb2 import ErrorReason
 from pulsa.errors import PulsaError
 
-from server.rpc.permissions import ALL_PERMISSIONS, PERMISSIONS
-from server.sandbox.stripe.delivery import sign
+from server.api.permissions import ALL_PERMISSIONS, PERMISSIONS
+from server.sandbox.stripe.webhooks import sign
 from tests.acceptance.deployment import WEBHOOK_SECRET, Deployment
 from tests.callers import RPCS, reason_of, refusal_of
-from tests.unit.rpc.test_rules_hold import requests
+from tests.unit.api.test_validation_rules import requests
 from tests.valid_requests import valid_request
 
 PERMISSION_OF = {rpc: permission for rpcs in PERMISSIONS.values() for rpc, permission in rpcs.items()}
 FOR_NO_ORGANIZATION = {"RecordStripeEvent"}
 NOT_FOUND = {"top_up_id": "TOP_UP_NOT_FOUND", "otp_id": "OTP_NOT_FOUND", "delivery_id": "DELIVERY_NOT_FOUND"}
-# Whatever number or truth these hold, their shape is good.
+# Every value of these fields is well-formed.
 NEVER_MALFORMED = {"credits", "validate_only"}
-# What a caller can be told: everything but that the fault is Pulsa's.
-TOLD = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"INTERNAL"}
+# Every reason that a caller may see: all but INTERNAL.
+EXPECTED_REASONS = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"INTERNAL"}
 
 
-async def test_every_rpc_does_its_work(pulsa: Deployment) -> None:
+async def test_every_rpc_answers_a_good_request(pulsa: Deployment) -> None:
     answers = {
         **await buy(pulsa),
         **await send_and_verify(pulsa),
@@ -55,7 +55,7 @@ async def buy(pulsa: Deployment) -> dict[str, Message]:
         "CancelTopUp": await pulsa.call("CancelTopUp", top_up_id=canceled.top_up.top_up_id),
     }
     await pulsa.pay((await pulsa.call("CreateTopUp", **fields)).top_up)
-    await pulsa.has_balance(1000)
+    await pulsa.wait_for_balance(1000)
     answers["ListTopUps"] = await pulsa.call("ListTopUps")
     newest = answers["ListTopUps"].top_ups[0]
     return answers | {"GetTopUp": await pulsa.call("GetTopUp", top_up_id=newest.top_up_id)}
@@ -69,7 +69,7 @@ async def send_and_verify(pulsa: Deployment) -> dict[str, Message]:
     today = time.strftime("%Y-%m-%d", time.gmtime())
     return {
         "SendOtp": sent,
-        # To another place, as the same one has a cooldown.
+        # To another destination, as the first one is in its cooldown.
         "ResendOtp": await pulsa.call("ResendOtp", otp_id=otp_id, destination={"whatsapp": "+6281298765432"}),
         "VerifyOtp": await pulsa.call("VerifyOtp", otp_id=otp_id, code=code),
         "CancelOtp": await pulsa.call("CancelOtp", otp_id=other.otp.otp_id),
@@ -89,21 +89,21 @@ async def record_event(pulsa: Deployment) -> Message:
 
 
 async def refusals(pulsa: Deployment, tokens: Mapping[str, str | None]) -> dict[str, str]:
-    """How a good request of every rpc ends that comes with the token given for it."""
+    """The reason with which each rpc refuses a good request with this token; empty if it does not."""
     return {
         rpc: await reason_of(pulsa.ask(rpc, valid_request(RPCS[rpc].input_type), token))
         for rpc, token in tokens.items()
     }
 
 
-async def test_every_rpc_refuses_who_has_no_token_or_an_expired_one(pulsa: Deployment) -> None:
+async def test_every_rpc_refuses_a_missing_and_an_expired_token(pulsa: Deployment) -> None:
     refused = dict.fromkeys(RPCS, "TOKEN_INVALID")
 
     assert await refusals(pulsa, dict.fromkeys(RPCS)) == refused
     assert await refusals(pulsa, dict.fromkeys(RPCS, pulsa.token(lifetime_seconds=-1))) == refused
 
 
-async def test_every_rpc_refuses_who_lacks_just_its_permission(pulsa: Deployment) -> None:
+async def test_every_rpc_refuses_a_token_with_every_permission_but_its_own(pulsa: Deployment) -> None:
     others = {rpc: pulsa.token(permissions=[*ALL_PERMISSIONS - {PERMISSION_OF[rpc]}]) for rpc in RPCS}
 
     assert await refusals(pulsa, others) == dict.fromkeys(RPCS, "PERMISSION_MISSING")
@@ -168,7 +168,7 @@ def malformed(field: FieldDescriptor) -> Any:
     return 99 if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM else 2**31 - 1
 
 
-async def test_no_request_is_pulsas_own_fault(pulsa: Deployment) -> None:
+async def test_no_request_is_answered_internal(pulsa: Deployment) -> None:
     token = pulsa.token(organization_id="*")
     await pulsa.grant(1000)
     for rpc, method in RPCS.items():
@@ -177,17 +177,19 @@ async def test_no_request_is_pulsas_own_fault(pulsa: Deployment) -> None:
         answers = await asyncio.gather(*asked, return_exceptions=True)
 
         refused = [answer for answer in answers if isinstance(answer, BaseException)]
-        assert {error.reason if isinstance(error, PulsaError) else repr(error) for error in refused} <= TOLD, rpc
+        assert {
+            error.reason if isinstance(error, PulsaError) else repr(error) for error in refused
+        } <= EXPECTED_REASONS, rpc
 
 
 def some_requests(request: Descriptor) -> list[Message]:
-    """Good and bad ones, made before any is sent: what the server draws at random must not disturb what is made."""
+    """Valid and invalid requests, generated before any is sent: the server uses the same random generator."""
     made = [valid_request(request)]
 
     @settings(max_examples=30, deadline=None, database=None, derandomize=True)
     @given(requests(request))
-    def make(one: Message) -> None:
-        made.append(one)
+    def generate(message: Message) -> None:
+        made.append(message)
 
-    make()
+    generate()
     return made

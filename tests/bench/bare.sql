@@ -1,4 +1,4 @@
--- pgbench's script: the statements of one plain send and of its outcome, with no server, no driver and no language.
+-- pgbench's script: the statements of one plain send and of its outcome, without a server or a driver.
 -- No round trip is spent on ids: the locking statement makes them.
 BEGIN;
 SELECT available_credits - 1 AS balance_after, last_sequence + 1 AS sequence, uuidv7() AS otp_id,

@@ -1,4 +1,4 @@
-"""The calls that are measured: request_ids and destinations of their own, and codes that are right."""
+"""The measured calls, with unique request_ids and destinations and with correct codes."""
 
 from collections.abc import Callable
 from itertools import count
@@ -10,9 +10,9 @@ from pulsa.credit.v1.credit_service_pb2 import GetBalanceRequest
 from pulsa.otp.v1.destination_pb2 import Destination
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, VerifyOtpRequest
 
-from server.otps.otp import Otp, otp_of
-from server.otps.vault import Vault
-from tests.bench.stage import KEY, KEY_ID, SPREAD
+from server.otps.crypto import Crypto
+from server.otps.otp import Otp, otp_from_row
+from tests.bench.environment import KEY, KEY_ID, SPREAD
 
 SEND_OTP = "/pulsa.otp.v1.OtpService/SendOtp"
 VERIFY_OTP = "/pulsa.otp.v1.OtpService/VerifyOtp"
@@ -21,11 +21,11 @@ _TTL = Duration(seconds=600)
 _numbers = count()
 
 Bodies = Callable[[int], list[bytes]]
-"""Gives so many request bodies, or fewer when there are no more."""
+"""Returns the given number of request bodies, or fewer when there are no more."""
 
 
 def sends(organization_id: str) -> Bodies:
-    """SendOtp of one organization, by e-mail, WhatsApp and SMS in turn, each to a destination never used before."""
+    """SendOtp of one organization, by e-mail, WhatsApp and SMS in turn, each to a new destination."""
     return lambda count: [_send(organization_id, next(_numbers)) for _ in range(count)]
 
 
@@ -40,7 +40,7 @@ def balances(count: int) -> list[bytes]:
     return [GetBalanceRequest(organization_id="hot").SerializeToString()] * count
 
 
-def stock_otps(database_url: str, count: int) -> None:
+def store_otps(database_url: str, count: int) -> None:
     """Add OTPs of the spread organizations for VerifyOtp to verify."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
@@ -55,8 +55,8 @@ def stock_otps(database_url: str, count: int) -> None:
 
 
 def verifies(database_url: str) -> Bodies:
-    """VerifyOtp, each with the right code of another OTP of the stock."""
-    vault = Vault({KEY_ID: KEY}, digest_secret=KEY)
+    """VerifyOtp, each with the correct code of another stored OTP."""
+    crypto = Crypto({KEY_ID: KEY}, digest_secret=KEY)
 
     def bodies(count: int) -> list[bytes]:
         with psycopg.connect(database_url) as connection:
@@ -67,17 +67,17 @@ def verifies(database_url: str) -> Bodies:
                 " WHERE status = 'PENDING' AND organization_id LIKE 'spread-%%' LIMIT %s",
                 [count],
             ).fetchall()
-        return [_verify(otp_of(row), vault) for row in rows]
+        return [_verify(otp_from_row(row), crypto) for row in rows]
 
     return bodies
 
 
-def _verify(otp: Otp, vault: Vault) -> bytes:
+def _verify(otp: Otp, crypto: Crypto) -> bytes:
     return VerifyOtpRequest(
         organization_id=otp.organization_id,
         request_id=str(uuid4()),
         otp_id=str(otp.otp_id),
-        code=vault.code_of(otp),
+        code=crypto.code_of(otp),
     ).SerializeToString()
 
 

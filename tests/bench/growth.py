@@ -1,4 +1,4 @@
-"""Whether sends stay as fast when the tables are large, and whether a second worker helps."""
+"""Sends with large tables compared with small ones, and two workers compared with one."""
 
 import statistics
 import time
@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 
-from server.database.queries import load_queries
+from server.postgres.queries import load_queries
 from tests.bench.calls import SEND_OTP, spread_sends
+from tests.bench.environment import SPREAD, BenchmarkEnvironment
 from tests.bench.rounds import Rounds, Subject
-from tests.bench.stage import SPREAD, Stage
 
 SMALL, LARGE = "small", "large"
 SMALL_ENTRIES, LARGE_ENTRIES = 10_000, 10_000_000
-_WORKER_CONNECTIONS = 32  # the kernel deals connections out to workers: with many, about evenly
+_WORKER_CONNECTIONS = 32  # the kernel distributes connections over workers: many spread evenly
 
 SQL = load_queries(__file__)
 _INSERTS = {name.removeprefix("insert_"): query for name, query in SQL if name.startswith("insert_")}
@@ -22,13 +22,13 @@ _INSERTS = {name.removeprefix("insert_"): query for name, query in SQL if name.s
 Figures = Mapping[str, object]
 
 
-def fill(stage: Stage, database: str, entries: int) -> None:
-    """Add sends to the spread organizations, as they would have come in turn over the last 400 days, but the last ones.
+def fill(environment: BenchmarkEnvironment, database: str, entries: int) -> None:
+    """Add the sends of the last 400 days to the spread organizations, except the most recent ones.
 
-    The ledger is for ever; OTPs and deliveries are kept for 90 days, so the last fifth of the sends have theirs.
+    The ledger keeps every send. OTPs and deliveries are kept for 90 days, so only the last fifth of the sends has them.
     """
     database_url, parameters = (
-        stage.database_url(database),
+        environment.database_url(database),
         _sends(entries, first=0, last=entries - _recent(entries) - 1),
     )
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -50,21 +50,21 @@ def fill(stage: Stage, database: str, entries: int) -> None:
 
 
 def _fill_table(database_url: str, insert: str, parameters: Mapping[str, object], indexes: Sequence[str]) -> None:
-    """Indexes are built when the rows are in: that takes a fraction of the time."""
+    """Insert the rows, then build the indexes: that takes a fraction of the time."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(insert.encode(), parameters)
         for create in indexes:
             connection.execute(create.encode())
 
 
-def catch_up(stage: Stage, database: str, entries: int) -> None:
-    """Add the last sends, on the PostgreSQL that is measured.
+def add_recent_sends(environment: BenchmarkEnvironment, database: str, entries: int) -> None:
+    """Add the most recent sends, on the measured PostgreSQL.
 
-    The first change of a page after a checkpoint writes the whole page to the log. With 10,000 organizations that takes
-    minutes of sends, and is over for most of the time between two checkpoints: what is measured is that time.
+    The first change of a page after a checkpoint writes the whole page to the log. With 10,000 organizations that
+    affects minutes of sends, but not most of the time between two checkpoints: that time is measured.
     """
     parameters = _sends(entries, first=entries - _recent(entries), last=entries - 1)
-    with psycopg.connect(stage.database_url(database), autocommit=True) as connection:
+    with psycopg.connect(environment.database_url(database), autocommit=True) as connection:
         for statement in (*_INSERTS.values(), SQL.write_balances):
             connection.execute(statement.encode(), parameters)
         for statement in (SQL.drop_sends, "ANALYZE"):
@@ -87,12 +87,12 @@ def _recent(entries: int) -> int:
     return min(entries, 5 * SPREAD)
 
 
-def growth(stage: Stage, *, count: int, seconds: float) -> Figures:
+def growth(environment: BenchmarkEnvironment, *, count: int, seconds: float) -> Figures:
     """SendOtp over 10,000 organizations with LARGE_ENTRIES over the same with SMALL_ENTRIES, alternating."""
-    catch_up(stage, SMALL, SMALL_ENTRIES)
-    catch_up(stage, LARGE, LARGE_ENTRIES)
-    with stage.server("pulsa", SMALL) as few, stage.server("pulsa", LARGE) as many:
-        small, large = (Subject(server, SEND_OTP, spread_sends, stage.token) for server in (few, many))
+    add_recent_sends(environment, SMALL, SMALL_ENTRIES)
+    add_recent_sends(environment, LARGE, LARGE_ENTRIES)
+    with environment.server("pulsa", SMALL) as few, environment.server("pulsa", LARGE) as many:
+        small, large = (Subject(server, SEND_OTP, spread_sends, environment.token) for server in (few, many))
         for subject in (small, large):
             subject.warm()
         for _ in range(count):
@@ -108,11 +108,11 @@ def growth(stage: Stage, *, count: int, seconds: float) -> Figures:
     }
 
 
-def workers(stage: Stage, rounds: Rounds, database: str, *, count: int, seconds: float) -> Figures:
+def workers(environment: BenchmarkEnvironment, rounds: Rounds, database: str, *, count: int, seconds: float) -> Figures:
     """Two supervised workers over one process, alternating."""
     one, ratios = rounds.subjects["send_otp_spread"], []
-    with stage.server("pulsa", database, PULSA_WORKERS="2") as supervised:
-        pair = Subject(supervised, SEND_OTP, spread_sends, stage.token)
+    with environment.server("pulsa", database, PULSA_WORKERS="2") as supervised:
+        pair = Subject(supervised, SEND_OTP, spread_sends, environment.token)
         for _ in range(count):
             both = pair.run(seconds, connections=_WORKER_CONNECTIONS).per_second
             ratios.append(both / one.run(seconds, connections=_WORKER_CONNECTIONS).per_second)

@@ -1,7 +1,7 @@
-"""The simplest honest alternative: each call does its own transaction of plain statements, and waits for each of them.
+"""The baseline: each call runs its own transaction of plain statements, one after another.
 
-It takes the same requests, keeps the same records in the same schema under the same locks, and passes the same audit.
-It has no door (no token, no validation), so what the product is compared with is cheaper than it could be.
+It accepts the same requests, stores the same rows in the same schema under the same locks, and passes the same audit.
+It has no interceptor (no token, no validation), so this baseline does less per call than the product.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from uuid import UUID
 from pulsa.credit.v1 import credit_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
 
-from server.channels.channel import ChannelName
-from server.channels.destinations import parse_email, parse_phone
 from server.clock import utc_now
-from server.database.pool import Connection, Pool, open_pool, transaction
-from server.database.queries import load_queries
 from server.ids import new_id
-from server.otps.otp import otp_of
-from server.otps.vault import Vault
+from server.otps.crypto import Crypto
+from server.otps.destinations import parse_email, parse_phone
+from server.otps.otp import otp_from_row
+from server.postgres.pool import Connection, Pool, open_pool, transaction
+from server.postgres.queries import load_queries
+from server.providers.provider import Channel
 from server.settings import Settings
 
 SQL = load_queries(__file__)
@@ -35,9 +35,9 @@ Method = Callable[[bytes, Any], Awaitable[bytes]]
 
 @asynccontextmanager
 async def plain_methods(settings: Settings, database_url: str) -> AsyncIterator[Mapping[str, Method]]:
-    """The methods by their paths, on a pool as large as the product's."""
+    """The methods by path, with a pool as large as the product's."""
     pool = await open_pool(database_url, size=settings.database.connections, timeout_seconds=30)
-    plain = Plain(pool, Vault(settings.secret.key_ring(), digest_secret=settings.secret.digest()))
+    plain = Plain(pool, Crypto(settings.secret.key_ring(), digest_secret=settings.secret.digest()))
     yield {
         "/pulsa.otp.v1.OtpService/SendOtp": plain.send_otp,
         "/pulsa.otp.v1.OtpService/VerifyOtp": plain.verify_otp,
@@ -51,7 +51,7 @@ class Plain:
     """The three rpcs."""
 
     pool: Pool
-    vault: Vault
+    crypto: Crypto
     outcomes: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def send_otp(self, payload: bytes, _: Any) -> bytes:
@@ -60,7 +60,7 @@ class Plain:
         send = self._send(request, payload)
         async with transaction(self.pool) as connection:
             await _charge(connection, send)
-        outcome = asyncio.create_task(self._settle(send))
+        outcome = asyncio.create_task(self._record_outcome(send))
         self.outcomes.add(outcome)
         outcome.add_done_callback(self.outcomes.discard)
         return otp_service_pb2.SendOtpResponse(
@@ -68,7 +68,7 @@ class Plain:
         ).SerializeToString()
 
     async def verify_otp(self, payload: bytes, _: Any) -> bytes:
-        """Compare the code under the OTP's lock; only right codes are measured."""
+        """Compare the code under the OTP's lock; only correct codes are measured."""
         request = otp_service_pb2.VerifyOtpRequest.FromString(payload)
         keys: dict[str, Any] = {
             "organization_id": request.organization_id,
@@ -78,10 +78,10 @@ class Plain:
         }
         async with transaction(self.pool) as connection:
             row = await _row(connection, SQL.lock_otp, keys)
-            otp = otp_of(row)
+            otp = otp_from_row(row)
             await _rows(connection, SQL.read_guesses, {**keys, "destination_digest": otp.destination_digest})
             if otp.status_at(keys["now"]) != "PENDING" or not hmac.compare_digest(
-                self.vault.code_of(otp), request.code
+                self.crypto.code_of(otp), request.code
             ):
                 raise ValueError("a wrong code, or a closed OTP")
             await connection.execute(SQL.mark_verified, keys)
@@ -96,11 +96,11 @@ class Plain:
         response.balance.available_credits = row[0]
         return response.SerializeToString()
 
-    async def _settle(self, send: Mapping[str, Any]) -> None:
-        # The provider would be called before.
+    async def _record_outcome(self, send: Mapping[str, Any]) -> None:
+        # The provider would be called first.
         async with transaction(self.pool) as connection:
             await connection.execute(SQL.remove_from_outbox, send)
-            await connection.execute(SQL.settle, send)
+            await connection.execute(SQL.record_outcome, send)
 
     def _send(self, request: otp_service_pb2.SendOtpRequest, payload: bytes) -> dict[str, Any]:
         channel = request.destination.WhichOneof("channel") or ""
@@ -110,16 +110,16 @@ class Plain:
         return {
             "organization_id": request.organization_id,
             "request_id": UUID(request.request_id),
-            "request_fingerprint": self.vault.fingerprint(payload),
+            "request_fingerprint": self.crypto.fingerprint(payload),
             "otp_id": new_id(),
             "delivery_id": new_id(),
             "purpose": request.purpose,
             "locale": request.locale,
-            "code_key_id": self.vault.current_key_id,
-            "channel": ChannelName(channel.upper()).value,
+            "code_key_id": self.crypto.current_key_id,
+            "channel": Channel(channel.upper()).value,
             "credits": _PRICES[channel],
-            "destination_digest": self.vault.digest(destination.normalized),
-            "destination_sealed": self.vault.seal(destination.normalized, organization_id=request.organization_id),
+            "destination_digest": self.crypto.digest(destination.normalized),
+            "destination_sealed": self.crypto.seal(destination.normalized, organization_id=request.organization_id),
             "masked_destination": destination.masked,
             "now": now,
             "since": now - timedelta(days=1),
@@ -128,15 +128,15 @@ class Plain:
 
 
 async def _charge(connection: Connection, send: dict[str, Any]) -> None:
-    """Decide under the account's lock, and record; adds `sequence` and `balance_after` to the send."""
+    """Decide under the account's lock and store; adds `sequence` and `balance_after` to the send."""
     credits, sequence, _ = await _row(connection, SQL.lock_account, send)
     if await _rows(connection, SQL.find_request, send):
-        raise ValueError("a repeated request_id, which is not measured")
+        raise ValueError("a repeated request_id is not measured")
     recent, _ = await _row(connection, SQL.count_recent_sends, send)
     if recent or credits < send["credits"]:
-        raise ValueError("a refused send, which is not measured")
+        raise ValueError("a refused send is not measured")
     send |= {"sequence": sequence + 1, "balance_after": credits - send["credits"]}
-    for statement in (SQL.take_credits, SQL.insert_entry, SQL.insert_otp, SQL.insert_delivery, SQL.insert_outbox):
+    for statement in (SQL.charge_credits, SQL.insert_entry, SQL.insert_otp, SQL.insert_delivery, SQL.insert_outbox):
         await connection.execute(statement, send)
 
 

@@ -15,7 +15,7 @@ FROM deliveries
 WHERE organization_id = %(organization_id)s AND destination_digest = %(destination_digest)s
     AND create_time > %(since)s;
 
--- take_credits
+-- charge_credits
 UPDATE accounts
 SET available_credits = available_credits - %(credits)s,
     last_sequence = last_sequence + 1,
@@ -36,7 +36,8 @@ INSERT INTO otps (
     web_otp_domain, metadata, max_attempts, create_time, expire_time
 )
 VALUES (
-    %(organization_id)s, %(otp_id)s, %(purpose)s, %(locale)s, %(destination_digest)s, %(code_key_id)s, 6, '', '', '{}',
+    %(organization_id)s, %(otp_id)s, %(purpose)s, %(locale)s, %(destination_digest)s, %(code_key_id)s, 6, '', '',
+    jsonb_build_object(),
     5, %(now)s, %(expire_time)s
 );
 
@@ -59,7 +60,7 @@ VALUES (%(organization_id)s, %(delivery_id)s, %(otp_id)s, %(expire_time)s);
 DELETE FROM outbox
 WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;
 
--- settle
+-- record_outcome
 UPDATE deliveries
 SET status = 'SENT', provider = 'console', provider_message_id = %(delivery_id)s::text, update_time = %(now)s
 WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND status = 'QUEUED';

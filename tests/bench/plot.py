@@ -10,9 +10,9 @@ import matplotlib as mpl  # type: ignore[import-not-found] # it has a virtual en
 mpl.use("agg")  # no screen is needed
 from matplotlib import pyplot as plt
 
-_INK, _BAR, _REST, _FLOOR = "#24292f", "#2f6f9f", "#b8c4cf", "#b3541e"
+_INK, _BAR, _BASELINE, _LIMIT = "#24292f", "#2f6f9f", "#b8c4cf", "#b3541e"
 _RPCS = {
-    # key: title, the floor of its ratio to an empty call
+    # key: title, the limit of its ratio to an empty call
     "get_balance": ("GetBalance", 0.75),
     "verify_otp": ("VerifyOtp", 0.55),
     "send_otp_spread": ("SendOtp, 10,000 organizations", 0.50),
@@ -21,7 +21,7 @@ _RPCS = {
 
 
 def main() -> None:
-    """Draw the file given, beside it."""
+    """Draw the given file; the images get its name."""
     path = Path(sys.argv[1])
     figures = json.loads(path.read_text())
     plt.rcParams |= {"font.size": 10, "text.color": _INK, "svg.hashsalt": "pulsa", "svg.fonttype": "none"}
@@ -32,18 +32,20 @@ def main() -> None:
 
 
 def _draw(axes: Any, figures: dict[str, Any]) -> None:
-    bars = [_bar(figures, key, title, floor) for key, (title, floor) in _RPCS.items()]
+    bars = [_bar(figures, key, title, limit) for key, (title, limit) in _RPCS.items()]
     plain = figures["plain_transactions"]["send_otp"]["per_second"]
     bars.append(("SendOtp by plain transactions", plain / figures["empty_call"]["per_second"], (0, 0), plain, None))
     bars.reverse()
-    for row, (_, ratio, (below, above), _, floor) in enumerate(bars):
-        color = _REST if floor is None else _BAR
+    for row, (_, ratio, (below, above), _, limit) in enumerate(bars):
+        color = _BASELINE if limit is None else _BAR
         axes.barh(row, ratio, xerr=[[below], [above]], height=0.6, color=color, ecolor=_INK, capsize=3)
-        if floor:
-            axes.plot([floor, floor], [row - 0.4, row + 0.4], color=_FLOOR, linewidth=2)
+        if limit:
+            axes.plot([limit, limit], [row - 0.4, row + 0.4], color=_LIMIT, linewidth=2)
     axes.axvline(1, color=_INK, linewidth=1)
     axes.set_yticks(range(len(bars)), [f"{title}\n{rate:,.0f} per second" for title, _, _, rate, _ in bars])
-    axes.set_xlabel("share of an empty gRPC call's rate, measured beside it (line: the floor; whiskers: all rounds)")
+    axes.set_xlabel(
+        "share of an empty gRPC call's rate, measured at the same time (line: the limit; whiskers: all rounds)"
+    )
     machine = figures["machine"]
     axes.set_title(
         f"Empty call {figures['empty_call']['per_second']:,.0f} per second; one process, "
@@ -55,11 +57,11 @@ def _draw(axes: Any, figures: dict[str, Any]) -> None:
 
 
 def _bar(
-    figures: dict[str, Any], key: str, title: str, floor: float
+    figures: dict[str, Any], key: str, title: str, limit: float
 ) -> tuple[str, float, tuple[float, float], float, float | None]:
     ratio = figures[key]["ratio_to_empty_call"]
     low, high = figures[key]["ratio_to_empty_call_spread"]
-    return title, ratio, (ratio - low, high - ratio), figures[key]["per_second"], floor
+    return title, ratio, (ratio - low, high - ratio), figures[key]["per_second"], limit
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures in words: build/bench.json and the table."""
+"""Output of the figures: build/bench.json and a table."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 import psycopg
 
+from tests.bench.environment import POSTGRES, BenchmarkEnvironment
 from tests.bench.load import CALLS_AT_ONCE, CONNECTIONS
 from tests.bench.rounds import Rounds, Subject
-from tests.bench.stage import POSTGRES, Stage
 
 _PACKAGES = ("grpcio", "uvloop", "psycopg", "protobuf", "cryptography")
 GOALS: Mapping[tuple[str, str], tuple[str, float, float]] = {
-    # (key, field): what it is, floor, aim
+    # (key, field): title, limit, goal
     ("send_otp_hot", "ratio_to_empty_call"): ("SendOtp, one organization / empty call", 0.50, 0.75),
     ("send_otp_spread", "ratio_to_empty_call"): ("SendOtp, 10,000 organizations / empty call", 0.50, 0.75),
     ("send_otp_hot", "ratio_to_plain_transactions"): ("SendOtp / plain transactions", 4, 6),
@@ -30,12 +30,12 @@ GOALS: Mapping[tuple[str, str], tuple[str, float, float]] = {
     ("overload", "goodput_over_maximum"): ("goodput at 3x capacity / maximum", 0.8, 0.95),
     ("workers", "ratio_of_two_to_one"): ("two workers / one", 0, 0),
 }
-"""Issue 3's figures. Latency ratios are better when lower, the others when higher."""
+"""Latency ratios are better when lower, the others when higher."""
 
 
-def circumstances(stage: Stage) -> dict[str, object]:
-    """When, where and with what."""
-    with psycopg.connect(stage.url) as connection:
+def conditions(environment: BenchmarkEnvironment) -> dict[str, object]:
+    """Date, machine, versions and settings."""
+    with psycopg.connect(environment.url) as connection:
         row = connection.execute("SHOW server_version").fetchone()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -59,10 +59,10 @@ def throughput(rounds: Rounds) -> dict[str, object]:
     """The figures of the alternating rounds."""
     figures: dict[str, object] = {
         "empty_call": _subject(rounds.empty),
-        "empty_call_beside_poller": {
-            **_subject(rounds.beside),
-            "ratio_to_empty_call": statistics.median(rounds.beside_ratios),
-            "ratio_to_empty_call_spread": _spread(rounds.beside_ratios),
+        "empty_call_pinned": {
+            **_subject(rounds.empty_pinned),
+            "ratio_to_empty_call": statistics.median(rounds.pinned_ratios),
+            "ratio_to_empty_call_spread": _spread(rounds.pinned_ratios),
         },
     }
     for name, subject in rounds.subjects.items():
@@ -84,13 +84,13 @@ def throughput(rounds: Rounds) -> dict[str, object]:
 
 
 def write(figures: Mapping[str, object], path: Path) -> None:
-    """As JSON, numbers rounded to what they can mean."""
+    """Write JSON, numbers rounded to four digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_rounded(figures), indent=2) + "\n")
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """For people."""
+    """The figures as text."""
     return "\n".join([*_rates(figures), "", *_goals(figures), "", *_remarks(figures)])
 
 
@@ -104,13 +104,13 @@ def _subject(subject: Subject) -> dict[str, object]:
         "server_cpu": statistics.median(subject.server_cpu),
         "server_cpu_us_per_call": statistics.median(subject.cpu_us),
     }
-    if subject.lags:
-        figures["outcome_lag_seconds"] = statistics.median(subject.lags)
+    if subject.outcome_lags:
+        figures["outcome_lag_seconds"] = statistics.median(subject.outcome_lags)
     return figures
 
 
 def _generator(rounds: Rounds) -> dict[str, object]:
-    """How it is known that the generator is not the limit: it waits most of the time, in every run."""
+    """Shows that the generator is not the bottleneck: it waits most of the time, in every run."""
     outcomes = [outcome for subject in (rounds.empty, *rounds.subjects.values()) for outcome in subject.outcomes]
     busiest = max(outcomes, key=lambda outcome: outcome.generator_cpu)
     return {
@@ -133,7 +133,7 @@ _COLUMNS = (
 
 def _rates(figures: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'':25}" + "".join(f"{title:>12}" for _, title, _ in _COLUMNS)
-    names = ("empty_call", "empty_call_beside_poller", "send_otp_hot", "send_otp_spread", "verify_otp", "get_balance")
+    names = ("empty_call", "empty_call_pinned", "send_otp_hot", "send_otp_spread", "verify_otp", "get_balance")
     rows = {name: figures[name] for name in names}
     rows |= {f"plain_{name}": row for name, row in figures["plain_transactions"].items()}
     rows["bare_statements"] = figures["bare_statements"]
@@ -144,13 +144,13 @@ def _rates(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _goals(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{'':46}{'measured':>9}{'floor':>7}{'aim':>7}"
-    for (key, name), (title, floor, aim) in GOALS.items():
+    yield f"{'':46}{'measured':>9}{'limit':>7}{'goal':>7}"
+    for (key, name), (title, limit, goal) in GOALS.items():
         if key not in figures:
             continue
-        goal = f"{floor:7g}{aim:7g}" if aim else f"{'':14}"
+        limits = f"{limit:7g}{goal:7g}" if goal else f"{'':14}"
         low, high = figures[key].get(f"{name}_spread") or figures[key]["spread"]
-        yield f"{title:46}{figures[key][name]:9.2f}{goal}   ({low:.2f} to {high:.2f})"
+        yield f"{title:46}{figures[key][name]:9.2f}{limits}   ({low:.2f} to {high:.2f})"
 
 
 def _remarks(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -158,8 +158,8 @@ def _remarks(figures: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"A lone SendOtp: p50 {idle['p50_ms']:.2f} ms, p99 {idle['p99_ms']:.2f} ms; an empty call "
         f"{idle['empty_call_p50_ms']:.2f} ms, a bare commit {idle['bare_commit_p50_ms']:.2f} ms."
-        f" Beside its poller an empty call takes {idle['empty_call_beside_poller_p50_ms']:.2f} ms, and the SendOtp "
-        f"{idle['ratio_to_empty_call_beside_poller_and_commit']:.2f} times that and a commit."
+        f" With a pinned polling thread an empty call takes {idle['empty_call_pinned_p50_ms']:.2f} ms, and the SendOtp "
+        f"{idle['ratio_to_empty_call_pinned_and_commit']:.2f} times that and a commit."
     )
     ends = ", ".join(f"{number:,} {status}" for status, number in over["calls"].items())
     yield f"At 3x capacity: {ends}; OK with p50 {over['accepted_p50_ms']:.0f} ms, p99 {over['accepted_p99_ms']:.0f} ms."

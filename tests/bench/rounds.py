@@ -1,4 +1,4 @@
-"""Throughput in alternating rounds: every figure beside the empty call of its own moment, as machines have moods."""
+"""Throughput in alternating rounds: each figure is compared with an empty call of the same moment, as rates vary."""
 
 import re
 import statistics
@@ -10,40 +10,40 @@ from pathlib import Path
 
 import psycopg
 
-from server.database import embedded
+from server.postgres import embedded
 from tests.bench.calls import GET_BALANCE, SEND_OTP, VERIFY_OTP, Bodies, balances, sends, spread_sends, verifies
+from tests.bench.connection import Target
+from tests.bench.environment import BenchmarkEnvironment, Server
 from tests.bench.load import CONNECTIONS, WARM_SECONDS, Outcome, drive
 from tests.bench.serve import EMPTY_PATH
-from tests.bench.stage import Server, Stage
-from tests.bench.wire import Target
 
 MAIN = "main"
-_SPARE = 1.6  # bodies made, for each that the last round used
-_LEAST_PER_SECOND = 6000.0  # for which there are bodies, as the round before may have been a slow one
+_SPARE = 1.6  # bodies created for each that the last round used
+_LEAST_PER_SECOND = 6000.0  # lower bound of the expected rate, as the last round may have been slow
 _SETTLE_SECONDS = 10.0
 
 
 @dataclass(slots=True)
 class Subject:
-    """Something to measure, and what each round of it came to."""
+    """A method to measure, and the results of its rounds."""
 
     server: Server
     path: str
     bodies: Bodies
     token: str
-    settled: Callable[[], float] | None = None
-    """Waits until the work that its calls left behind is done; in seconds."""
+    wait_for_outcomes: Callable[[], float] | None = None
+    """Waits until the outcomes of its calls are recorded; returns the seconds waited."""
     outcomes: list[Outcome] = field(default_factory=list)
     server_cpu: list[float] = field(default_factory=list)
     """The server's share of one core."""
     cpu_us: list[float] = field(default_factory=list)
-    """What a call cost the server's processor, its outcome included: steadier than rates where others work too."""
-    lags: list[float] = field(default_factory=list)
+    """Processor time of the server per call, its outcome included: steadier than rates on a shared machine."""
+    outcome_lags: list[float] = field(default_factory=list)
 
     expected_per_second: float = 0.0
 
     def warm(self) -> None:
-        """Drive it for a moment that is not counted, so that no round pays for its first calls."""
+        """Run it without counting, so that no round includes the slower first calls."""
         self._drive(0.7, CONNECTIONS)
 
     def run(self, seconds: float, *, connections: int = CONNECTIONS) -> Outcome:
@@ -54,8 +54,8 @@ class Subject:
         if not outcome.latencies:
             raise RuntimeError(f"{self.path}: no call was answered in {seconds} s; is the machine busy?")
         self.outcomes.append(outcome)
-        if self.settled:
-            self.lags.append(self.settled())
+        if self.wait_for_outcomes:
+            self.outcome_lags.append(self.wait_for_outcomes())
         self.cpu_us.append((cpu_seconds(self.server.pid) - cpu) / outcome.statuses.total() * 1e6)
         return outcome
 
@@ -70,95 +70,102 @@ class Subject:
 
     @property
     def per_second(self) -> list[float]:
-        """Of each round."""
+        """The rate of each round."""
         return [outcome.per_second for outcome in self.outcomes]
 
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """The figures of all rounds, in step: one of each list belongs to one round."""
+    """The figures of all rounds: the n-th entry of each list belongs to round n."""
 
     empty: Subject
-    beside: Subject
-    """The empty call with gRPC's polling thread beside the event loop: see server/rpc/poller.py."""
+    empty_pinned: Subject
+    """The empty call with gRPC's polling thread pinned: see pinned_polling_thread in server/api/server.py."""
     subjects: Mapping[str, Subject]
     plain: Mapping[str, Subject]
     bare_per_second: list[float] = field(default_factory=list)
     empty_per_second: dict[str, list[float]] = field(default_factory=dict)
     """By subject, the mean of the empty call's rate right before and right after it."""
-    beside_ratios: list[float] = field(default_factory=list)
-    """Of `beside` to the empty call of right before."""
+    pinned_ratios: list[float] = field(default_factory=list)
+    """Of `empty_pinned` to the empty call right before."""
 
     def ratios_to_empty(self, name: str) -> list[float]:
-        """The subject's share of what the framework alone could answer at that moment."""
+        """The subject's rate over that of the empty call of the same moment."""
         return _ratios(self.subjects[name].per_second, self.empty_per_second[name])
 
     def ratios_to_plain(self, name: str) -> list[float]:
-        """How many times as fast as one transaction of plain statements per call."""
+        """The subject's rate over that of one transaction of plain statements per call."""
         return _ratios(self.subjects[name].per_second, self.plain[_plain_of(name)].per_second)
 
 
-def prepare_rounds(stage: Stage, *, pulsa: Server, plain: Server, empty: Server, beside: Server) -> Rounds:
-    """What is measured, each subject warm."""
-    database_url = stage.database_url(MAIN)
+def prepare_rounds(
+    environment: BenchmarkEnvironment, *, pulsa: Server, plain: Server, empty: Server, empty_pinned: Server
+) -> Rounds:
+    """The subjects, each warmed up."""
+    database_url = environment.database_url(MAIN)
 
-    def subject(server: Server, path: str, bodies: Bodies, *, leaves_work: bool = False) -> Subject:
-        settled = (lambda: _outbox_lag(database_url)) if leaves_work else None
-        return Subject(server, path, bodies, stage.token, settled)
+    def subject(server: Server, path: str, bodies: Bodies, *, has_outcomes: bool = False) -> Subject:
+        wait_for_outcomes = (lambda: _outbox_lag(database_url)) if has_outcomes else None
+        return Subject(server, path, bodies, environment.token, wait_for_outcomes)
 
     rounds = Rounds(
         empty=subject(empty, EMPTY_PATH, lambda count: sends("hot")(1) * count),
-        beside=subject(beside, EMPTY_PATH, lambda count: sends("hot")(1) * count),
+        empty_pinned=subject(empty_pinned, EMPTY_PATH, lambda count: sends("hot")(1) * count),
         subjects={
-            "send_otp_hot": subject(pulsa, SEND_OTP, sends("hot"), leaves_work=True),
-            "send_otp_spread": subject(pulsa, SEND_OTP, spread_sends, leaves_work=True),
+            "send_otp_hot": subject(pulsa, SEND_OTP, sends("hot"), has_outcomes=True),
+            "send_otp_spread": subject(pulsa, SEND_OTP, spread_sends, has_outcomes=True),
             "verify_otp": subject(pulsa, VERIFY_OTP, verifies(database_url)),
             "get_balance": subject(pulsa, GET_BALANCE, balances),
         },
         plain={
-            "send_otp": subject(plain, SEND_OTP, sends("plain"), leaves_work=True),
+            "send_otp": subject(plain, SEND_OTP, sends("plain"), has_outcomes=True),
             "verify_otp": subject(plain, VERIFY_OTP, verifies(database_url)),
             "get_balance": subject(plain, GET_BALANCE, balances),
         },
     )
-    for each in (rounds.empty, rounds.beside, *rounds.subjects.values(), *rounds.plain.values()):
+    for each in (rounds.empty, rounds.empty_pinned, *rounds.subjects.values(), *rounds.plain.values()):
         each.warm()
     return rounds
 
 
 def run_round(rounds: Rounds, *, seconds: float, bare: Callable[[float], float]) -> None:
-    """One round: the empty call, a subject, the empty call, the next subject, …, then the alternatives."""
+    """One round: the empty call, a subject, the empty call, the next subject, …, then the baselines."""
     before = rounds.empty.run(seconds / 2).per_second
     for name, subject in rounds.subjects.items():
         subject.run(seconds)
         after = rounds.empty.run(seconds / 2).per_second
         rounds.empty_per_second.setdefault(name, []).append(statistics.mean([before, after]))
         before = after
-    rounds.beside_ratios.append(rounds.beside.run(seconds / 2).per_second / before)
+    rounds.pinned_ratios.append(rounds.empty_pinned.run(seconds / 2).per_second / before)
     for subject in rounds.plain.values():
         subject.run(seconds)
     rounds.bare_per_second.append(bare(seconds))
 
 
-def bare_statements(stage: Stage, seconds: float) -> float:
-    """What pgbench reaches with the statements of a plain send, on one account; sends per second."""
+def bare_statements(environment: BenchmarkEnvironment, seconds: float) -> float:
+    """Sends per second that pgbench reaches with the statements of a plain send, on one account."""
     program = embedded._program("pgbench")
     script = Path(__file__).with_name("bare.sql")
     arguments = ["--no-vacuum", "--protocol=prepared", "--client=8", f"--time={max(1, round(seconds))}"]
     done = subprocess.run(  # noqa: S603 - the package's own program
-        [program, *arguments, f"--file={script}", stage.database_url(MAIN)], capture_output=True, text=True, check=False
+        [program, *arguments, f"--file={script}", environment.database_url(MAIN)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     found = re.search(r"tps = ([\d.]+)", done.stdout)
     if done.returncode != 0 or found is None:
         raise RuntimeError(f"pgbench: {done.stderr}")
-    with psycopg.connect(stage.database_url(MAIN)) as connection:  # pgbench stops wherever its clients are
+    with psycopg.connect(
+        environment.database_url(MAIN)
+    ) as connection:  # pgbench ends its clients in the middle of the script
         connection.execute("DELETE FROM outbox WHERE organization_id = 'bare'")
         connection.execute("UPDATE deliveries SET status = 'SENT' WHERE organization_id = 'bare' AND status = 'QUEUED'")
     return float(found[1])
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processors so far; 0 where there is no /proc."""
+    """Processor time of a process so far; 0 where there is no /proc."""
     stat = Path(f"/proc/{pid}/stat")
     if not stat.exists():
         return 0.0
@@ -167,7 +174,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _outbox_lag(database_url: str) -> float:
-    """How long until every outcome is recorded, as far as a few seconds."""
+    """Wait until every outcome is recorded, at most _SETTLE_SECONDS; returns the seconds waited."""
     began = time.perf_counter()
     with psycopg.connect(database_url, autocommit=True) as connection:
         while time.perf_counter() - began < _SETTLE_SECONDS:

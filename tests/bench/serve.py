@@ -1,25 +1,24 @@
 """The servers that are measured, each in a process of its own: `python -m tests.bench.serve KIND`.
 
-Settings come from PULSA_… as for `serve`; the difference is that messages go to a console that prints nothing. The
+Settings come from PULSA_… as for `serve`; except that messages go to a console provider that prints nothing. The
 first line of output is the port. With PULSA_WORKERS above 1 `pulsa` is a supervisor, and each worker prints the port.
 """
 
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import uvloop
 
-from server.app import running
-from server.channels.console import Console
-from server.commands.serve import calm_garbage_collector, until_told_to_stop
-from server.commands.workers import Supervisor
+from server.api.server import ListenOptions, pinned_polling_thread
+from server.cli.serve import tune_garbage_collector, wait_for_stop_signal
+from server.cli.workers import Supervisor
+from server.composition import running
 from server.environment import load_settings
 from server.logs import configure_logging
-from server.rpc.poller import poller_beside_loop
-from server.rpc.serving import Listening
+from server.providers.console import Console
 from server.settings import Settings
 from tests.bench.plain import plain_methods
 
@@ -30,48 +29,53 @@ Method = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[b
 
 async def _serve(kind: str, settings: Settings) -> None:
     async with _KINDS[kind](settings) as port:
-        calm_garbage_collector()
-        print(port, flush=True)  # noqa: T201 - what the starter waits for
-        await until_told_to_stop()
+        tune_garbage_collector()
+        print(port, flush=True)  # noqa: T201 - the starting process waits for it
+        await wait_for_stop_signal()
 
 
 @asynccontextmanager
 async def _pulsa(settings: Settings) -> AsyncIterator[int]:
-    """The product, with everything on."""
+    """The product with every feature on; PULSA_PIN_POLLING_THREAD as for `serve`."""
     console = Console(None)
-    async with running(settings, database_url=_database_url(settings), console=console) as server, poller_beside_loop():
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(
+            running(settings, database_url=_database_url(settings), console=console)
+        )
+        if settings.pin_polling_thread:
+            await stack.enter_async_context(pinned_polling_thread())
         yield server.port
 
 
 @asynccontextmanager
 async def _empty(settings: Settings) -> AsyncIterator[int]:
-    """What the framework alone can answer: the same server without a door, and a method that does nothing."""
+    """The framework alone: the same server without an interceptor, and a method that does nothing."""
 
     async def nothing(_request: bytes, _context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
         return b""
 
-    async with _listening(settings, {EMPTY_PATH: nothing}) as port:
+    async with _listen(settings, {EMPTY_PATH: nothing}) as port:
         yield port
 
 
 @asynccontextmanager
-async def _beside(settings: Settings) -> AsyncIterator[int]:
-    """The empty call once more, with gRPC's polling thread beside the event loop, as the product has it."""
-    async with _empty(settings) as port, poller_beside_loop():
+async def _empty_pinned(settings: Settings) -> AsyncIterator[int]:
+    """The empty call with gRPC's polling thread pinned to the event loop's processor, as in the product."""
+    async with _empty(settings) as port, pinned_polling_thread():
         yield port
 
 
 @asynccontextmanager
 async def _plain(settings: Settings) -> AsyncIterator[int]:
-    """The simplest honest alternative: one transaction of plain statements per call."""
-    async with plain_methods(settings, _database_url(settings)) as methods, _listening(settings, methods) as port:
+    """The baseline: one transaction of plain statements per call."""
+    async with plain_methods(settings, _database_url(settings)) as methods, _listen(settings, methods) as port:
         yield port
 
 
 @asynccontextmanager
-async def _listening(settings: Settings, methods: Mapping[str, Method]) -> AsyncIterator[int]:
-    """The framework with the product's options and without its door."""
-    server = grpc.aio.server(options=Listening(address=settings.listen).options)
+async def _listen(settings: Settings, methods: Mapping[str, Method]) -> AsyncIterator[int]:
+    """A gRPC server with the product's options and without its interceptor."""
+    server = grpc.aio.server(options=ListenOptions(address=settings.listen).options)
     for path, method in methods.items():
         _, service, name = path.split("/")
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(method)
@@ -82,12 +86,12 @@ async def _listening(settings: Settings, methods: Mapping[str, Method]) -> Async
     await server.stop(None)
 
 
-_KINDS = {"pulsa": _pulsa, "empty": _empty, "beside": _beside, "plain": _plain}
+_KINDS = {"pulsa": _pulsa, "empty": _empty, "beside": _empty_pinned, "plain": _plain}
 
 
 def _database_url(settings: Settings) -> str:
     if settings.database.url is None:
-        sys.exit("PULSA_DATABASE_URL: is needed")
+        sys.exit("PULSA_DATABASE_URL: is required")
     return settings.database.url.get_secret_value()
 
 

@@ -1,4 +1,4 @@
-"""Callers that send one e-mail after another, and repeat what was not answered, as callers should."""
+"""Callers that send e-mails one after another and repeat an unanswered call with its request_id."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,35 +8,35 @@ from uuid import uuid4
 
 from pulsa.errors import PulsaError
 
-from tests.faults.site import Site
+from tests.faults.process_deployment import ProcessDeployment
 from tests.waiting import until
 
 CALLERS = 8
 
 
 class Load:
-    """What became of each request_id."""
+    """The calls that were made, and their answers."""
 
-    def __init__(self, site: Site, pause_seconds: float) -> None:
-        self._site = site
-        self._pause_seconds = pause_seconds
-        self._over = False
+    def __init__(self, deployment: ProcessDeployment, interval_seconds: float) -> None:
+        self._site = deployment
+        self._interval_seconds = interval_seconds
+        self._stopped = False
         self.answers: dict[str, Any] = {}
-        """The first answer to each request_id: the send is accepted."""
+        """By request_id, the first answer: the send was accepted."""
         self.repeats = 0
-        """Calls that failed and were made again with the same request_id."""
+        """The number of calls that failed and were repeated with the same request_id."""
 
-    async def has_answers(self, count: int) -> None:
-        """Return once so many more sends were accepted."""
+    async def wait_for_answers(self, count: int) -> None:
+        """Return once `count` more sends were accepted."""
         wanted = len(self.answers) + count
         await until(lambda: len(self.answers) >= wanted)
 
-    async def is_charged_once(self, granted: int) -> None:
-        """Fail unless every accepted send is there, unchanged, and was charged exactly once."""
-        a_few_at_once = asyncio.Semaphore(CALLERS)
+    async def assert_charged_once(self, granted: int) -> None:
+        """Fail unless every accepted send is stored unchanged and was charged exactly once."""
+        concurrency = asyncio.Semaphore(CALLERS)
 
         async def repeat(request_id: str) -> Any:
-            async with a_few_at_once:
+            async with concurrency:
                 return await self._send(request_id)
 
         again = await asyncio.gather(*map(repeat, self.answers))
@@ -48,7 +48,7 @@ class Load:
         assert (audit.holds, audit.entry_count) == (True, 1 + len(self.answers))
 
     async def _keep_sending(self) -> None:
-        while not self._over:
+        while not self._stopped:
             request_id = str(uuid4())
             while request_id not in self.answers:
                 try:
@@ -56,20 +56,22 @@ class Load:
                 except PulsaError:
                     self.repeats += 1
                     await self._site.channel.channel_ready()
-            await asyncio.sleep(self._pause_seconds)
+            await asyncio.sleep(self._interval_seconds)
 
     async def _send(self, request_id: str) -> Any:
         return await self._site.send(email=f"{request_id}@mail.example", request_id=request_id)
 
 
 @asynccontextmanager
-async def under_load(site: Site, *, callers: int = CALLERS, pause_seconds: float = 0) -> AsyncIterator[Load]:
-    """Callers at work for the block, who rest between two sends; at its end each waits for its last answer."""
-    load = Load(site, pause_seconds)
+async def under_load(
+    deployment: ProcessDeployment, *, callers: int = CALLERS, interval_seconds: float = 0
+) -> AsyncIterator[Load]:
+    """Run callers during the block, each with an interval between two sends. On exit each waits for its last answer."""
+    load = Load(deployment, interval_seconds)
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):
             group.create_task(load._keep_sending())
         try:
             yield load
         finally:
-            load._over = True
+            load._stopped = True

@@ -1,6 +1,5 @@
-"""Real processes of Pulsa, which tests may kill."""
+"""`python -m server` in processes of its own, which a test can signal and kill."""
 
-import asyncio
 import os
 import secrets
 import signal
@@ -17,7 +16,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 class Process:
-    """`python -m server COMMAND` with these settings and no others; its output goes to a file."""
+    """`python -m server COMMAND` with only these settings in its environment; its output goes to a file."""
 
     def __init__(self, command: str, settings: Mapping[str, str], *, output: Path) -> None:
         environment = {
@@ -28,7 +27,7 @@ class Process:
         }
         self._output = output
         with output.open("wb") as file:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
+            self._process = subprocess.Popen(  # noqa: S603 - the project's own program
                 [sys.executable, "-m", "server", command],
                 cwd=CHECKOUT,
                 env=environment,
@@ -40,7 +39,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """All that it has printed, and logged."""
+        """Everything that it has printed and logged so far."""
         return self._output.read_text()
 
     def signal(self, number: signal.Signals) -> None:
@@ -48,32 +47,34 @@ class Process:
         self._process.send_signal(number)
 
     def interrupt(self) -> None:
-        """What Ctrl-C in a terminal does: SIGINT to the whole process group."""
+        """Send SIGINT to the whole process group, as Ctrl-C in a terminal does."""
         os.killpg(self._process.pid, signal.SIGINT)
 
-    async def says(self, text: str) -> str:
-        """The first line that holds the text, once it is there. Fails when the process ends without."""
-        while True:
+    async def wait_for_output(self, text: str) -> str:
+        """Return the first line with this text once it is printed. Fails if the process ends without it."""
+
+        def lines() -> list[str]:
             ended = self._process.poll() is not None
             found = [line for line in self.output.splitlines() if text in line]
-            if found:
-                return found[0]
-            assert not ended, self.output
-            await asyncio.sleep(0.02)
+            assert found or not ended, self.output
+            return found
 
-    async def ended(self) -> int:
-        """Its exit code, once it has ended."""
+        await until(lines)
+        return lines()[0]
+
+    async def wait_for_exit(self) -> int:
+        """Return the exit code once it has ended."""
         await until(lambda: self._process.poll() is not None)
         return self._process.wait()
 
     async def kill(self) -> None:
-        """Kill -9."""
+        """Send SIGKILL, and wait until it has ended."""
         self._process.kill()
-        await self.ended()
+        await self.wait_for_exit()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, from below those that a system deals out to connections in the meantime."""
+    """Unused ports, below the range from which the system chooses ports for outgoing connections."""
     ports: list[int] = []
     with ExitStack() as stack:
         while len(ports) < count:
@@ -85,6 +86,6 @@ def free_ports(count: int) -> list[int]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody does."""
+    """Whether a process listens on the port."""
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0

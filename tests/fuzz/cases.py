@@ -1,4 +1,4 @@
-"""Organizations with something of everything, for messages that are about something."""
+"""Organizations with objects of every kind, so that generated messages refer to objects that exist."""
 
 import asyncio
 import time
@@ -7,10 +7,10 @@ from uuid import uuid4
 
 from pulsa.errors import PulsaError
 
-from server.payments.webhooks import EVENT_TYPES
-from tests.fuzz.events import event, signature_of
-from tests.fuzz.ground import Ground
+from server.credits.stripe.webhooks import EVENT_TYPES
+from tests.fuzz.environment import FuzzEnvironment
 from tests.fuzz.messages import MARKER, NUMBERS, Case, good_fields
+from tests.fuzz.stripe_events import event, signature_of
 from tests.waiting import until
 
 ORGANIZATIONS = 6
@@ -18,28 +18,31 @@ _FAR_DAYS = ("0001-01-01", "1969-12-31", "9999-12-31")
 _LISTS = ("ListOtps", "ListTopUps", "ListLedgerEntries")
 
 
-async def new_cases(ground: Ground) -> Sequence[Case]:
-    """Each organization with credits, an OTP that waits for its code, a delivery, a top-up and an event about it."""
-    ground.site.relay.mails.clear()
-    return await asyncio.gather(*(_case(ground, number) for number in range(ORGANIZATIONS)))
+async def new_cases(environment: FuzzEnvironment) -> Sequence[Case]:
+    """Give each organization credits, an OTP that waits for its code, a delivery, a top-up and an event about it."""
+    environment.deployment.relay.mails.clear()
+    return await asyncio.gather(*(_case(environment, number) for number in range(ORGANIZATIONS)))
 
 
-async def _case(ground: Ground, number: int) -> Case:
-    site, organization_id, email = ground.site, f"org-{number}", f"{MARKER}{number}@mail.example"
-    await site.grant(100_000, organization_id)
-    otp = (await site.send(organization_id, email=email, context=MARKER, ttl={"seconds": 600}, max_attempts=10)).otp
-    await until(lambda: site.code_mailed_to(email))
-    top_up_id = await _top_up(ground, organization_id, pay=number % 2 == 0)
-    page = await site.call(_LISTS[number % len(_LISTS)], organization_id, page_size=1)
-    payload = event(id=f"evt_{uuid4().hex}", type=EVENT_TYPES[number], data={"object": _invoice(ground, top_up_id)})
+async def _case(environment: FuzzEnvironment, number: int) -> Case:
+    organization_id, email = f"org-{number}", f"{MARKER}{number}@mail.example"
+    deployment = environment.deployment
+    await deployment.grant(100_000, organization_id)
+    sent = await deployment.send(organization_id, email=email, context=MARKER, ttl={"seconds": 600}, max_attempts=10)
+    await until(lambda: deployment.code_mailed_to(email))
+    top_up_id = await _top_up(environment, organization_id, pay=number % 2 == 0)
+    page = await deployment.call(_LISTS[number % len(_LISTS)], organization_id, page_size=1)
+    payload = event(
+        id=f"evt_{uuid4().hex}", type=EVENT_TYPES[number], data={"object": _invoice(environment, top_up_id)}
+    )
     day = (time.strftime("%Y-%m-%d", time.gmtime()), *_FAR_DAYS)[number % 4]
     return good_fields(
         organization_id=organization_id,
-        otp_id=otp.otp_id,
-        delivery_id=otp.deliveries[0].delivery_id,
+        otp_id=sent.otp.otp_id,
+        delivery_id=sent.otp.deliveries[0].delivery_id,
         top_up_id=top_up_id,
-        # So that some OTPs are left to be canceled.
-        code=site.code_mailed_to(email) if number % 2 else MARKER,
+        # Half of the codes are wrong, so that some OTPs can still be canceled.
+        code=deployment.code_mailed_to(email) if number % 2 else MARKER,
         page_token=page.next_page_token,
         start_date=day,
         end_date=day,
@@ -50,20 +53,20 @@ async def _case(ground: Ground, number: int) -> Case:
     )
 
 
-async def _top_up(ground: Ground, organization_id: str, *, pay: bool) -> str:
-    """A new one, or the open one that is in its way."""
+async def _top_up(environment: FuzzEnvironment, organization_id: str, *, pay: bool) -> str:
+    """Open a new top-up, or return the one that is open already."""
     try:
-        top_up = await ground.site.order(organization_id)
+        top_up = await environment.deployment.order(organization_id)
     except PulsaError as error:
         return error.metadata["top_up_id"]
     if pay:
-        async with ground.browser.post(f"{top_up.hosted_invoice_url}/pay") as page:
+        async with environment.browser.post(f"{top_up.hosted_invoice_url}/pay") as page:
             assert page.status == 200
     return str(top_up.top_up_id)
 
 
-def _invoice(ground: Ground, top_up_id: str) -> dict[str, str]:
-    """As far as an event's reader looks at it."""
-    invoices = ground.site.stripe.books.objects["invoice"].values()
+def _invoice(environment: FuzzEnvironment, top_up_id: str) -> dict[str, str]:
+    """The fields of the invoice that the server reads from an event."""
+    invoices = environment.deployment.stripe.account.objects["invoice"].values()
     ours = (invoice["id"] for invoice in invoices if invoice["metadata"].get("top_up_id") == top_up_id)
     return {"id": next(ours, "in_1"), "object": "invoice"}

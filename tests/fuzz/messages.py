@@ -1,4 +1,4 @@
-"""Messages of any kind, made from its descriptor: good ones, good ones with a few odd fields, and wild ones."""
+"""Request messages, generated from their descriptors: valid ones, and ones with a few or only arbitrary fields."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.events import signature_of
+from tests.fuzz.stripe_events import signature_of
 from tests.valid_requests import valid_fields
 
 MARKER = "zqmark7x"
-"""Stands in whatever a caller says. Fits into a purpose, a part of a locale and a host name as well."""
+"""Part of every text that a caller sends. Valid in a purpose, a part of a locale and a host name too."""
 NUMBERS = [f"+62812{number}" for number in range(34567011, 34567023)]
-"""Destinations, as telling as the marker."""
+"""Destinations that, like the marker, may not occur in a log."""
 
 Case = Mapping[str, Any]
-"""Good values by field name that go together: an organization and what it owns."""
+"""Valid values by field name: an organization and the ids of objects that it owns."""
 
 _TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(lambda text: MARKER + text),
@@ -37,7 +37,7 @@ _TEXTS = st.one_of(
     ),
     st.sampled_from(["0" * 8 + "-0000-0000-0000-" + "0" * 12, "f" * 8 + "-ffff-ffff-ffff-" + "f" * 12]),
 )
-_WHOLE = {
+_INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
@@ -45,7 +45,7 @@ _WHOLE = {
     FieldDescriptor.CPPTYPE_ENUM: (-(2**31), 2**31 - 1),
 }
 _EDGES = [0, 1, 2, 3, 6, 10, 30, 500, 600, 10**9 - 1, 10**9, 253_402_300_799, -1, -62_135_596_800]
-"""Of what rules allow: a time of day, a page, a Timestamp."""
+"""Limits of validation rules: of a page size, a duration, a Timestamp."""
 _OTHER: Mapping[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
     FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
@@ -54,20 +54,20 @@ _OTHER: Mapping[int, st.SearchStrategy[Any]] = {
 
 
 def anything(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Any value that the field can carry; of a repeated one, at times very many."""
+    """Any value that the field can hold; for a repeated field, at times 3000 values."""
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        key, value = (_one(field.message_type.fields_by_name[name]) for name in ("key", "value"))
+        key, value = (_single(field.message_type.fields_by_name[name]) for name in ("key", "value"))
         return st.dictionaries(key, value, max_size=12)
     if not field.is_repeated:
-        return _one(field)
-    return st.lists(_one(field), max_size=12) | st.builds(lambda one: [one] * 3000, _one(field))
+        return _single(field)
+    return st.lists(_single(field), max_size=12) | st.builds(lambda value: [value] * 3000, _single(field))
 
 
-def _one(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+def _single(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     if field.message_type is not None:
         return _message(field.message_type)
-    if field.cpp_type in _WHOLE:
-        least, most = _WHOLE[field.cpp_type]
+    if field.cpp_type in _INTEGERS:
+        least, most = _INTEGERS[field.cpp_type]
         edges = [number for number in _EDGES if least <= number <= most]
         return st.sampled_from([*edges, least, most]) | st.integers(least, most)
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
@@ -85,17 +85,17 @@ def _message(descriptor: Descriptor) -> st.SearchStrategy[Message]:
 
 @st.composite
 def requests(draw: st.DrawFn, request: Descriptor, cases: Sequence[Case]) -> bytes:
-    """A serialized request about one of the cases. Most keep to the rules but for a field or two."""
+    """A serialized request about one of the cases. Most are valid except for up to two fields."""
     case = draw(st.sampled_from(cases))
-    # Whoever asks about nobody hears so, and nothing else.
+    # A request without an organization is refused before its other fields are read.
     names = [field.name for field in request.fields if field.name != "organization_id"]
-    odd = draw(st.sets(st.sampled_from(names), max_size=2)) if names else set()
+    arbitrary = draw(st.sets(st.sampled_from(names), max_size=2)) if names else set()
     if draw(st.integers(0, 5)) == 0:
-        odd = set(request.fields_by_name)
-    fields = {field.name: case[field.name] for field in request.fields if field.name not in odd}
+        arbitrary = set(request.fields_by_name)
+    fields = {field.name: case[field.name] for field in request.fields if field.name not in arbitrary}
     if "request_id" in fields:
         fields["request_id"] = draw(st.just(case["request_id"]) | st.uuids().map(str))
-    for name in sorted(odd):
+    for name in sorted(arbitrary):
         if draw(st.booleans()):
             fields[name] = draw(anything(request.fields_by_name[name]))
     if "signature" in fields and draw(st.booleans()):
@@ -105,14 +105,17 @@ def requests(draw: st.DrawFn, request: Descriptor, cases: Sequence[Case]) -> byt
 
 
 def good_request(request: Descriptor, case: Case) -> bytes:
-    """A serialized request that keeps to every rule, with a request_id of its own."""
+    """A serialized valid request, with a new request_id."""
     good = {**case, "request_id": str(uuid4())}
     message: Message = GetMessageClass(request)(**{field.name: good[field.name] for field in request.fields})
     return message.SerializeToString()
 
 
 def some_requests(request: Descriptor, cases: Sequence[Case], *, count: int, number: int) -> list[bytes]:
-    """So many, the same for each number. Made before any is sent: what the server draws must not disturb it."""
+    """`count` requests, the same for the same `number`.
+
+    They are generated before any is sent, so that nothing else uses the random generator meanwhile.
+    """
     made: list[bytes] = []
 
     @seed(number)
@@ -124,16 +127,16 @@ def some_requests(request: Descriptor, cases: Sequence[Case], *, count: int, num
         suppress_health_check=list(HealthCheck),
     )
     @given(requests(request, cases))
-    def make(one: bytes) -> None:
-        made.append(one)
+    def generate(message: bytes) -> None:
+        made.append(message)
 
-    make()
+    generate()
     return made
 
 
 def good_fields(**known: Any) -> Case:
-    """A good value for every field name, the marker in all that a caller says."""
-    said: dict[str, Any] = {
+    """A valid value for every field name, with the marker in every text that a caller chooses."""
+    texts: dict[str, Any] = {
         "purpose": f"login_{MARKER}",
         "locale": f"id-{MARKER}",
         "context": MARKER,
@@ -147,4 +150,4 @@ def good_fields(**known: Any) -> Case:
         "failure_reason": MARKER,
         "page_token": "",
     }
-    return valid_fields() | said | known
+    return valid_fields() | texts | known

@@ -1,4 +1,4 @@
-"""Good bytes, spoiled: by chance, and with what tends to break programs."""
+"""Mutations of valid bytes: random changes, and insertions of values that often break programs."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from random import Random
 Change = Callable[[bytes, Random], bytes]
 
 _COUNTS = (1, 1, 1, 2, 4)
-"""Of changes to one input: each further one makes it less likely that anybody reads it to the end."""
+"""Changes to one input, chosen at random. With each one it is less likely that a parser reads the input to its end."""
 _SCALAR = re.compile(rb'"[^"]*"|-?\d+|true|false|null')
 _BYTES = b"\x00 \x7f \x80 \xff \r\n \xed\xa0\x80 \xc0\xaf \xf4\x90\x80\x80 \xe2\x80\xae".split(b" ")
 _NUMBERS = [b"0", b"-1", b"2147483648", b"-9223372036854775809", b"1e999", b"NaN", b"9" * 400, b"1.5", b"0x10"]
@@ -19,22 +19,22 @@ _WORDS = [
 
 
 class Mutator:
-    """Spoils one input after another; equal seeds spoil equally."""
+    """Mutates one input after another, in the same way for the same seed."""
 
     def __init__(self, random: Random, *, words: Sequence[bytes] = (), most_bytes: int = 1 << 18) -> None:
-        """`words` are pieces that mean something in what is spoiled."""
+        """`words` are byte strings with a meaning in the mutated format; they are inserted too."""
         self._random = random
         self._most_bytes = most_bytes
         self._words = [*_WORDS, *words]
-        self._changes: list[Change] = [_flip, _cut, _repeat, _truncate, self._insert, self._replace]
-        self._changes += [self._replace_scalar] * 4
+        self._mutations: list[Change] = [_flip, _cut, _repeat, _truncate, self._insert, self._replace]
+        self._mutations += [self._replace_scalar] * 4
 
     def mutate(self, data: bytes, other: bytes = b"") -> bytes:
-        """The data after a few changes, at times grown together with a piece of the other."""
+        """Return the data after a few changes; in a tenth of the cases its end is replaced by a piece of `other`."""
         if other and self._random.random() < 0.1:
             data = data[: _place(data, self._random)] + other[_place(other, self._random) :]
         for _ in range(self._random.choice(_COUNTS)):
-            data = self._random.choice(self._changes)(data, self._random)
+            data = self._random.choice(self._mutations)(data, self._random)
         return data[: self._most_bytes]
 
     def _insert(self, data: bytes, random: Random) -> bytes:
@@ -46,7 +46,7 @@ class Mutator:
         return data[:start] + random.choice(self._words) + data[end:]
 
     def _replace_scalar(self, data: bytes, random: Random) -> bytes:
-        """Another value for a number, a quoted text or a name of JSON: what stays well-formed gets further."""
+        """Replace a number, a string or a literal of JSON, so that the input stays well-formed and is read further."""
         found = list(_SCALAR.finditer(data))
         if not found:
             return self._replace(data, random)

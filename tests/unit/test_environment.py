@@ -1,4 +1,4 @@
-"""The environment becomes settings, or one line that says what is wrong with it."""
+"""Environment variables become settings, or one line that names what is wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from server.commands.reference import with_current_tables
 from server.environment import SettingsError, load_settings, variables
 from server.settings import Settings
 
-README = Path(__file__).parents[2] / "README.md"
+SETTINGS_DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -30,7 +29,7 @@ def test_a_variable_is_its_group_and_field() -> None:
     assert settings.channel.sms == ("vonage", "twilio")
 
 
-def test_the_environment_wins_over_a_commands_own_defaults_and_empties_do_not() -> None:
+def test_environment_variables_override_a_commands_defaults_and_empty_ones_do_not() -> None:
     own: dict[str, Any] = {"environment": "development", "log": {"level": "warning", "format": "console"}}
 
     settings = load_settings({"PULSA_LOG_LEVEL": "debug", "PULSA_ENVIRONMENT": ""}, own)
@@ -48,7 +47,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     assert settings.stripe.api_key == SecretStr("sk_test_file")
 
 
-def test_a_setting_whose_own_name_ends_in_file_is_no_file(tmp_path: Path) -> None:
+def test_a_setting_whose_own_name_ends_in_file_is_not_read_from_a_file(tmp_path: Path) -> None:
     authorities = tmp_path / "ca.pem"
 
     assert load_settings({"PULSA_SMTP_CA_FILE": str(authorities)}).smtp.ca_file == authorities
@@ -70,7 +69,7 @@ def test_a_setting_whose_own_name_ends_in_file_is_no_file(tmp_path: Path) -> Non
         ("PULSA_DATABASE_URL", "postgres//user:hunter2@somewhere"),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_it_and_does_not_quote_it(name: str, value: str) -> None:
+def test_an_error_is_one_line_that_names_the_variable_and_does_not_quote_its_value(name: str, value: str) -> None:
     with pytest.raises(SettingsError) as error:
         load_settings({name: value})
 
@@ -88,7 +87,7 @@ def test_secrets_do_not_show_in_the_settings() -> None:
     assert "hunter2" not in repr(settings)
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description_and_a_type() -> None:
     listed = list(variables())
 
     assert len({variable.name for variable in listed}) == len(listed) > 80
@@ -96,20 +95,14 @@ def test_every_setting_says_what_it_is() -> None:
     assert {variable.name: variable.type for variable in listed}["PULSA_CHANNEL_TEMPLATES"] == "path"
 
 
-def test_every_setting_can_be_given() -> None:
+def test_every_setting_can_be_read_from_a_file() -> None:
     for variable in variables():
         with pytest.raises(SettingsError) as error:
             load_settings({variable.name: "", f"{variable.name}_FILE": "/there/is/no/such/file"})
         assert str(error.value).startswith(f"{variable.name}_FILE: cannot be read")
 
 
-def test_every_setting_is_in_the_readme() -> None:
-    readme = README.read_text()
+def test_every_setting_is_documented() -> None:
+    document = SETTINGS_DOCUMENT.read_text()
 
-    assert [variable.name for variable in variables() if f"`{variable.name}`" not in readme] == []
-
-
-def test_the_readmes_tables_are_current() -> None:
-    readme = README.read_text()
-
-    assert with_current_tables(readme) == readme, "make generate rewrites them"
+    assert [variable.name for variable in variables() if f"`{variable.name}`" not in document] == []

@@ -1,4 +1,4 @@
-"""Errors and the contract that documents them stay in step."""
+"""Errors and the contract that documents them agree."""
 
 import re
 from dataclasses import fields
@@ -10,7 +10,7 @@ from server import errors
 from server.errors import DomainError, RetryLater
 
 PROTO = Path(__file__).parents[2] / "protos" / "pulsa" / "error" / "v1" / "error_reason.proto"
-# Nobody raises these: UNSPECIFIED is never sent, INTERNAL is what is left when something unforeseen was raised.
+# Not raised as a class: UNSPECIFIED is never sent, and INTERNAL answers an unhandled exception.
 WITHOUT_CLASS = {"UNSPECIFIED", "INTERNAL"}
 VALUE = re.compile(r"((?:  // [^\n]*\n)+)  ERROR_REASON_(\w+) = \d+;")
 METADATA = re.compile(r"`(\w+)`")
@@ -32,7 +32,7 @@ def test_every_reason_is_documented() -> None:
     assert all(documented().values())
 
 
-def test_every_error_has_a_reason_of_its_own_and_every_reason_an_error() -> None:
+def test_every_error_has_its_own_reason_and_every_reason_an_error() -> None:
     reasons = [error.reason for error in classes()]
 
     assert len(set(reasons)) == len(reasons)
@@ -53,14 +53,14 @@ def test_an_error_that_can_be_retried_says_so_in_the_contract() -> None:
 
 def test_the_metadata_of_an_error_is_documented() -> None:
     sent = {error.reason: {field.name for field in fields(error)} for error in classes()}
-    sent["INVALID_FIELDS"] = set()  # told as BadRequest
+    sent["INVALID_FIELDS"] = set()  # sent as BadRequest
     for reason, names in sent.items():
         said = set(METADATA.findall(documented()[reason].partition("Metadata: ")[2]))
         assert names - {"retry_after_seconds"} == said, reason
 
 
-def test_the_drawing_of_the_errors_names_every_one() -> None:
+def test_the_class_tree_in_the_docstring_names_every_error() -> None:
     assert errors.__doc__ is not None
-    drawn = set(re.findall(r"[A-Z][A-Za-z]+", errors.__doc__.partition("The first line")[0].partition("\n")[2]))
+    named = set(re.findall(r"[A-Z][A-Za-z]+", errors.__doc__.partition("The first line")[0].partition("\n")[2]))
 
-    assert drawn >= {error.__name__ for error in classes()}
+    assert named >= {error.__name__ for error in classes()}

@@ -1,4 +1,4 @@
-"""The log: what it holds, and what it never does."""
+"""The log: what a line contains, and what it never contains."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from server.logs import configure_logging, tell_unforeseen
+from server.logs import configure_logging, log_unhandled
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +27,10 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_a_line_says_when_where_how_grave_and_what(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_has_its_time_logger_level_and_event(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="info", style="json")
-    structlog.get_logger("server.rpc").info("call", rpc="SendOtp", organization_id="acme@home.example")
-    structlog.get_logger("server.rpc").debug("call", rpc="GetOtp")
+    structlog.get_logger("server.api").info("call", rpc="SendOtp", organization_id="acme@home.example")
+    structlog.get_logger("server.api").debug("call", rpc="GetOtp")
 
     (line,) = lines(capsys)
 
@@ -38,13 +38,13 @@ def test_a_line_says_when_where_how_grave_and_what(capsys: pytest.CaptureFixture
     assert line == {
         "event": "call",
         "level": "info",
-        "logger": "server.rpc",
+        "logger": "server.api",
         "organization_id": "acme@home.example",
         "rpc": "SendOtp",
     }
 
 
-def test_a_library_is_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libraries_log_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="debug", style="json")
     logging.getLogger("another.package").info("chatter")
     logging.getLogger("another.package").warning("trouble with %s", "disks")
@@ -52,11 +52,13 @@ def test_a_library_is_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) 
     assert [line["event"] for line in lines(capsys)] == ["trouble with disks"]
 
 
-async def test_what_nobody_awaits_is_told_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
-    gc.collect()  # what earlier tests have left is told to others
+async def test_the_exception_of_a_task_that_is_not_awaited_is_logged_without_its_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gc.collect()  # so that failed tasks of earlier tests are not logged here
     configure_logging(level="info", style="json")
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(tell_unforeseen)
+    loop.set_exception_handler(log_unhandled)
 
     secret = "-".join("918273")
 
@@ -70,14 +72,14 @@ async def test_what_nobody_awaits_is_told_without_its_text(capsys: pytest.Captur
     loop.set_exception_handler(None)
 
     (line,) = lines(capsys)
-    assert (line["event"], line["alert"]) == ("unforeseen", True)
+    assert (line["event"], line["alert"]) == ("unhandled_error", True)
     assert "ValueError" in str(line["trace"])
     assert "KeyError" in str(line["trace"])
     assert secret not in str(line)
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
-def test_what_must_not_be_logged_is_hidden(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_and_destinations_are_hidden(style: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="info", style="json" if style == "json" else "console")
     log = structlog.get_logger("server.otps")
     secrets = ["918273", "jane@mail.example", "+6281234567890", "eyJhbGciOi.eyJzdWI.c2ln", "sk_test_51Abc", "whsec_9z"]

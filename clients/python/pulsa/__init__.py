@@ -1,1 +1,1 @@
-"""Calls Pulsa from Python: generated stubs, and a thin typed client over them."""
+"""Python client of Pulsa: generated stubs, and a thin typed client that uses them."""

@@ -1,10 +1,10 @@
-"""A thin client: the generated stubs with a token, a deadline, safe repeats and errors that a program can decide on.
+"""A thin client: the generated stubs with a token, a deadline, safe retries and typed errors.
 
     with connect("pulsa.internal:50051", token=token_from_file(Path("/run/secrets/pulsa-token"))) as pulsa:
         pulsa.otps.SendOtp(SendOtpRequest(...))
 
-A call that cannot reach the server (UNAVAILABLE) is repeated until its deadline, at most 4 times in all. That is safe:
-every call that spends carries the caller's request_id, and the repeat has the same one.
+A call that fails with UNAVAILABLE is retried until its deadline, with at most 4 attempts. Retries are safe: every call
+that spends credits has the caller's request_id, and all attempts have the same one.
 """
 
 import json
@@ -20,7 +20,7 @@ from pulsa.errors import explain
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 
 Token = str | Callable[[], str]
-"""A token, or what gives one for each call; see pulsa.tokens."""
+"""A token, or a function that returns one for each call; see pulsa.tokens."""
 
 _RETRY_POLICY: Final = {
     "maxAttempts": 4,
@@ -31,7 +31,7 @@ _RETRY_POLICY: Final = {
 }
 _OPTIONS: Final = [
     ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
-    # A server that restarts is found again at once: gRPC by itself would wait for up to two minutes.
+    # Reconnects soon after a server restart: by default gRPC waits for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -39,13 +39,13 @@ _OPTIONS: Final = [
 
 
 class PulsaClient:
-    """Pulsa's services. Safe to use from many threads; close it, or use it in a `with`.
+    """Pulsa's services. Thread-safe. Close it after use, or use it in a `with` statement.
 
-    A unary call raises PulsaError. A stream raises grpc.RpcError while it is read: pass it to pulsa.errors.explain.
+    A unary call raises PulsaError. A stream raises grpc.RpcError while it is read: pulsa.errors.explain converts it.
     """
 
     def __init__(self, channel: grpc.Channel, *, token: Token, timeout_seconds: float = 10.0) -> None:
-        """timeout_seconds is the deadline of unary calls that name none."""
+        """`timeout_seconds` is the deadline of unary calls without a timeout of their own."""
         self._channel = channel
         provider = (lambda: token) if isinstance(token, str) else token
         intercepted = grpc.intercept_channel(channel, _Interceptor(provider, timeout_seconds))
@@ -53,7 +53,7 @@ class PulsaClient:
         self.otps = OtpServiceStub(intercepted)
 
     def close(self) -> None:
-        """Let go of the connection; calls that are under way are cancelled."""
+        """Close the connection and cancel calls in progress."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -68,9 +68,10 @@ class PulsaClient:
 def connect(
     target: str, *, token: Token, credentials: grpc.ChannelCredentials | None = None, timeout_seconds: float = 10.0
 ) -> PulsaClient:
-    """A client of the server at `target`, such as `pulsa.internal:50051`.
+    """Return a client of the server at `target`, such as `pulsa.internal:50051`.
 
-    Credentials are those of grpc.ssl_channel_credentials; without them nothing is encrypted, for this machine only.
+    `credentials` come from grpc.ssl_channel_credentials. Without them the connection is not encrypted: use this only on
+    one machine.
     """
     channel = (
         grpc.secure_channel(target, credentials, options=_OPTIONS)
@@ -82,7 +83,7 @@ def connect(
 
 @dataclass(frozen=True, slots=True)
 class _Details(grpc.ClientCallDetails):
-    """A call's circumstances, in a form that can be changed."""
+    """The details of a call, in a form that `replace` can copy with changes."""
 
     method: str
     timeout: float | None

@@ -1,4 +1,4 @@
-"""Refusals as a program can decide on them."""
+"""Errors of Pulsa as typed exceptions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from grpc_status import rpc_status  # type: ignore[import-untyped] # has no type
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field that breaks its rule."""
+    """One invalid field of a request."""
 
     field: str
     description: str
@@ -22,25 +22,25 @@ class FieldViolation:
 
 @dataclass(eq=False)
 class PulsaError(Exception):
-    """Why a call was refused; see pulsa.error.v1.ErrorReason for each reason and its metadata."""
+    """A call failed; pulsa.error.v1.ErrorReason documents each reason and its metadata."""
 
     code: grpc.StatusCode
     message: str
     """For people; programs use the reason."""
     reason: str
-    """Such as INSUFFICIENT_CREDITS; empty when the server was not reached or did not say."""
+    """Such as INSUFFICIENT_CREDITS; empty when the server was not reached or gave none."""
     metadata: Mapping[str, str]
     retry_after_seconds: float | None
-    """When to try again; None when the server did not say."""
+    """Time to wait before a retry; None when the server gave none."""
     violations: tuple[FieldViolation, ...]
-    """With INVALID_FIELDS: every field that breaks its rule."""
+    """With INVALID_FIELDS: every invalid field."""
 
     def __str__(self) -> str:
         return f"{self.reason or self.code.name}: {self.message}"
 
 
 def explain(error: grpc.RpcError) -> PulsaError:
-    """What an error of gRPC says; for streams, whose errors come while they are read."""
+    """Convert an error of gRPC. Needed for streams only: their errors are raised while they are read."""
     info, retry, bad_request = ErrorInfo(), RetryInfo(), BadRequest()
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():

@@ -1,6 +1,6 @@
-"""A Stripe account on this machine that the real SDK talks to: invoices, hosted pages, webhooks, faults on request.
+"""A stand-in for Stripe that the real SDK can use: invoices, hosted pages, webhooks, and faults on request.
 
-See `control` for how to make it misbehave.
+`control` documents its faults and actions.
 """
 
 from server.sandbox.stripe.sandbox import StripeSandbox, start_stripe_sandbox

@@ -1,4 +1,4 @@
-"""Misbehaviour on request: which call or event goes wrong, in which way, how often."""
+"""Faults on request: which call or event fails, how, and how often."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from itertools import count
 from typing import Any
 
-from server.sandbox.stripe.actions import ACTIONS
+from server.sandbox.stripe.invoice_actions import ACTIONS
 
 CALL_FAULTS: dict[str, set[str]] = {
     "rate_limit": {"should_retry"},
@@ -26,7 +26,7 @@ CALL_FAULTS: dict[str, set[str]] = {
     "act_before": {"action", "options"},
     "act_after": {"action", "options"},
 }
-"""What can go wrong with an API call, and the options of each."""
+"""The faults of an API call, with the options of each."""
 
 EVENT_FAULTS: dict[str, set[str]] = {
     "duplicate": {"copies"},
@@ -37,14 +37,14 @@ EVENT_FAULTS: dict[str, set[str]] = {
     "change_event": {"set"},
     "missign": {"age_seconds", "secret"},
 }
-"""What can go wrong with an event's delivery, and the options of each."""
+"""The faults of an event's delivery, with the options of each."""
 
 _DEFAULT_HOLD_SECONDS = 60.0
 
 
 @dataclass(slots=True)
 class Fault:
-    """One kind of misbehaviour: the first `skip` matches pass, the next `times` (0: all) go wrong."""
+    """One fault: the first `skip` matches pass, the next `times` (0: all) fail."""
 
     id: str
     match: dict[str, str]
@@ -67,20 +67,20 @@ class Fault:
             return
 
     def as_json(self) -> dict[str, Any]:
-        """As the control API shows it."""
+        """The fault in the control API."""
         counts = {"times": self.times, "skip": self.skip, "seen": self.seen, "used": self.used}
         return {"id": self.id, "match": self.match, "fault": self.kind, **self.options, **counts}
 
 
 class Faults:
-    """The faults that are asked for, in the order of asking. Each call or event meets at most one."""
+    """The active faults, oldest first. At most one applies to a call or event."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
         self._numbers = count(1)
 
     def add(self, body: dict[str, Any]) -> Fault:
-        """A fault from the control API's JSON; ValueError says what is wrong with it."""
+        """Add a fault from the control API's JSON. Raises ValueError when it is invalid."""
         options = dict(body)
         match, kind = options.pop("match", None), options.pop("fault", None)
         times, skip = int(options.pop("times", 1)), int(options.pop("skip", 0))
@@ -99,7 +99,7 @@ class Faults:
         self._faults.append(fault)
         return fault
 
-    def take(self, *, content: str, **facts: str) -> Fault | None:
+    def match(self, *, content: str, **facts: str) -> Fault | None:
         """The fault for a call (`method`, `path`) or an event (`event`) with this content, counted as used."""
         for fault in self._faults:
             if not _matches(fault.match, content, facts):
@@ -123,12 +123,12 @@ class Faults:
         return list(self._faults)
 
     def remove(self, fault: Fault) -> None:
-        """No more of it, and whatever it holds goes on."""
+        """Remove the fault and release what it holds."""
         fault.released.set()
         self._faults.remove(fault)
 
     def clear(self) -> None:
-        """None at all."""
+        """Remove every fault."""
         for fault in self.all():
             self.remove(fault)
 

@@ -1,4 +1,4 @@
-"""Idempotency keys, as Stripe keeps them: the first answer under a key is every answer, for a day."""
+"""Idempotency keys as at Stripe: the first response under a key is repeated for a day."""
 
 import json
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from server.sandbox.stripe.books import Books
-from server.sandbox.stripe.refusal import Refusal
+from server.sandbox.stripe.account import StripeAccount
+from server.sandbox.stripe.errors import ApiError
 
 _LONGEST_KEY = 255
-_KEPT_SECONDS = 86_400
+_STORED_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One API call as it came in."""
+    """One API call as received."""
 
     request_id: str
     method: str
@@ -24,12 +24,12 @@ class Call:
     parameters: dict[str, Any]
     """Decoded, values still strings."""
     key: str | None
-    """The idempotency key; only what POST sends is one."""
+    """The idempotency key; None unless the method is POST."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What goes back over HTTP."""
+class Response:
+    """An HTTP response."""
 
     status: int
     body: str
@@ -37,52 +37,52 @@ class Answer:
     content_type: str = "application/json"
 
 
-class Keys:
-    """The keys that are kept (in the books) and those whose call is still running."""
+class IdempotencyKeys:
+    """The stored keys (in the account) and those whose call is still running."""
 
-    def __init__(self, books: Books) -> None:
-        self._books = books
+    def __init__(self, account: StripeAccount) -> None:
+        self._account = account
         self._busy: set[str] = set()
 
-    def recall(self, call: Call) -> Answer | None:
-        """The answer kept under the call's key, if any; refused when the key was for another call or is in use."""
+    def stored_response(self, call: Call) -> Response | None:
+        """The response stored under the call's key, if any; refused when the key is of another call or in use."""
         if call.key is None:
             return None
         if len(call.key) > _LONGEST_KEY:
-            raise Refusal(f"Idempotency keys have up to {_LONGEST_KEY} characters.")
+            raise ApiError(f"Idempotency keys have up to {_LONGEST_KEY} characters.")
         if call.key in self._busy:
             message = "There is currently another in-progress request using this idempotency key."
-            raise Refusal(message, status=HTTPStatus.CONFLICT, kind="idempotency_error", code="idempotency_key_in_use")
-        kept = self._books.keys.get(call.key)
-        if kept is None or self._books.now() - kept["created"] >= _KEPT_SECONDS:
+            raise ApiError(message, status=HTTPStatus.CONFLICT, kind="idempotency_error", code="idempotency_key_in_use")
+        stored = self._account.keys.get(call.key)
+        if stored is None or self._account.now() - stored["created"] >= _STORED_SECONDS:
             return None
-        if kept["fingerprint"] != _fingerprint(call):
+        if stored["fingerprint"] != _fingerprint(call):
             message = "Keys for idempotent requests can only be used with the same endpoint and parameters as at first."
-            raise Refusal(message, kind="idempotency_error")
-        return Answer(kept["status"], kept["body"], kept["headers"] | {"Idempotent-Replayed": "true"})
+            raise ApiError(message, kind="idempotency_error")
+        return Response(stored["status"], stored["body"], stored["headers"] | {"Idempotent-Replayed": "true"})
 
-    def keep(self, call: Call, answer: Answer) -> None:
-        """From now on this is the answer under the call's key."""
+    def store(self, call: Call, response: Response) -> None:
+        """Store the response under the call's key."""
         if call.key is not None:
-            self._books.keys[call.key] = {
+            self._account.keys[call.key] = {
                 "fingerprint": _fingerprint(call),
-                "created": self._books.now(),
-                "status": answer.status,
-                "body": answer.body,
-                "headers": answer.headers,
+                "created": self._account.now(),
+                "status": response.status,
+                "body": response.body,
+                "headers": response.headers,
             }
 
     def prune(self, *, older_than_seconds: int) -> int:
-        """Forget the keys of at least this age; says how many."""
-        limit = self._books.now() - older_than_seconds
-        old = [key for key, kept in self._books.keys.items() if kept["created"] <= limit]
+        """Delete the keys of at least this age; returns how many."""
+        limit = self._account.now() - older_than_seconds
+        old = [key for key, stored in self._account.keys.items() if stored["created"] <= limit]
         for key in old:
-            del self._books.keys[key]
+            del self._account.keys[key]
         return len(old)
 
     @contextmanager
     def in_use(self, call: Call) -> Iterator[None]:
-        """While inside, the same key elsewhere is a conflict."""
+        """While the block runs, another call with the same key is a conflict."""
         if call.key is None:
             yield
             return

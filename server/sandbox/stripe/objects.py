@@ -1,19 +1,19 @@
-"""How each Stripe object looks when it is new, in the shape of `books.API_VERSION`."""
+"""Each Stripe object as it is when new, in the shape of `account.API_VERSION`."""
 
 from decimal import Decimal
 
-from server.sandbox.stripe.books import Books, Object
+from server.sandbox.stripe.account import API_VERSION, Object, StripeAccount
 
 
-def new_customer(books: Books) -> Object:
+def new_customer(account: StripeAccount) -> Object:
     """A customer without balance; its invoices are numbered under its own prefix."""
-    identifier = books.new_id("cus_")
+    identifier = account.new_id("cus_")
     return {
         "id": identifier,
         "object": "customer",
         "address": None,
         "balance": 0,
-        "created": books.now(),
+        "created": account.now(),
         "currency": None,
         "delinquent": False,
         "description": None,
@@ -22,7 +22,7 @@ def new_customer(books: Books) -> Object:
         "invoice_settings": {
             "custom_fields": None, "default_payment_method": None, "footer": None, "rendering_options": None,
         },
-        "livemode": books.settings["livemode"],
+        "livemode": account.settings["livemode"],
         "metadata": {},
         "name": None,
         "next_invoice_sequence": 1,
@@ -34,14 +34,14 @@ def new_customer(books: Books) -> Object:
     }  # fmt: skip
 
 
-def new_invoice(books: Books, customer: Object, *, currency: str) -> Object:
+def new_invoice(account: StripeAccount, customer: Object, *, currency: str) -> Object:
     """A draft without lines. `payments` and `amount_paid_off_stripe` are served only when expanded."""
-    identifier, now = books.new_id("in_"), books.now()
+    identifier, now = account.new_id("in_"), account.now()
     zeros = (
         "amount_due", "amount_overpaid", "amount_paid", "amount_remaining", "amount_shipping", "attempt_count",
         "post_payment_credit_notes_amount", "pre_payment_credit_notes_amount", "starting_balance", "subtotal", "total",
     )  # fmt: skip
-    nothings = (
+    nulls = (
         "account_tax_ids", "application", "automatically_finalizes_at", "custom_fields", "customer_account",
         "customer_phone", "customer_shipping", "default_payment_method", "default_source", "description", "due_date",
         "effective_at", "ending_balance", "footer", "from_invoice", "hosted_invoice_url", "invoice_pdf",
@@ -53,7 +53,7 @@ def new_invoice(books: Books, customer: Object, *, currency: str) -> Object:
         "id": identifier,
         "object": "invoice",
         **dict.fromkeys(zeros, 0),
-        **dict.fromkeys(nothings),
+        **dict.fromkeys(nulls),
         "account_country": "US",
         "account_name": "Pulsa sandbox",
         "attempted": False,
@@ -78,7 +78,7 @@ def new_invoice(books: Books, customer: Object, *, currency: str) -> Object:
             "object": "list", "data": [], "has_more": False, "total_count": 0,
             "url": f"/v1/invoices/{identifier}/lines",
         },
-        "livemode": books.settings["livemode"],
+        "livemode": account.settings["livemode"],
         "metadata": {},
         "payment_settings": {"default_mandate": None, "payment_method_options": None, "payment_method_types": None},
         "period_end": now,
@@ -95,11 +95,11 @@ def new_invoice(books: Books, customer: Object, *, currency: str) -> Object:
     }  # fmt: skip
 
 
-def new_item(books: Books, invoice: Object, *, amount: int, unit_amount: Decimal, quantity: int) -> Object:
+def new_item(account: StripeAccount, invoice: Object, *, amount: int, unit_amount: Decimal, quantity: int) -> Object:
     """One item on a draft invoice. Amounts are in minor units; the unit amount may be finer."""
-    now = books.now()
+    now = account.now()
     return {
-        "id": books.new_id("ii_"),
+        "id": account.new_id("ii_"),
         "object": "invoiceitem",
         "amount": amount,
         "currency": invoice["currency"],
@@ -124,11 +124,11 @@ def new_item(books: Books, invoice: Object, *, amount: int, unit_amount: Decimal
     }
 
 
-def new_line(books: Books, item: Object) -> Object:
+def new_line(account: StripeAccount, item: Object) -> Object:
     """An item as a line of its invoice."""
     copied = ("amount", "currency", "description", "discountable", "invoice", "livemode", "period", "pricing")
     return {
-        "id": books.new_id("il_"),
+        "id": account.new_id("il_"),
         "object": "line_item",
         **{name: item[name] for name in copied},
         "discount_amounts": [],
@@ -150,20 +150,151 @@ def new_line(books: Books, item: Object) -> Object:
     }  # fmt: skip
 
 
-def new_payment(books: Books, invoice: Object, *, amount: int, payment_type: str) -> Object:
+def new_payment(account: StripeAccount, invoice: Object, *, amount: int, payment_type: str) -> Object:
     """A payment asked for: open until money arrives. The type is `payment_intent` or `payment_record` (out of band)."""
     prefix = {"payment_intent": "pi_", "payment_record": "prec_"}[payment_type]
     return {
-        "id": books.new_id("inpay_"),
+        "id": account.new_id("inpay_"),
         "object": "invoice_payment",
         "amount_paid": None,
         "amount_requested": amount,
-        "created": books.now(),
+        "created": account.now(),
         "currency": invoice["currency"],
         "invoice": invoice["id"],
         "is_default": False,
         "livemode": invoice["livemode"],
-        "payment": {payment_type: books.new_id(prefix), "type": payment_type},
+        "payment": {payment_type: account.new_id(prefix), "type": payment_type},
         "status": "open",
         "status_transitions": {"canceled_at": None, "paid_at": None},
+    }
+
+
+def new_charge(account: StripeAccount, invoice: Object, *, amount: int, payment_intent: str) -> Object:
+    """A successful payment of an invoice. Since API version "basil" it names the payment intent, not the invoice."""
+    return {
+        "id": account.new_id("ch_"),
+        "object": "charge",
+        "amount": amount,
+        "amount_captured": amount,
+        "amount_refunded": 0,
+        "billing_details": {"address": None, "email": None, "name": None, "phone": None, "tax_id": None},
+        "captured": True,
+        "created": account.now(),
+        "currency": invoice["currency"],
+        "customer": invoice["customer"],
+        "description": f"Payment for invoice {invoice['number']}",
+        "disputed": False,
+        "livemode": invoice["livemode"],
+        "metadata": {},
+        "paid": True,
+        "payment_intent": payment_intent,
+        "refunded": False,
+        "status": "succeeded",
+    }
+
+
+def new_refund(account: StripeAccount, charge: Object, *, amount: int) -> Object:
+    """A refund of a charge."""
+    return {
+        "id": account.new_id("re_"),
+        "object": "refund",
+        "amount": amount,
+        "charge": charge["id"],
+        "created": account.now(),
+        "currency": charge["currency"],
+        "metadata": {},
+        "payment_intent": charge["payment_intent"],
+        "reason": "requested_by_customer",
+        "status": "succeeded",
+    }
+
+
+def new_dispute(account: StripeAccount, charge: Object) -> Object:
+    """A dispute of a charge, opened by the customer's bank."""
+    return {
+        "id": account.new_id("du_"),
+        "object": "dispute",
+        "amount": charge["amount"],
+        "balance_transactions": [],
+        "charge": charge["id"],
+        "created": account.now(),
+        "currency": charge["currency"],
+        "enhanced_eligibility_types": [],
+        "evidence": {},
+        "evidence_details": {
+            "due_by": None,
+            "enhanced_eligibility": {},
+            "has_evidence": False,
+            "past_due": False,
+            "submission_count": 0,
+            "submission_method": "not_submitted",
+        },
+        "is_charge_refundable": False,
+        "livemode": charge["livemode"],
+        "metadata": {},
+        "payment_intent": charge["payment_intent"],
+        "reason": "fraudulent",
+        "status": "needs_response",
+    }
+
+
+def new_credit_note(account: StripeAccount, invoice: Object, *, amount: int, before_payment: bool) -> Object:
+    """A reduction of an invoice, before it is paid or after."""
+    identifier = account.new_id("cn_")
+    return {
+        "id": identifier,
+        "object": "credit_note",
+        "amount": amount,
+        "amount_shipping": 0,
+        "created": account.now(),
+        "currency": invoice["currency"],
+        "customer": invoice["customer"],
+        "discount_amount": 0,
+        "discount_amounts": [],
+        "invoice": invoice["id"],
+        "lines": {"object": "list", "data": [], "has_more": False, "url": f"/v1/credit_notes/{identifier}/lines"},
+        "livemode": invoice["livemode"],
+        "metadata": {},
+        "number": f"{invoice['number']}-CN-{identifier[-4:].upper()}",
+        "pdf": f"{account.url}/credit_notes/{identifier}/pdf",
+        "post_payment_amount": 0 if before_payment else amount,
+        "pre_payment_amount": amount if before_payment else 0,
+        "pretax_credit_amounts": [],
+        "refunds": [],
+        "status": "issued",
+        "subtotal": amount,
+        "total": amount,
+        "type": "pre_payment" if before_payment else "post_payment",
+    }
+
+
+def new_endpoint(account: StripeAccount, *, url: str, events: list[str]) -> Object:
+    """An endpoint that receives the given event types (`*` for all)."""
+    return {
+        "id": account.new_id("we_"),
+        "object": "webhook_endpoint",
+        "api_version": API_VERSION,
+        "application": None,
+        "created": account.now(),
+        "description": None,
+        "enabled_events": events,
+        "livemode": account.settings["livemode"],
+        "metadata": {},
+        "status": "enabled",
+        "url": url,
+    }
+
+
+def account_object(account: StripeAccount) -> Object:
+    """The account that the API key belongs to."""
+    return {
+        "id": account.settings["account"],
+        "object": "account",
+        "charges_enabled": True,
+        "country": "US",
+        "default_currency": "usd",
+        "details_submitted": True,
+        "email": "sandbox@pulsa.test",
+        "payouts_enabled": True,
+        "type": "standard",
     }

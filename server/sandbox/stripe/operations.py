@@ -1,40 +1,51 @@
-"""The API calls that the stand-in knows: which parameters each takes, and what it does to the books."""
+"""The API calls that the stand-in supports: their parameters, and what each does to the account."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from server.sandbox.stripe import invoicing, receipts, settling
-from server.sandbox.stripe.books import Books, Object
-from server.sandbox.stripe.parameters import Schema, choice, decimal, flag, metadata, nested, span, text, texts, whole
-from server.sandbox.stripe.reading import page, view, within
+from server.sandbox.stripe import invoices, objects, webhooks
+from server.sandbox.stripe.account import Object, StripeAccount
+from server.sandbox.stripe.parameters import (
+    Schema,
+    boolean,
+    choice,
+    decimal,
+    integer,
+    metadata,
+    nested,
+    string,
+    strings,
+    time_filter,
+)
+from server.sandbox.stripe.responses import is_within, list_response, object_response
 
-Run = Callable[[Books, str, Object], Object]
+Run = Callable[[StripeAccount, str, Object], Object]
 
-_EXPAND: Schema = {"expand": texts}
-_PAGE: Schema = {"limit": whole, "starting_after": text, "ending_before": text, **_EXPAND}
+_EXPAND: Schema = {"expand": strings}
+_PAGE: Schema = {"limit": integer, "starting_after": string, "ending_before": string, **_EXPAND}
 
 _COLLECTION = choice("charge_automatically", "send_invoice")
 _STATUS = choice("draft", "open", "paid", "uncollectible", "void")
 
 _CUSTOMER: Schema = {
-    "address": nested, "balance": whole, "description": text, "email": text, "metadata": metadata, "name": text,
-    "phone": text, "preferred_locales": texts,
+    "address": nested, "balance": integer, "description": string, "email": string, "metadata": metadata,
+    "name": string, "phone": string, "preferred_locales": strings,
 }  # fmt: skip
 _INVOICE: Schema = {
-    "auto_advance": flag, "automatic_tax": nested, "collection_method": _COLLECTION, "custom_fields": nested,
-    "days_until_due": whole, "description": text, "due_date": whole, "footer": text, "metadata": metadata,
+    "auto_advance": boolean, "automatic_tax": nested, "collection_method": _COLLECTION, "custom_fields": nested,
+    "days_until_due": integer, "description": string, "due_date": integer, "footer": string, "metadata": metadata,
     "payment_settings": nested,
 }  # fmt: skip
 _NEW_INVOICE: Schema = {
-    **_INVOICE, "currency": text, "customer": text, "pending_invoice_items_behavior": choice("exclude"),
+    **_INVOICE, "currency": string, "customer": string, "pending_invoice_items_behavior": choice("exclude"),
 }  # fmt: skip
 _NEW_ITEM: Schema = {
-    "amount": whole, "currency": text, "customer": text, "description": text, "invoice": text, "metadata": metadata,
-    "quantity": whole, "unit_amount_decimal": decimal,
+    "amount": integer, "currency": string, "customer": string, "description": string, "invoice": string,
+    "metadata": metadata, "quantity": integer, "unit_amount_decimal": decimal,
 }  # fmt: skip
-_ENDPOINT: Schema = {"description": text, "enabled_events": texts, "metadata": metadata, "url": text}
+_ENDPOINT: Schema = {"description": string, "enabled_events": strings, "metadata": metadata, "url": string}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,143 +73,131 @@ def find_operation(method: str, path: str) -> tuple[Operation, str] | None:
     return None
 
 
-def _on(kind: str, act: Callable[[Books, Object, Object], Object]) -> Run:
-    def run(books: Books, identifier: str, given: Object) -> Object:
+def _on_object(kind: str, act: Callable[[StripeAccount, Object, Object], Object]) -> Run:
+    def run(account: StripeAccount, identifier: str, given: Object) -> Object:
         expand = given.pop("expand", [])
-        return view(books, act(books, books.find(kind, identifier), given), expand)
+        return object_response(account, act(account, account.find(kind, identifier), given), expand)
 
     return run
 
 
-def _new(act: Callable[[Books, Object], Object]) -> Run:
-    def run(books: Books, _identifier: str, given: Object) -> Object:
+def _creation(act: Callable[[StripeAccount, Object], Object]) -> Run:
+    def run(account: StripeAccount, _identifier: str, given: Object) -> Object:
         expand = given.pop("expand", [])
-        return view(books, act(books, given), expand)
+        return object_response(account, act(account, given), expand)
 
     return run
 
 
-def _read(_books: Books, thing: Object, _given: Object) -> Object:
-    return thing
+def _read(_account: StripeAccount, resource: Object, _given: Object) -> Object:
+    return resource
 
 
-def _pay(books: Books, invoice: Object, given: Object) -> Object:
+def _pay(account: StripeAccount, invoice: Object, given: Object) -> Object:
     if given.get("paid_out_of_band"):
-        return settling.receive(books, invoice, out_of_band=True)
-    return settling.pay_with(books, invoice, payment_method=given.get("payment_method"))
+        return invoices.receive_payment(account, invoice, out_of_band=True)
+    return invoices.pay(account, invoice, payment_method=given.get("payment_method"))
 
 
-def _list(kind: str, filters: Mapping[str, Callable[[Books, Object, object], bool]]) -> Run:
-    def run(books: Books, _identifier: str, given: Object) -> Object:
+def _list(kind: str, filters: Mapping[str, Callable[[StripeAccount, Object, object], bool]]) -> Run:
+    def run(account: StripeAccount, _identifier: str, given: Object) -> Object:
         asked = [(filters[name], given[name]) for name in given if name in filters]
-        things = [thing for thing in books.objects[kind].values() if all(f(books, thing, v) for f, v in asked)]
-        return page(books, things, given, url=f"/v1/{kind}s")
+        resources = [
+            resource for resource in account.objects[kind].values() if all(f(account, resource, v) for f, v in asked)
+        ]
+        return list_response(account, resources, given, url=f"/v1/{kind}s")
 
     return run
 
 
-def _equal(name: str) -> Callable[[Books, Object, object], bool]:
-    return lambda _books, thing, value: bool(thing[name] == value)
+def _equal(name: str) -> Callable[[StripeAccount, Object, object], bool]:
+    return lambda _account, resource, value: bool(resource[name] == value)
 
 
-def _created(_books: Books, thing: Object, limits: object) -> bool:
-    return isinstance(limits, dict) and within(thing["created"], limits)
+def _is_created_within(_account: StripeAccount, resource: Object, limits: object) -> bool:
+    return isinstance(limits, dict) and is_within(resource["created"], limits)
 
 
-def _of_types(_books: Books, event: Object, wanted: object) -> bool:
+def _has_type(_account: StripeAccount, event: Object, wanted: object) -> bool:
     patterns = wanted if isinstance(wanted, list) else [str(wanted)]
     return any(fnmatchcase(event["type"], pattern) for pattern in patterns)
 
 
-def _delivery(books: Books, event: Object, succeeded: object) -> bool:
-    return (event["id"] not in books.undelivered) == succeeded
+def _is_delivered(account: StripeAccount, event: Object, succeeded: object) -> bool:
+    return (event["id"] not in account.undelivered) == succeeded
 
 
-def _has_payment(_books: Books, payment: Object, wanted: object) -> bool:
+def _has_payment(_account: StripeAccount, payment: Object, wanted: object) -> bool:
     return isinstance(wanted, dict) and all(payment["payment"].get(name) == value for name, value in wanted.items())
 
 
-def _create_endpoint(books: Books, given: Object) -> Object:
-    endpoint = receipts.new_endpoint(books, url=given["url"], events=given["enabled_events"])
-    books.add(endpoint | {name: given[name] for name in ("api_version", "description", "metadata") if name in given})
-    secret = books.new_id("whsec_")
-    books.secrets[endpoint["id"]] = [secret]
-    return books.find("webhook_endpoint", endpoint["id"]) | {"secret": secret}
-
-
-def _update_endpoint(books: Books, endpoint: Object, given: Object) -> Object:
-    if "disabled" in given:
-        endpoint["status"] = "disabled" if given.pop("disabled") else "enabled"
-    return invoicing.change(books, endpoint, given)
-
-
-def _delete_endpoint(books: Books, endpoint: Object, _given: Object) -> Object:
-    del books.objects["webhook_endpoint"][endpoint["id"]]
-    return {"id": endpoint["id"], "object": "webhook_endpoint", "deleted": True}
-
-
 def _get(kind: str, path: str, sdk_parameters: str) -> Operation:
-    return Operation("GET", path, sdk_parameters, _EXPAND, _on(kind, _read))
+    return Operation("GET", path, sdk_parameters, _EXPAND, _on_object(kind, _read))
 
 
-def _act(verb: str, sdk_parameters: str, schema: Schema, act: Callable[[Books, Object], Object]) -> Operation:
-    run = _on("invoice", lambda books, invoice, _given: act(books, invoice))
+def _invoice_action(
+    verb: str, sdk_parameters: str, schema: Schema, act: Callable[[StripeAccount, Object], Object]
+) -> Operation:
+    run = _on_object("invoice", lambda account, invoice, _given: act(account, invoice))
     return Operation("POST", f"/v1/invoices/{{id}}/{verb}", sdk_parameters, schema, run)
 
 
-_DATED = {"created": _created}
+_CREATED_FILTER = {"created": _is_created_within}
 OPERATIONS = (
-    Operation("GET", "/v1/account", "", _EXPAND, lambda books, _identifier, _given: receipts.account(books)),
+    Operation("GET", "/v1/account", "", _EXPAND, lambda account, _identifier, _given: objects.account_object(account)),
     Operation("POST", "/v1/customers", "CustomerCreateParams", {**_CUSTOMER, **_EXPAND},
-              _new(invoicing.create_customer)),
-    Operation("GET", "/v1/customers", "CustomerListParams", {**_PAGE, "created": span, "email": text},
-              _list("customer", {**_DATED, "email": _equal("email")})),
+              _creation(invoices.create_customer)),
+    Operation("GET", "/v1/customers", "CustomerListParams", {**_PAGE, "created": time_filter, "email": string},
+              _list("customer", {**_CREATED_FILTER, "email": _equal("email")})),
     _get("customer", "/v1/customers/{id}", "CustomerRetrieveParams"),
     Operation("POST", "/v1/customers/{id}", "CustomerUpdateParams", {**_CUSTOMER, **_EXPAND},
-              _on("customer", invoicing.change)),
+              _on_object("customer", invoices.update_fields)),
     Operation("POST", "/v1/invoices", "InvoiceCreateParams", {**_NEW_INVOICE, **_EXPAND},
-              _new(invoicing.create_invoice), required=("customer",)),
+              _creation(invoices.create_invoice), required=("customer",)),
     Operation("GET", "/v1/invoices", "InvoiceListParams",
-              {**_PAGE, "created": span, "customer": text, "status": _STATUS, "collection_method": _COLLECTION},
-              _list("invoice", {**_DATED, "customer": _equal("customer"), "status": _equal("status"),
+              {**_PAGE, "created": time_filter, "customer": string, "status": _STATUS,
+               "collection_method": _COLLECTION},
+              _list("invoice", {**_CREATED_FILTER, "customer": _equal("customer"), "status": _equal("status"),
                                 "collection_method": _equal("collection_method")})),
     _get("invoice", "/v1/invoices/{id}", "InvoiceRetrieveParams"),
     Operation("POST", "/v1/invoices/{id}", "InvoiceUpdateParams", {**_INVOICE, **_EXPAND},
-              _on("invoice", invoicing.update_invoice)),
+              _on_object("invoice", invoices.update_invoice)),
     Operation("DELETE", "/v1/invoices/{id}", "InvoiceDeleteParams", {},
-              _on("invoice", lambda books, invoice, _given: settling.delete_draft(books, invoice))),
-    _act("finalize", "InvoiceFinalizeInvoiceParams", {"auto_advance": flag, **_EXPAND}, settling.finalize),
-    _act("void", "InvoiceVoidInvoiceParams", _EXPAND, settling.void),
-    _act("mark_uncollectible", "InvoiceMarkUncollectibleParams", _EXPAND, settling.mark_uncollectible),
+              _on_object("invoice", lambda account, invoice, _given: invoices.delete_draft(account, invoice))),
+    _invoice_action("finalize", "InvoiceFinalizeInvoiceParams", {"auto_advance": boolean, **_EXPAND},
+                    invoices.finalize),
+    _invoice_action("void", "InvoiceVoidInvoiceParams", _EXPAND, invoices.void),
+    _invoice_action("mark_uncollectible", "InvoiceMarkUncollectibleParams", _EXPAND, invoices.mark_uncollectible),
     Operation("POST", "/v1/invoices/{id}/pay", "InvoicePayParams",
-              {"paid_out_of_band": flag, "payment_method": text, **_EXPAND}, _on("invoice", _pay)),
-    Operation("POST", "/v1/invoiceitems", "InvoiceItemCreateParams", {**_NEW_ITEM, **_EXPAND}, _new(invoicing.add_item),
-              required=("invoice",)),
-    Operation("GET", "/v1/invoiceitems", "InvoiceItemListParams", {**_PAGE, "invoice": text, "customer": text},
+              {"paid_out_of_band": boolean, "payment_method": string, **_EXPAND}, _on_object("invoice", _pay)),
+    Operation("POST", "/v1/invoiceitems", "InvoiceItemCreateParams", {**_NEW_ITEM, **_EXPAND},
+              _creation(invoices.add_item), required=("invoice",)),
+    Operation("GET", "/v1/invoiceitems", "InvoiceItemListParams", {**_PAGE, "invoice": string, "customer": string},
               _list("invoiceitem", {"invoice": _equal("invoice"), "customer": _equal("customer")})),
     _get("invoiceitem", "/v1/invoiceitems/{id}", "InvoiceItemRetrieveParams"),
     Operation("GET", "/v1/invoice_payments", "InvoicePaymentListParams",
-              {**_PAGE, "invoice": text, "status": text, "payment": nested},
+              {**_PAGE, "invoice": string, "status": string, "payment": nested},
               _list("invoice_payment",
                     {"invoice": _equal("invoice"), "status": _equal("status"), "payment": _has_payment})),
     _get("invoice_payment", "/v1/invoice_payments/{id}", "InvoicePaymentRetrieveParams"),
     _get("charge", "/v1/charges/{id}", "ChargeRetrieveParams"),
     _get("dispute", "/v1/disputes/{id}", "DisputeRetrieveParams"),
-    Operation("GET", "/v1/credit_notes", "CreditNoteListParams", {**_PAGE, "invoice": text},
+    Operation("GET", "/v1/credit_notes", "CreditNoteListParams", {**_PAGE, "invoice": string},
               _list("credit_note", {"invoice": _equal("invoice")})),
     _get("credit_note", "/v1/credit_notes/{id}", "CreditNoteRetrieveParams"),
     Operation("GET", "/v1/events", "EventListParams",
-              {**_PAGE, "created": span, "type": text, "types": texts, "delivery_success": flag},
-              _list("event", {**_DATED, "type": _of_types, "types": _of_types, "delivery_success": _delivery})),
+              {**_PAGE, "created": time_filter, "type": string, "types": strings, "delivery_success": boolean},
+              _list("event", {**_CREATED_FILTER, "type": _has_type, "types": _has_type,
+                              "delivery_success": _is_delivered})),
     _get("event", "/v1/events/{id}", "EventRetrieveParams"),
     Operation("POST", "/v1/webhook_endpoints", "WebhookEndpointCreateParams",
-              {**_ENDPOINT, "api_version": text, **_EXPAND}, _new(_create_endpoint),
+              {**_ENDPOINT, "api_version": string, **_EXPAND}, _creation(webhooks.create_endpoint),
               required=("url", "enabled_events")),
     Operation("GET", "/v1/webhook_endpoints", "WebhookEndpointListParams", _PAGE, _list("webhook_endpoint", {})),
     _get("webhook_endpoint", "/v1/webhook_endpoints/{id}", "WebhookEndpointRetrieveParams"),
     Operation("POST", "/v1/webhook_endpoints/{id}", "WebhookEndpointUpdateParams",
-              {**_ENDPOINT, "disabled": flag, **_EXPAND}, _on("webhook_endpoint", _update_endpoint)),
+              {**_ENDPOINT, "disabled": boolean, **_EXPAND}, _on_object("webhook_endpoint", webhooks.update_endpoint)),
     Operation("DELETE", "/v1/webhook_endpoints/{id}", "WebhookEndpointDeleteParams", {},
-              _on("webhook_endpoint", _delete_endpoint)),
+              _on_object("webhook_endpoint", webhooks.delete_endpoint)),
 )  # fmt: skip
-"""Every call, as `method path`."""
+"""Every supported call."""

@@ -1,4 +1,4 @@
-"""The Python client against a server that plays along: tokens, deadlines, repeats, errors."""
+"""The Python client against a scripted server: tokens, deadlines, retries, errors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,42 +16,42 @@ from pulsa.errors import FieldViolation, PulsaError, explain
 from pulsa.tokens import token_from_file
 
 from server import errors
-from tests.integration.client.played_server import Ending, PlayedServer
+from tests.integration.client.scripted_server import ScriptedError, ScriptedServer
 
 REQUEST = GetBalanceRequest(organization_id="acme")
 
 
 @pytest.fixture
-def played() -> PlayedServer:
-    return PlayedServer()
+def server() -> ScriptedServer:
+    return ScriptedServer()
 
 
 @pytest.fixture
-def address(played: PlayedServer) -> Iterator[str]:
-    server, address = played.start()
+def address(server: ScriptedServer) -> Iterator[str]:
+    grpc_server, address = server.start()
     yield address
-    server.stop(None).wait()
+    grpc_server.stop(None).wait()
 
 
-def test_a_call_carries_the_token_and_a_deadline(played: PlayedServer, address: str) -> None:
+def test_a_call_has_the_token_and_a_deadline(server: ScriptedServer, address: str) -> None:
     with connect(address, token="secret", timeout_seconds=30) as pulsa:
         pulsa.credits.GetBalance(REQUEST)
         pulsa.credits.GetBalance(REQUEST, timeout=60)
-    assert played.requests == [REQUEST, REQUEST]
-    assert played.tokens == ["Bearer secret", "Bearer secret"]
-    short, long = played.seconds_left
+    assert server.requests == [REQUEST, REQUEST]
+    assert server.tokens == ["Bearer secret", "Bearer secret"]
+    short, long = server.seconds_left
     assert short is not None
     assert long is not None
-    assert short < 45 < long < 75  # gRPC rounds them up a little
+    assert short < 45 < long < 75  # gRPC rounds them up
 
 
-def test_a_token_from_a_file_is_the_one_of_now(played: PlayedServer, address: str, tmp_path: Path) -> None:
+def test_a_token_from_a_file_is_read_again_for_each_call(server: ScriptedServer, address: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     with connect(address, token=token_from_file(file)) as pulsa:
         for token in ("first", "second"):
             file.write_text(f"{token}\n")
             pulsa.credits.GetBalance(REQUEST)
-    assert played.tokens == ["Bearer first", "Bearer second"]
+    assert server.tokens == ["Bearer first", "Bearer second"]
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,15 @@ def test_a_token_from_a_file_is_the_one_of_now(played: PlayedServer, address: st
         ),
     ],
 )
-def test_a_refusal_says_all_that_the_server_said(
-    played: PlayedServer,
+def test_a_refusal_has_everything_that_the_server_sent(
+    server: ScriptedServer,
     address: str,
     refusal: errors.DomainError,
     metadata: dict[str, str],
     retry_after_seconds: float | None,
     violations: tuple[FieldViolation, ...],
 ) -> None:
-    played.endings.append(refusal)
+    server.errors.append(refusal)
     with connect(address, token="secret") as pulsa, pytest.raises(PulsaError) as refused:
         pulsa.credits.GetBalance(REQUEST)
     error = refused.value
@@ -96,26 +96,30 @@ def test_an_error_without_details_is_a_pulsa_error_too(address: str) -> None:
     assert (refused.value.reason, refused.value.metadata) == ("", {})
 
 
-def test_a_stream_carries_the_token_and_no_deadline_and_its_error_can_be_explained(
-    played: PlayedServer, address: str
+def test_a_stream_has_the_token_and_no_deadline_and_its_error_can_be_explained(
+    server: ScriptedServer, address: str
 ) -> None:
-    played.endings.append(errors.Overloaded(retry_after_seconds=1))
+    server.errors.append(errors.Overloaded(retry_after_seconds=1))
     with connect(address, token="secret", timeout_seconds=30) as pulsa:
         stream = pulsa.credits.WatchBalance(WatchBalanceRequest(organization_id="acme"))
         assert next(stream) == WatchBalanceResponse()
         with pytest.raises(grpc.RpcError) as refused:
             next(stream)
     assert explain(refused.value).reason == "OVERLOADED"
-    assert played.tokens == ["Bearer secret"]
-    assert played.seconds_left[0] is None or played.seconds_left[0] > 3600
+    assert server.tokens == ["Bearer secret"]
+    assert server.seconds_left[0] is None or server.seconds_left[0] > 3600
 
 
-@pytest.mark.parametrize("away", [grpc.StatusCode.UNAVAILABLE, errors.DatabaseUnavailable(retry_after_seconds=1)])
-def test_what_is_unavailable_is_asked_again_unchanged(played: PlayedServer, address: str, away: Ending) -> None:
-    played.endings.extend([away, away])
+@pytest.mark.parametrize(
+    "unavailable", [grpc.StatusCode.UNAVAILABLE, errors.DatabaseUnavailable(retry_after_seconds=1)]
+)
+def test_an_unavailable_server_is_retried_with_the_same_request(
+    server: ScriptedServer, address: str, unavailable: ScriptedError
+) -> None:
+    server.errors.extend([unavailable, unavailable])
     with connect(address, token="secret") as pulsa:
         pulsa.credits.GetBalance(REQUEST)
-    assert played.requests == [REQUEST] * 3
+    assert server.requests == [REQUEST] * 3
 
 
 @pytest.mark.parametrize(
@@ -127,16 +131,16 @@ def test_what_is_unavailable_is_asked_again_unchanged(played: PlayedServer, addr
         (grpc.StatusCode.INTERNAL, 1),
     ],
 )
-def test_repeats_end_and_other_refusals_are_not_repeated(
-    played: PlayedServer, address: str, code: grpc.StatusCode, calls: int
+def test_retries_are_limited_and_other_errors_are_not_retried(
+    server: ScriptedServer, address: str, code: grpc.StatusCode, calls: int
 ) -> None:
-    played.endings.extend([code] * 10)
+    server.errors.extend([code] * 10)
     with connect(address, token="secret") as pulsa, pytest.raises(PulsaError) as refused:
         pulsa.credits.GetBalance(REQUEST)
-    assert (refused.value.code, len(played.requests)) == (code, calls)
+    assert (refused.value.code, len(server.requests)) == (code, calls)
 
 
-def test_a_server_that_is_not_there_costs_no_longer_than_the_deadline() -> None:
+def test_an_unreachable_server_fails_within_the_deadline() -> None:
     with connect("127.0.0.1:1", token="secret", timeout_seconds=0.5) as pulsa, pytest.raises(PulsaError) as refused:
         pulsa.credits.GetBalance(REQUEST)
     assert refused.value.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}

@@ -1,4 +1,4 @@
-"""An operator's corrections: once each, never below zero."""
+"""An operator's corrections: each is applied once, and none makes the balance negative."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -6,12 +6,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from server.credits.adjustments import adjust_credits
 from server.credits.audit import audit_all
 from server.credits.balances import Balance
-from server.credits.ledger import LedgerEntry, list_entries
-from server.database.pool import Pool, connection
+from server.credits.ledger import LedgerEntry, adjust_credits, list_entries
 from server.errors import InsufficientCredits, RequestIdReused
+from server.postgres.pool import Pool, acquire
 
 
 async def adjust(
@@ -30,11 +29,11 @@ async def adjust(
 
 
 async def entries_of(pool: Pool, organization_id: str) -> list[LedgerEntry]:
-    async with connection(pool) as lent:
-        return await list_entries(lent, organization_id, before_sequence=1 << 62, limit=500)
+    async with acquire(pool) as connection:
+        return await list_entries(connection, organization_id, before_sequence=1 << 62, limit=500)
 
 
-async def test_a_correction_stays_in_the_ledger_with_its_reason_and_author(pool: Pool) -> None:
+async def test_a_correction_is_a_ledger_entry_with_its_reason_and_author(pool: Pool) -> None:
     await adjust(pool, 1000)
     entry, balance = await adjust(pool, -40, reason="entered twice")
     assert (entry.sequence, entry.credits, entry.balance_after) == (2, -40, 960)
@@ -43,14 +42,14 @@ async def test_a_correction_stays_in_the_ledger_with_its_reason_and_author(pool:
     assert (await entries_of(pool, "acme"))[0] == entry
 
 
-async def test_fifty_equal_corrections_at_once_are_one(pool: Pool) -> None:
+async def test_fifty_equal_simultaneous_corrections_are_applied_once(pool: Pool) -> None:
     request_id = uuid4()
     answers = await asyncio.gather(*(adjust(pool, 500, request_id=request_id) for _ in range(50)))
     assert {entry for entry, _ in answers} == {answers[0][0]}
     assert [entry.credits for entry in await entries_of(pool, "acme")] == [500]
 
 
-async def test_a_repeat_tells_the_balance_of_now(pool: Pool) -> None:
+async def test_a_repeat_returns_the_first_entry_and_the_current_balance(pool: Pool) -> None:
     request_id = uuid4()
     first, _ = await adjust(pool, 500, request_id=request_id)
     await adjust(pool, 7)
@@ -60,7 +59,7 @@ async def test_a_repeat_tells_the_balance_of_now(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(("credits", "reason"), [(501, "goodwill"), (500, "another reason")])
-async def test_a_request_id_with_other_arguments_changes_nothing(pool: Pool, credits: int, reason: str) -> None:
+async def test_a_request_id_with_other_arguments_is_refused(pool: Pool, credits: int, reason: str) -> None:
     request_id = uuid4()
     await adjust(pool, 500, request_id=request_id)
     with pytest.raises(RequestIdReused):
@@ -79,11 +78,11 @@ async def test_a_correction_cannot_make_the_balance_negative(pool: Pool) -> None
 async def test_a_refused_first_correction_leaves_no_account(pool: Pool) -> None:
     with pytest.raises(InsufficientCredits):
         await adjust(pool, -1)
-    async with connection(pool) as lent:
-        assert await (await lent.execute("SELECT count(*) FROM accounts")).fetchone() == (0,)
+    async with acquire(pool) as connection:
+        assert await (await connection.execute("SELECT count(*) FROM accounts")).fetchone() == (0,)
 
 
-async def test_of_many_corrections_at_once_only_what_the_balance_allows_is_taken(pool: Pool) -> None:
+async def test_of_many_simultaneous_corrections_only_those_that_the_balance_covers_succeed(pool: Pool) -> None:
     await adjust(pool, 10)
     outcomes = await asyncio.gather(*(adjust(pool, -1) for _ in range(30)), return_exceptions=True)
     assert sum(isinstance(outcome, InsufficientCredits) for outcome in outcomes) == 20

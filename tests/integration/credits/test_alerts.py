@@ -1,12 +1,12 @@
-"""Alerts: the threshold, who is told, and that each crossing is announced once."""
+"""Alerts: the threshold, the e-mail address, and one notice for each time that the balance becomes low."""
 
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from server.credits.adjustments import adjust_credits
 from server.credits.alerts import Alerts, update_alerts
-from server.database.pool import Pool, connection
+from server.credits.ledger import adjust_credits
+from server.postgres.pool import Pool, acquire
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -31,8 +31,8 @@ async def update(pool: Pool, *, threshold: int | None = None, email: str | None 
 
 
 async def fetch(pool: Pool, query: str) -> list[tuple[Any, ...]]:
-    async with connection(pool) as lent:
-        return await (await lent.execute(query.encode())).fetchall()
+    async with acquire(pool) as connection:
+        return await (await connection.execute(query.encode())).fetchall()
 
 
 async def low_since(pool: Pool) -> datetime | None:
@@ -40,7 +40,7 @@ async def low_since(pool: Pool) -> datetime | None:
     return since if since is None else datetime.fromisoformat(str(since))
 
 
-async def test_what_is_not_given_stays_as_it_is(pool: Pool) -> None:
+async def test_a_setting_that_is_not_given_stays_as_it_is(pool: Pool) -> None:
     await update(pool, threshold=300, email="billing@example.com")
     after_threshold = await update(pool, threshold=200)
     after_email = await update(pool, email="")
@@ -48,7 +48,7 @@ async def test_what_is_not_given_stays_as_it_is(pool: Pool) -> None:
     assert (after_email.balance.low_balance_threshold, after_email.alert_email) == (200, "")
 
 
-async def test_an_organization_that_never_bought_can_set_its_alerts(pool: Pool) -> None:
+async def test_an_organization_without_an_account_can_set_its_alerts(pool: Pool) -> None:
     alerts = await update(pool, email="billing@example.com")
     assert (alerts.balance.available_credits, alerts.balance.low_balance, alerts.balance.low_balance_threshold) == (
         0,
@@ -57,7 +57,7 @@ async def test_an_organization_that_never_bought_can_set_its_alerts(pool: Pool) 
     )
 
 
-async def test_the_threshold_alone_can_make_a_balance_low_and_high_again(pool: Pool) -> None:
+async def test_a_new_threshold_alone_can_make_a_balance_low_and_no_longer_low(pool: Pool) -> None:
     await adjust(pool, 1000)
     assert await low_since(pool) is None
     assert (await update(pool, threshold=1001)).balance.low_balance
@@ -66,7 +66,7 @@ async def test_the_threshold_alone_can_make_a_balance_low_and_high_again(pool: P
     assert await low_since(pool) is None
 
 
-async def test_each_crossing_is_announced_once_and_a_top_up_arms_the_next(pool: Pool) -> None:
+async def test_a_low_balance_gives_one_notice_and_another_only_after_credits_were_added(pool: Pool) -> None:
     await update(pool, threshold=100, email="billing@example.com")
     await adjust(pool, 150)
     await adjust(pool, -100)
@@ -81,7 +81,7 @@ async def test_each_crossing_is_announced_once_and_a_top_up_arms_the_next(pool: 
     assert [notice[3]["available_credits"] for notice in notices] == [50, 49]
 
 
-async def test_a_raised_threshold_announces_a_balance_that_is_low_by_it(pool: Pool) -> None:
+async def test_a_raised_threshold_that_makes_the_balance_low_gives_one_notice(pool: Pool) -> None:
     await update(pool, email="billing@example.com")
     await adjust(pool, 500)
     await update(pool, threshold=600)
@@ -90,7 +90,7 @@ async def test_a_raised_threshold_announces_a_balance_that_is_low_by_it(pool: Po
     assert details == {"available_credits": 500, "low_balance_threshold": 600}
 
 
-async def test_nobody_to_tell_means_no_notice(pool: Pool) -> None:
+async def test_without_an_alert_email_there_is_no_notice(pool: Pool) -> None:
     await adjust(pool, 150)
     await adjust(pool, -100)
     assert await fetch(pool, "SELECT 1 FROM notices") == []

@@ -1,4 +1,4 @@
-"""The audit: silent about what holds, and finds each thing that does not."""
+"""The audit: it finds nothing in ledgers that hold, and every kind of damage where there is some."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,10 +10,9 @@ import psycopg
 import pytest
 
 from server.credits.accounts import lock_or_create_account
-from server.credits.adjustments import adjust_credits
-from server.credits.audit import MAXIMUM_FINDINGS, Report, audit_all, audit_organization, audit_snapshot
-from server.credits.ledger import LedgerEntryKind, append_entry
-from server.database.pool import Connection, Pool, transaction
+from server.credits.audit import MAXIMUM_FINDINGS, AuditReport, audit_all, audit_organization, audit_snapshot
+from server.credits.ledger import LedgerEntryKind, adjust_credits, append_entry
+from server.postgres.pool import Connection, Pool, transaction
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -32,7 +31,7 @@ async def fund(pool: Pool, organization_id: str, credits: int = 1000) -> None:
 
 
 async def send(pool: Pool, organization_id: str, *, credits: int = 3, refunded: bool = False) -> UUID:
-    """A charged delivery as the sending room writes it, refunded or not."""
+    """Write a charged delivery as a send does, refunded or not."""
     delivery_id = uuid4()
     async with transaction(pool) as connection:
         account = await lock_or_create_account(connection, organization_id, low_balance_threshold=100, now=NOW)
@@ -69,7 +68,7 @@ async def send(pool: Pool, organization_id: str, *, credits: int = 3, refunded: 
 
 
 async def buy(pool: Pool, organization_id: str) -> None:
-    """A paid top-up as the top-ups' room writes it."""
+    """Write a paid top-up as a purchase does."""
     top_up_id = uuid4()
     async with transaction(pool) as connection:
         account = await lock_or_create_account(connection, organization_id, low_balance_threshold=100, now=NOW)
@@ -99,24 +98,24 @@ async def ledgers(pool: Pool) -> Pool:
 
 
 @pytest.fixture
-async def spoiled(ledgers: Pool) -> AsyncIterator[Connection]:
-    """A transaction of the schema's owner on those ledgers, never committed."""
+async def damaged(ledgers: Pool) -> AsyncIterator[Connection]:
+    """A transaction of the schema's owner on those ledgers, for damage that is rolled back at the end."""
     async with await psycopg.AsyncConnection[tuple[Any, ...]].connect(str(ledgers.conninfo)) as connection:
         yield connection
         await connection.rollback()
 
 
-async def audit_within(connection: Connection, organization_id: str | None = None) -> Report:
+async def audit_within(connection: Connection, organization_id: str | None = None) -> AuditReport:
     return await audit_snapshot(connection, organization_id, None, verify_time=NOW)
 
 
 async def test_ledgers_that_hold_are_counted(ledgers: Pool) -> None:
     report = await audit_all(ledgers)
     of_acme = await audit_organization(ledgers, "acme")
-    of_nobody = await audit_organization(ledgers, "nobody")
+    of_unknown = await audit_organization(ledgers, "unknown")
     assert (report.holds, report.organization_count, report.entry_count) == (True, 2, 7)
     assert (of_acme.holds, of_acme.organization_count, of_acme.entry_count) == (True, 1, 6)
-    assert (of_nobody.holds, of_nobody.entry_count) == (True, 0)
+    assert (of_unknown.holds, of_unknown.entry_count) == (True, 0)
 
 
 @pytest.mark.parametrize(
@@ -145,35 +144,37 @@ async def test_ledgers_that_hold_are_counted(ledgers: Pool) -> None:
         ),
     ],
 )
-async def test_every_damage_is_found_where_it_is(spoiled: Connection, damage: str, where: str, rules: set[str]) -> None:
-    await spoiled.execute(f"{damage} WHERE organization_id = 'acme' AND {where}".encode())
-    report = await audit_within(spoiled)
+async def test_every_damage_is_found_in_its_organization(
+    damaged: Connection, damage: str, where: str, rules: set[str]
+) -> None:
+    await damaged.execute(f"{damage} WHERE organization_id = 'acme' AND {where}".encode())
+    report = await audit_within(damaged)
     assert not report.holds
     assert {finding.rule for finding in report.findings} == rules
     assert {finding.organization_id for finding in report.findings} == {"acme"}
-    assert set((await audit_within(spoiled, "acme")).findings) == set(report.findings)
-    assert (await audit_within(spoiled, "other")).holds
+    assert set((await audit_within(damaged, "acme")).findings) == set(report.findings)
+    assert (await audit_within(damaged, "other")).holds
 
 
-async def test_findings_are_bounded(spoiled: Connection) -> None:
-    await spoiled.execute(
+async def test_the_number_of_findings_is_limited(damaged: Connection) -> None:
+    await damaged.execute(
         b"INSERT INTO accounts (organization_id, available_credits, low_balance_threshold, window_start_time,"
         b" create_time) SELECT number::text, 1, 100, now(), now() FROM generate_series(1, 1000) AS number"
     )
-    assert len((await audit_within(spoiled)).findings) == MAXIMUM_FINDINGS
+    assert len((await audit_within(damaged)).findings) == MAXIMUM_FINDINGS
 
 
-async def test_sends_whose_deliveries_retention_removed_are_excused_by_their_time(
-    spoiled: Connection,
+async def test_sends_older_than_the_kept_deliveries_need_no_delivery(
+    damaged: Connection,
 ) -> None:
-    await spoiled.execute("DELETE FROM deliveries")
-    after = await audit_snapshot(spoiled, None, NOW + timedelta(seconds=1), verify_time=NOW)
-    before = await audit_snapshot(spoiled, None, NOW, verify_time=NOW)
+    await damaged.execute("DELETE FROM deliveries")
+    after = await audit_snapshot(damaged, None, NOW + timedelta(seconds=1), verify_time=NOW)
+    before = await audit_snapshot(damaged, None, NOW, verify_time=NOW)
     assert after.holds
     assert len(before.findings) == 3
 
 
-async def test_the_audit_is_right_while_credits_move(pool: Pool) -> None:
+async def test_the_audit_finds_nothing_while_credits_change(pool: Pool) -> None:
     async def spend(organization_id: str) -> None:
         await fund(pool, organization_id)
         for _ in range(20):

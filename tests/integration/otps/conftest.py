@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from server.database.pool import Pool, open_pool
+from server.postgres.pool import Pool, open_pool
 from tests.integration.otps.replica import Replica
 
 
@@ -24,5 +24,5 @@ def replica(pool: Pool) -> Replica:
 
 @pytest.fixture
 def other_replica(other_pool: Pool) -> Replica:
-    """A second one."""
+    """A second replica of the same database, without limits."""
     return Replica(other_pool)

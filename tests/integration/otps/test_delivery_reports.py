@@ -1,15 +1,15 @@
-"""Delivery reports: in any order and any number, they settle a delivery once."""
+"""Delivery reports: in any order and any number, they end a delivery once."""
 
 from itertools import permutations
 from uuid import uuid4
 
 import pytest
 
-from server.channels.channel import OutcomeKind
 from server.clock import utc_now
 from server.errors import DeliveryNotFound
+from server.otps.delivery.reports import report_delivery
 from server.otps.otp import Delivery, DeliveryStatus
-from server.otps.reports import report_delivery
+from server.providers.provider import OutcomeKind
 from tests.integration.otps.replica import Replica, count_rows, fund, ledger, stored
 
 SENT, DELIVERED, FAILED, UNKNOWN = (
@@ -20,7 +20,7 @@ SENT, DELIVERED, FAILED, UNKNOWN = (
 )
 
 
-async def say(
+async def report(
     replica: Replica,
     delivery: Delivery,
     status: DeliveryStatus,
@@ -41,17 +41,17 @@ async def say(
 
 @pytest.mark.parametrize("refund_accepted", [True, False])
 @pytest.mark.parametrize("outcome", [None, OutcomeKind.ACCEPTED, OutcomeKind.UNKNOWN])
-async def test_of_delivered_and_failed_the_first_stands_in_every_order(
+async def test_the_first_of_delivered_and_failed_stands_in_every_order(
     replica: Replica, outcome: OutcomeKind | None, *, refund_accepted: bool
 ) -> None:
     await fund(replica.pool, 100)
     for order in permutations([SENT, DELIVERED, FAILED]):
         sent = await replica.send()
         if outcome:
-            await replica.report(sent, outcome)
+            await replica.record_outcome(sent, outcome)
         for status in order:
-            first = await say(replica, sent.delivery, status, refund_accepted=refund_accepted)
-            assert await say(replica, sent.delivery, status, refund_accepted=refund_accepted) == first
+            first = await report(replica, sent.delivery, status, refund_accepted=refund_accepted)
+            assert await report(replica, sent.delivery, status, refund_accepted=refund_accepted) == first
         (delivery,) = (await stored(replica.pool, sent.record.otp)).deliveries
         failed = order.index(FAILED) < order.index(DELIVERED)
         never_accepted = outcome is OutcomeKind.UNKNOWN and order[0] is FAILED
@@ -66,27 +66,27 @@ async def test_of_delivered_and_failed_the_first_stands_in_every_order(
 async def test_an_outcome_that_comes_after_a_report_changes_nothing(replica: Replica) -> None:
     await fund(replica.pool, 10)
     sent = await replica.send()
-    delivered = await say(replica, sent.delivery, DELIVERED)
+    delivered = await report(replica, sent.delivery, DELIVERED)
     for kind in OutcomeKind:
-        await replica.report(sent, kind)
+        await replica.record_outcome(sent, kind)
     assert (await stored(replica.pool, sent.record.otp)).deliveries == [delivered]
 
 
-async def test_a_refunded_delivery_is_not_reported_back_to_life(replica: Replica) -> None:
+async def test_no_report_changes_a_refunded_delivery(replica: Replica) -> None:
     await fund(replica.pool, 10)
     sent = await replica.send()
-    await replica.report(sent, OutcomeKind.REJECTED_DESTINATION)
+    await replica.record_outcome(sent, OutcomeKind.REJECTED_DESTINATION)
     for status in (SENT, DELIVERED, FAILED):
-        reported = await say(replica, sent.delivery, status, refund_accepted=True)
+        reported = await report(replica, sent.delivery, status, refund_accepted=True)
         assert (reported.status, reported.refunded) == (FAILED, True)
     assert len(await ledger(replica.pool)) == 3
 
 
-async def test_nobody_reports_on_a_delivery_that_is_not_theirs(replica: Replica) -> None:
+async def test_a_report_on_an_unknown_delivery_or_another_organizations_is_not_found(replica: Replica) -> None:
     await fund(replica.pool, 10)
     sent = await replica.send()
     with pytest.raises(DeliveryNotFound):
-        await say(replica, sent.delivery, FAILED, organization_id="other")
+        await report(replica, sent.delivery, FAILED, organization_id="other")
     sent.delivery.delivery_id = uuid4()
     with pytest.raises(DeliveryNotFound):
-        await say(replica, sent.delivery, FAILED)
+        await report(replica, sent.delivery, FAILED)

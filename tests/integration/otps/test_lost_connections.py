@@ -6,86 +6,86 @@ from dataclasses import dataclass
 
 import pytest
 
-from server.channels.channel import OutcomeKind
 from server.clock import utc_now
-from server.database.pool import Pool, open_pool, transaction
-from server.otps.orders import Accepted
+from server.otps.delivery.reports import report_delivery
 from server.otps.otp import DeliveryStatus, OtpStatus
-from server.otps.reports import report_delivery
-from tests.integration.otps.cut import At, Wire, wire_to
+from server.otps.send import Accepted
+from server.postgres.pool import Pool, open_pool, transaction
+from server.providers.provider import OutcomeKind
+from tests.integration.otps.backends import open_as_owner, wait_for_blocked_backend
+from tests.integration.otps.breaking_proxy import BreakAt, BreakingProxy, proxy_to
 from tests.integration.otps.replica import Replica, count_rows, fund, ledger, spent, stored
-from tests.integration.otps.waiting import open_as_owner, someone_waits_for_a_lock
 
 
 @dataclass
-class Wired:
-    """A replica whose only connection runs through a wire that the test can break."""
+class ProxiedReplica:
+    """A replica whose only connection goes through a proxy that can lose it."""
 
     replica: Replica
-    wire: Wire
+    proxy: BreakingProxy
 
 
 @pytest.fixture
-async def wired(database_url: str) -> AsyncIterator[Wired]:
-    async with wire_to(database_url) as (wire, url):
+async def proxied(database_url: str) -> AsyncIterator[ProxiedReplica]:
+    async with proxy_to(database_url) as (proxy, url):
         pool = await open_pool(url, size=1, timeout_seconds=5)
         await fund(pool, 100)
-        yield Wired(Replica(pool), wire)
+        yield ProxiedReplica(Replica(pool), proxy)
         await pool.close()
 
 
-breaks = pytest.mark.parametrize("at", At)
+breaks = pytest.mark.parametrize("at", BreakAt)
 
 
 @breaks
-async def test_sends_are_charged_once_and_handed_over_at_once(wired: Wired, at: At) -> None:
-    wired.wire.break_at(at)
-    answers = await asyncio.gather(*(wired.replica.send() for _ in range(10)))
-    assert wired.wire.breaks == 1
+async def test_sends_are_charged_once_and_dispatched_once(proxied: ProxiedReplica, at: BreakAt) -> None:
+    proxied.proxy.break_at(at)
+    answers = await asyncio.gather(*(proxied.replica.send() for _ in range(10)))
+    assert proxied.proxy.breaks == 1
     assert [answer.replayed for answer in answers] == [False] * 10
-    assert await spent(wired.replica.pool) == [1] * 10
-    handed_over = [one.delivery.delivery_id for one in wired.replica.accepted]
-    assert sorted(handed_over) == sorted(answer.delivery.delivery_id for answer in answers)
+    assert await spent(proxied.replica.pool) == [1] * 10
+    dispatched = [one.delivery.delivery_id for one in proxied.replica.accepted]
+    assert sorted(dispatched) == sorted(answer.delivery.delivery_id for answer in answers)
 
 
 @breaks
-async def test_a_lone_send_on_a_known_account_is_charged_once(wired: Wired, at: At) -> None:
+async def test_a_lone_send_on_a_cached_account_is_charged_once(proxied: ProxiedReplica, at: BreakAt) -> None:
     for _ in range(3):
-        await wired.replica.send()
-    wired.wire.break_at(at)
-    answer = await wired.replica.send()
-    assert wired.wire.breaks == 1
+        await proxied.replica.send()
+    proxied.proxy.break_at(at)
+    answer = await proxied.replica.send()
+    assert proxied.proxy.breaks == 1
     assert (answer.replayed, answer.delivery.ledger_sequence) == (False, 5)
-    assert await spent(wired.replica.pool) == [1] * 4
-    assert [one.delivery.delivery_id for one in wired.replica.accepted][3:] == [answer.delivery.delivery_id]
+    assert await spent(proxied.replica.pool) == [1] * 4
+    assert [one.delivery.delivery_id for one in proxied.replica.accepted][3:] == [answer.delivery.delivery_id]
 
 
 @breaks
-async def test_a_right_guess_gets_its_ok(wired: Wired, at: At) -> None:
-    sent = await wired.replica.send()
-    wired.wire.break_at(at)
-    verified = await wired.replica.verify(sent.record.otp)
-    assert wired.wire.breaks == 1
+async def test_a_right_guess_is_answered_with_ok(proxied: ProxiedReplica, at: BreakAt) -> None:
+    sent = await proxied.replica.send()
+    proxied.proxy.break_at(at)
+    verified = await proxied.replica.verify(sent.record.otp)
+    assert proxied.proxy.breaks == 1
     assert verified.status is OtpStatus.VERIFIED
-    assert (await stored(wired.replica.pool, verified)).otp == verified
+    assert (await stored(proxied.replica.pool, verified)).otp == verified
 
 
 @breaks
-async def test_a_failure_is_refunded_once(wired: Wired, at: At) -> None:
-    sent = await wired.replica.send()
-    wired.wire.break_at(at)
-    await wired.replica.report(sent, OutcomeKind.REJECTED_DESTINATION)
-    assert wired.wire.breaks == 1
-    assert [entry.kind for entry in await ledger(wired.replica.pool)] == ["ADJUSTMENT", "SEND", "REFUND"]
-    assert await count_rows(wired.replica.pool, "outbox") == 0
+async def test_a_failure_is_refunded_once(proxied: ProxiedReplica, at: BreakAt) -> None:
+    sent = await proxied.replica.send()
+    proxied.proxy.break_at(at)
+    await proxied.replica.record_outcome(sent, OutcomeKind.REJECTED_DESTINATION)
+    assert proxied.proxy.breaks == 1
+    assert [entry.kind for entry in await ledger(proxied.replica.pool)] == ["ADJUSTMENT", "SEND", "REFUND"]
+    assert await count_rows(proxied.replica.pool, "outbox") == 0
 
 
 @breaks
-async def test_a_reported_failure_is_refunded_once(wired: Wired, at: At) -> None:
-    delivery = (await wired.replica.send()).delivery
-    wired.wire.break_at(at)
+async def test_a_reported_failure_is_refunded_once(proxied: ProxiedReplica, at: BreakAt) -> None:
+    delivery = (await proxied.replica.send()).delivery
+    proxied.proxy.break_at(at)
     reported = await report_delivery(
-        wired.replica.pool,
+        proxied.replica.pool,
         "acme",
         delivery.delivery_id,
         status=DeliveryStatus.FAILED,
@@ -93,9 +93,9 @@ async def test_a_reported_failure_is_refunded_once(wired: Wired, at: At) -> None
         refund_accepted=True,
         now=utc_now(),
     )
-    assert wired.wire.breaks == 1
+    assert proxied.proxy.breaks == 1
     assert (reported.status, reported.refunded) == (DeliveryStatus.FAILED, True)
-    assert [entry.kind for entry in await ledger(wired.replica.pool)] == ["ADJUSTMENT", "SEND", "REFUND"]
+    assert [entry.kind for entry in await ledger(proxied.replica.pool)] == ["ADJUSTMENT", "SEND", "REFUND"]
 
 
 async def test_a_backend_that_is_terminated_while_it_waits_is_replaced_and_charges_once(pool: Pool) -> None:
@@ -104,10 +104,10 @@ async def test_a_backend_that_is_terminated_while_it_waits_is_replaced_and_charg
     async with transaction(pool) as holder:
         await holder.execute("SELECT FROM accounts FOR UPDATE")
         sends = [asyncio.create_task(replica.send()) for _ in range(10)]
-        victim = await someone_waits_for_a_lock(pool)
+        victim = await wait_for_blocked_backend(pool)
         async with await open_as_owner(pool) as owner:
             await owner.execute("SELECT pg_terminate_backend(%s)", [victim])
-        assert await someone_waits_for_a_lock(pool) != victim
+        assert await wait_for_blocked_backend(pool) != victim
     answers = await asyncio.gather(*sends, return_exceptions=True)
     assert [type(answer) for answer in answers] == [Accepted] * 10
     assert await spent(pool) == [1] * 10

@@ -1,7 +1,7 @@
-"""What is old goes: destinations first, then everything but the ledger, a little at a time."""
+"""Retention: destinations are erased first, then all but the ledger is removed, in small steps."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -10,19 +10,20 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from server.channels.channel import ChannelName, OutcomeKind
 from server.credits.audit import audit_snapshot
-from server.credits.retention import remove_notices, remove_stripe_events
-from server.database.pool import Pool, connection, open_pool, transaction
-from server.database.queries import Queries
+from server.credits.notices import remove_notices
+from server.credits.stripe.inbox import remove_stripe_events
 from server.errors import OtpNotFound, WrongCode
 from server.ids import new_id
-from server.otps.orders import Accepted
+from server.jobs import RetentionPeriods, apply_retention
 from server.otps.retention import SQL, erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
-from server.watch.retention import Kept, watch_retention
+from server.otps.send import Accepted
+from server.postgres.pool import Pool, acquire, open_pool, transaction
+from server.postgres.queries import Queries
+from server.providers.provider import Channel, OutcomeKind
 from tests.integration.otps.replica import Replica, count_rows, fund, ledger, stored, wrong
 
-KEPT = Kept(
+PERIODS = RetentionPeriods(
     destinations=timedelta(days=30),
     records=timedelta(days=90),
     guess_window=timedelta(days=1),
@@ -33,7 +34,7 @@ _numbers = count(1)
 
 @pytest.fixture
 async def database_url(postgres: str) -> AsyncIterator[str]:
-    """A database whose sends may lack their deliveries at the end; all else that the audit looks at must hold."""
+    """A database whose sends may lack their deliveries at the end; every other rule of the audit must hold."""
     name = f"retained_{next(_numbers)}"
     database = sql.Identifier(name)
     with psycopg.connect(postgres, autocommit=True) as owner:
@@ -41,8 +42,8 @@ async def database_url(postgres: str) -> AsyncIterator[str]:
         url = psycopg.conninfo.make_conninfo(postgres, dbname=name)
         yield url
         pool = await open_pool(url, size=1, timeout_seconds=5)
-        async with transaction(pool) as lent:
-            report = await audit_snapshot(lent, None, later(days=1), verify_time=later())
+        async with transaction(pool) as connection:
+            report = await audit_snapshot(connection, None, later(days=1), verify_time=later())
         await pool.close()
         owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
     assert report.findings == ()
@@ -52,69 +53,71 @@ def later(*, days: float = 0) -> datetime:
     return datetime.now(UTC) + timedelta(days=days)
 
 
-async def settled_sends(replica: Replica, number: int) -> list[Accepted]:
+async def accepted_sends(replica: Replica, number: int) -> list[Accepted]:
     await fund(replica.pool, number)
     sends = [await replica.send() for _ in range(number)]
     for send in sends:
-        await replica.report(send, OutcomeKind.ACCEPTED)
+        await replica.record_outcome(send, OutcomeKind.ACCEPTED)
     return sends
 
 
-async def test_a_destination_is_erased_when_its_days_are_over_and_nothing_else_is(replica: Replica) -> None:
-    pool, (send,) = replica.pool, await settled_sends(replica, 1)
-    rounds = [await watch_retention(pool, KEPT, now=later(days=days)) for days in (29.9, 30.1, 30.1, 89.9)]
+async def test_a_destination_is_erased_after_its_period_and_nothing_else_is(replica: Replica) -> None:
+    pool, (send,) = replica.pool, await accepted_sends(replica, 1)
+    counts = [await apply_retention(pool, PERIODS, now=later(days=days)) for days in (29.9, 30.1, 30.1, 89.9)]
 
     (delivery,) = (await stored(pool, send.record.otp)).deliveries
-    assert rounds == [0, 1, 0, 0]
+    assert counts == [0, 1, 0, 0]
     assert (delivery.destination_sealed, delivery.masked_destination) == (None, send.delivery.masked_destination)
     with pytest.raises(OtpNotFound):
         await replica.resend(send.record.otp)
 
 
-async def test_erasing_goes_on_where_it_was_and_never_back(replica: Replica) -> None:
-    await settled_sends(replica, 5)
+async def test_erasing_continues_where_the_last_step_ended(replica: Replica) -> None:
+    await accepted_sends(replica, 5)
     steps = [await erase_destinations(replica.pool, before=later(), limit=2) for _ in range(4)]
-    await settled_sends(replica, 1)
+    await accepted_sends(replica, 1)
     steps += [await erase_destinations(replica.pool, before=later(), limit=2) for _ in range(2)]
 
-    async with connection(replica.pool) as lent:
-        left = await (await lent.execute("SELECT 1 FROM deliveries WHERE destination_sealed IS NOT NULL")).fetchall()
+    async with acquire(replica.pool) as connection:
+        left = await (
+            await connection.execute("SELECT 1 FROM deliveries WHERE destination_sealed IS NOT NULL")
+        ).fetchall()
     assert steps == [2, 2, 1, 0, 1, 0]
     assert left == []
 
 
-async def test_an_old_otp_goes_with_its_deliveries_and_its_ledger_stays(replica: Replica) -> None:
-    pool, sends = replica.pool, await settled_sends(replica, 3)
+async def test_an_old_otp_is_removed_with_its_deliveries_and_its_ledger_entries_stay(replica: Replica) -> None:
+    pool, sends = replica.pool, await accepted_sends(replica, 3)
     await fund(pool, 1)
     again = await replica.resend(sends[0].record.otp)
-    await replica.report(again, OutcomeKind.REJECTED_DESTINATION)
+    await replica.record_outcome(again, OutcomeKind.REJECTED_DESTINATION)
     before = await ledger(pool)
 
     young = await remove_otps(pool, before=later(days=-1), limit=100)
-    rounds = [await watch_retention(pool, KEPT, now=later(days=90.1)) for _ in range(2)]
+    counts = [await apply_retention(pool, PERIODS, now=later(days=90.1)) for _ in range(2)]
 
-    assert (young, rounds) == (0, [4 + 3, 0])
+    assert (young, counts) == (0, [4 + 3, 0])
     assert [await count_rows(pool, table) for table in ("otps", "deliveries", "outbox")] == [0, 0, 0]
     assert await ledger(pool) == before
 
 
-async def test_what_is_not_settled_yet_stays(replica: Replica) -> None:
+async def test_an_otp_with_an_open_delivery_is_not_removed(replica: Replica) -> None:
     pool = replica.pool
     await fund(pool, 1)
     send = await replica.send()
-    unsettled = await remove_otps(pool, before=later(), limit=100)
-    await replica.report(send, OutcomeKind.ACCEPTED)
+    while_open = await remove_otps(pool, before=later(), limit=100)
+    await replica.record_outcome(send, OutcomeKind.ACCEPTED)
 
-    assert (unsettled, await remove_otps(pool, before=later(), limit=100)) == (0, 1)
+    assert (while_open, await remove_otps(pool, before=later(), limit=100)) == (0, 1)
 
 
-async def test_a_step_removes_no_more_than_it_is_told(replica: Replica) -> None:
-    await settled_sends(replica, 5)
+async def test_a_step_removes_at_most_its_limit(replica: Replica) -> None:
+    await accepted_sends(replica, 5)
     assert [await remove_otps(replica.pool, before=later(), limit=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
-async def test_an_otp_that_somebody_holds_is_left_for_the_next_time(replica: Replica, other_pool: Pool) -> None:
-    held, *_ = await settled_sends(replica, 3)
+async def test_a_locked_otp_is_left_for_the_next_run(replica: Replica, other_pool: Pool) -> None:
+    held, *_ = await accepted_sends(replica, 3)
     async with transaction(other_pool) as holder:
         await holder.execute("SELECT 1 FROM otps WHERE otp_id = %s FOR NO KEY UPDATE", [held.record.otp.otp_id])
         meanwhile = await remove_otps(replica.pool, before=later(), limit=100)
@@ -122,22 +125,28 @@ async def test_an_otp_that_somebody_holds_is_left_for_the_next_time(replica: Rep
     assert (meanwhile, await remove_otps(replica.pool, before=later(), limit=100)) == (2, 1)
 
 
-@pytest.mark.parametrize("citus", [True, False])
-async def test_the_otps_of_many_organizations_are_removed_at_once(
-    replica: Replica, monkeypatch: pytest.MonkeyPatch, *, citus: bool
-) -> None:
-    monkeypatch.setattr(Queries, "name_shards", citus)
+@pytest.fixture(params=[True, False], ids=["Citus", "PostgreSQL"])
+def shards(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Queries in the form for Citus, and in the form for plain PostgreSQL."""
+    before = Queries.name_shards
+    Queries.use_shards(name_shards=request.param)
+    yield
+    Queries.use_shards(name_shards=before)
+
+
+@pytest.mark.usefixtures("shards")
+async def test_the_otps_of_many_organizations_are_removed_in_one_step(replica: Replica) -> None:
     for name in ("acme", "other", "third"):
         await fund(replica.pool, 3, organization_id=name)
         for _ in range(3):
-            await replica.report(await replica.send(organization_id=name), OutcomeKind.ACCEPTED)
+            await replica.record_outcome(await replica.send(organization_id=name), OutcomeKind.ACCEPTED)
 
     assert [await remove_otps(replica.pool, before=later(), limit=100) for _ in range(2)] == [9, 0]
     assert await count_rows(replica.pool, "deliveries") == 0
 
 
 async def test_two_replicas_remove_each_otp_once(replica: Replica, other_pool: Pool) -> None:
-    await settled_sends(replica, 40)
+    await accepted_sends(replica, 40)
     pools = (replica.pool, other_pool) * 4
     removed = await asyncio.gather(*(remove_otps(pool, before=later(), limit=10) for pool in pools))
     rest = [await remove_otps(replica.pool, before=later(), limit=100) for _ in range(2)]
@@ -146,19 +155,19 @@ async def test_two_replicas_remove_each_otp_once(replica: Replica, other_pool: P
     assert await count_rows(replica.pool, "deliveries") == 0
 
 
-async def test_wrong_guesses_are_forgotten_once_they_no_longer_count(replica: Replica) -> None:
-    (send,) = await settled_sends(replica, 1)
+async def test_wrong_guesses_are_removed_once_they_no_longer_count(replica: Replica) -> None:
+    (send,) = await accepted_sends(replica, 1)
     otp = send.record.otp
     with pytest.raises(WrongCode):
         await replica.verify(otp, wrong(otp))
-    counting = await watch_retention(replica.pool, KEPT, now=later(days=1.9))
-    over = await watch_retention(replica.pool, KEPT, now=later(days=2.1))
+    counting = await apply_retention(replica.pool, PERIODS, now=later(days=1.9))
+    over = await apply_retention(replica.pool, PERIODS, now=later(days=2.1))
 
     assert (counting, over, await count_rows(replica.pool, "guess_budgets")) == (0, 1, 0)
 
 
-async def test_a_budget_with_a_guess_under_way_is_left(replica: Replica, other_pool: Pool) -> None:
-    (send,) = await settled_sends(replica, 1)
+async def test_a_locked_guess_budget_is_left_for_the_next_run(replica: Replica, other_pool: Pool) -> None:
+    (send,) = await accepted_sends(replica, 1)
     otp = send.record.otp
     with pytest.raises(WrongCode):
         await replica.verify(otp, wrong(otp))
@@ -169,35 +178,35 @@ async def test_a_budget_with_a_guess_under_way_is_left(replica: Replica, other_p
     assert (meanwhile, await remove_guess_budgets(replica.pool, before=later(), limit=10)) == (0, 1)
 
 
-async def test_a_round_goes_on_until_nothing_is_left(pool: Pool) -> None:
-    async with connection(pool) as lent:
-        await lent.execute(
+async def test_a_run_continues_until_nothing_is_left(pool: Pool) -> None:
+    async with acquire(pool) as connection:
+        await connection.execute(
             "INSERT INTO guess_budgets (organization_id, destination_digest, last_guess_time)"
             " SELECT 'acme', int4send(number), %s FROM generate_series(1, 12345) AS number",
             [later(days=-3)],
         )
 
-    assert await watch_retention(pool, KEPT, now=later()) == 12_345
+    assert await apply_retention(pool, PERIODS, now=later()) == 12_345
 
 
-async def test_credits_are_forgotten_once_their_window_is_over(replica: Replica, other_pool: Pool) -> None:
+async def test_unverified_credits_are_removed_once_their_window_is_over(replica: Replica, other_pool: Pool) -> None:
     pool = replica.pool
     await fund(pool, 6)
     for number in ("+6281234567890", "+6581234567"):
-        await replica.report(await replica.send(number, channel=ChannelName.SMS), OutcomeKind.ACCEPTED)
-    counting = await watch_retention(pool, KEPT, now=later(days=2.9))
+        await replica.record_outcome(await replica.send(number, channel=Channel.SMS), OutcomeKind.ACCEPTED)
+    counting = await apply_retention(pool, PERIODS, now=later(days=2.9))
     async with transaction(other_pool) as send:
         await send.execute("SELECT 1 FROM unverified_credits WHERE area = 'ID' FOR NO KEY UPDATE")
         meanwhile = await remove_unverified(pool, before=later(), limit=10)
-    over = await watch_retention(pool, KEPT, now=later(days=3.1))
+    over = await apply_retention(pool, PERIODS, now=later(days=3.1))
 
     assert (counting, meanwhile, over, await count_rows(pool, "unverified_credits")) == (0, 1, 1, 0)
 
 
-async def test_mails_that_wait_are_kept_and_others_go(pool: Pool) -> None:
-    async with connection(pool) as lent:
+async def test_pending_notices_are_kept_and_others_are_removed(pool: Pool) -> None:
+    async with acquire(pool) as connection:
         for status in ("PENDING", "SENT", "FAILED"):
-            await lent.execute(
+            await connection.execute(
                 "INSERT INTO notices (organization_id, notice_id, kind, reference_id, email, details, status,"
                 " next_attempt_time, create_time) VALUES ('acme', %s, 'BALANCE_LOW', %s, '', %s, %s, %s, %s)",
                 [new_id(), status, Jsonb({}), status, later(), later()],
@@ -207,10 +216,10 @@ async def test_mails_that_wait_are_kept_and_others_go(pool: Pool) -> None:
     assert (removed, await count_rows(pool, "notices")) == ([0, 2, 0], 1)
 
 
-async def test_events_that_wait_or_are_dead_are_kept_and_others_go(pool: Pool) -> None:
-    async with connection(pool) as lent:
+async def test_received_and_dead_events_are_kept_and_others_are_removed(pool: Pool) -> None:
+    async with acquire(pool) as connection:
         for status in ("RECEIVED", "DONE", "REJECTED", "DEAD"):
-            await lent.execute(
+            await connection.execute(
                 "INSERT INTO stripe_events (event_id, type, payload, status, next_attempt_time, create_time)"
                 " VALUES (%s, 'invoice.paid', '{}', %s, %s, %s)",
                 [f"evt_{status}", status, later(), later()],
@@ -220,8 +229,8 @@ async def test_events_that_wait_or_are_dead_are_kept_and_others_go(pool: Pool) -
     assert (removed, await count_rows(pool, "stripe_events")) == ([0, 2, 0], 2)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in SQL if "mark" not in name and "disk" not in name])
-async def test_old_rows_are_found_by_an_index_in_its_order(pool: Pool, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, _ in SQL if "progress" not in name and "asynchronously" not in name])
+async def test_old_rows_are_found_by_an_index_without_a_sort(pool: Pool, name: str) -> None:
     values = {
         "organization_id": "acme",
         "ids": {"remove_guess_budgets": [b"1"], "remove_unverified": ["ID"]}.get(name, [new_id()]),
@@ -232,8 +241,10 @@ async def test_old_rows_are_found_by_an_index_in_its_order(pool: Pool, name: str
         "end_id": new_id(),
         "limit": 10,
     }
-    async with connection(pool) as lent:
-        plan = "\n".join(row[0] for row in await (await lent.execute(f"EXPLAIN {dict(SQL)[name]}", values)).fetchall())
+    async with acquire(pool) as connection:
+        plan = "\n".join(
+            row[0] for row in await (await connection.execute(f"EXPLAIN {dict(SQL)[name]}", values)).fetchall()
+        )
 
     assert "Index" in plan
     assert "Seq Scan" not in plan

@@ -1,41 +1,41 @@
-"""Usage: every send on its day and channel, once."""
+"""Usage: each send is counted once, on its day and channel."""
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from server.channels.channel import ChannelName, OutcomeKind
-from server.database.pool import Pool, connection, transaction
-from server.otps.targets import Address
+from server.otps.recipients import RawDestination
 from server.otps.usage import DailyUsage, read_usage
-from tests.integration.otps.replica import HandClock, Replica, fund
-from tests.integration.otps.waiting import someone_waits_for_a_lock
+from server.postgres.pool import Pool, acquire, transaction
+from server.providers.provider import Channel, OutcomeKind
+from tests.integration.otps.backends import wait_for_blocked_backend
+from tests.integration.otps.replica import ManualClock, Replica, fund
 
 FRIDAY, SATURDAY = date(2026, 11, 20), date(2026, 11, 21)
-EMAIL, SMS = ChannelName.EMAIL, ChannelName.SMS
+EMAIL, SMS = Channel.EMAIL, Channel.SMS
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     """Shortly before the end of Friday, for ids too."""
-    clock = HandClock(datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC))
+    clock = ManualClock(datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC))
     monkeypatch.setattr("time.time_ns", lambda: int(clock.now.timestamp() * 1e9))
     return clock
 
 
 async def usage(pool: Pool, start: date, end: date, organization_id: str = "acme") -> list[DailyUsage]:
-    async with connection(pool) as lent:
-        return await read_usage(lent, organization_id, start=start, end=end)
+    async with acquire(pool) as connection:
+        return await read_usage(connection, organization_id, start=start, end=end)
 
 
-async def test_sends_are_counted_by_day_and_channel_with_refunds_deducted(pool: Pool, clock: HandClock) -> None:
+async def test_sends_are_counted_by_day_and_channel_with_refunds_deducted(pool: Pool, clock: ManualClock) -> None:
     replica = Replica(pool, clock=clock)
     await fund(pool, 100)
     first, failed = await replica.send(), await replica.send()
-    await replica.report(failed, OutcomeKind.REJECTED_DESTINATION)
+    await replica.record_outcome(failed, OutcomeKind.REJECTED_DESTINATION)
     clock.advance(seconds=1)
-    await replica.resend(first.record.otp, address=Address(SMS, "+6281234567890", "destination"))
+    await replica.resend(first.record.otp, destination=RawDestination(SMS, "+6281234567890", "destination"))
     await replica.verify(first.record.otp)
     await replica.send("+6281234567890", channel=SMS)
     assert await usage(pool, FRIDAY, SATURDAY) == [
@@ -46,13 +46,15 @@ async def test_sends_are_counted_by_day_and_channel_with_refunds_deducted(pool: 
     assert await usage(pool, SATURDAY + timedelta(days=1), SATURDAY + timedelta(days=9)) == []
 
 
-async def test_a_send_that_is_accepted_after_midnight_is_of_the_new_day_only(pool: Pool, clock: HandClock) -> None:
+async def test_a_send_that_is_accepted_after_midnight_counts_for_the_new_day_only(
+    pool: Pool, clock: ManualClock
+) -> None:
     replica = Replica(pool, clock=clock)
     await fund(pool, 100)
     async with transaction(pool) as holder:
         await holder.execute("SELECT FROM accounts FOR UPDATE")
         sending = asyncio.create_task(replica.send())
-        await someone_waits_for_a_lock(pool)
+        await wait_for_blocked_backend(pool)
         clock.advance(seconds=1)
     await sending
     assert await usage(pool, FRIDAY, FRIDAY) == []
@@ -62,7 +64,7 @@ async def test_a_send_that_is_accepted_after_midnight_is_of_the_new_day_only(poo
 
 
 @pytest.mark.parametrize("day", [date(1, 1, 1), date(1969, 12, 31), date(9999, 12, 31)])
-async def test_days_beyond_the_times_that_ids_can_tell_have_no_usage(pool: Pool, day: date) -> None:
+async def test_days_outside_the_range_of_id_timestamps_have_no_usage(pool: Pool, day: date) -> None:
     await fund(pool, 100)
     await Replica(pool).send()
 

@@ -1,4 +1,4 @@
-"""A fresh stand-in for each test, with the real SDK on one side and a webhook receiver on the other."""
+"""A new Stripe stand-in for each test, called by the real SDK, that sends its webhooks to a receiver."""
 
 from collections.abc import AsyncIterator
 
@@ -8,7 +8,7 @@ import stripe
 from aiohttp import web
 
 from server.sandbox.stripe import start_stripe_sandbox
-from tests.integration.sandbox.stripe_world import API_KEY, SECRET, Receiver, World
+from tests.integration.sandbox.stripe_harness import API_KEY, SECRET, Receiver, StripeHarness
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def world(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+async def harness(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StripeHarness]:
     monkeypatch.setattr(stripe, "enable_telemetry", False)
     monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.01)
     sandbox = await start_stripe_sandbox(api_key=API_KEY, webhook_secret=SECRET, webhook_url=receiver.url)
     async with aiohttp.ClientSession() as session:
-        yield World(sandbox, receiver, session)
+        yield StripeHarness(sandbox, receiver, session)
     await sandbox.close()

@@ -1,6 +1,6 @@
-"""Fault groups 6 to 9: money that is not what was ordered, invoices that end elsewhere, money that comes otherwise.
+"""Amounts that differ from the order, invoices that end in another way, and money that was not paid as expected.
 
-Each row says what is credited, where the top-up ends and why; afterwards the organization can always buy again.
+Each case says how many credits there are, and the top-up's last status and why; then the organization can buy again.
 """
 
 from dataclasses import replace
@@ -8,21 +8,20 @@ from typing import Any
 
 import pytest
 
-from server.credits.top_up_rows import TopUp
-from server.credits.top_up_states import UNFINISHED, TopUpStatus
-from tests.integration.top_ups.shop import ACME, Shop
+from server.credits.top_ups.state_machine import UNFINISHED, TopUp, TopUpStatus
+from tests.integration.top_ups.driver import ACME, TopUpDriver
 
 _S = TopUpStatus
 
 
-async def _can_buy_again(shop: Shop) -> None:
-    await shop.control("DELETE /faults")
-    for customer in shop.sandbox.books.objects["customer"].values():
+async def _can_buy_again(driver: TopUpDriver) -> None:
+    await driver.control("DELETE /faults")
+    for customer in driver.sandbox.account.objects["customer"].values():
         customer["balance"] = 0
-    await shop.control("PATCH /settings", {"tax_percent": "0", "livemode": False})
-    for found in await shop.top_ups.list(ACME, statuses=UNFINISHED, limit=10):
-        await shop.cancel(found)
-    assert (await shop.buy()).status is _S.OPEN
+    await driver.control("PATCH /settings", {"tax_percent": "0", "livemode": False})
+    for found in await driver.top_ups.list(ACME, statuses=UNFINISHED, limit=10):
+        await driver.cancel(found)
+    assert (await driver.buy()).status is _S.OPEN
 
 
 @pytest.mark.parametrize(
@@ -39,83 +38,87 @@ async def _can_buy_again(shop: Shop) -> None:
         ("POST */finalize", "change_answer", {"set": {"amount_due": 1}}, "amount_due_mismatch"),
     ],
 )
-async def test_an_invoice_that_was_not_ordered_is_voided_and_reviewed(
-    shop: Shop, path: str, fault: str, options: Any, reason: str
+async def test_an_invoice_that_differs_from_the_order_is_voided_and_reviewed(
+    driver: TopUpDriver, path: str, fault: str, options: Any, reason: str
 ) -> None:
-    await shop.fault(path, fault, **options)
-    await shop.fault("invoice.finalized", "lose")
-    bought = await shop.buy()
+    await driver.inject_fault(path, fault, **options)
+    await driver.inject_fault("invoice.finalized", "lose")
+    bought = await driver.buy()
     assert (bought.status, bought.failure_reason) == (_S.REVIEW, reason)
-    assert [invoice["status"] for invoice in await shop.invoices()] == ["void"]
-    assert await shop.credits() == 0
-    await _can_buy_again(shop)
+    assert [invoice["status"] for invoice in await driver.invoices()] == ["void"]
+    assert await driver.credits() == 0
+    await _can_buy_again(driver)
 
 
-async def test_a_wrong_currency_at_creation_is_refused_by_the_item_and_fails(shop: Shop) -> None:
-    await shop.fault("POST /v1/invoices", "change_parameters", set={"currency": "usd"})
-    bought = await shop.buy()
+async def test_a_wrong_currency_at_creation_is_refused_by_the_item_and_fails(driver: TopUpDriver) -> None:
+    await driver.inject_fault("POST /v1/invoices", "change_parameters", set={"currency": "usd"})
+    bought = await driver.buy()
     assert bought.status is _S.FAILED
     assert bought.failure_reason.startswith("stripe_")
-    assert await shop.invoices() == []
-    await _can_buy_again(shop)
+    assert await driver.invoices() == []
+    await _can_buy_again(driver)
 
 
-async def test_tax_is_added_and_paid_with_the_credits(shop: Shop) -> None:
-    await shop.control("PATCH /settings", {"tax_percent": "11"})
-    opened = await shop.buy()
+async def test_tax_is_added_and_paid_with_the_credits(driver: TopUpDriver) -> None:
+    await driver.control("PATCH /settings", {"tax_percent": "11"})
+    opened = await driver.buy()
     assert opened.status is _S.OPEN
     assert opened.invoice_total
     assert opened.invoice_total * 100 == opened.total * 111
-    await shop.press_pay(opened)
-    await shop.becomes(opened, _S.PAID)
-    assert await shop.credits() == 1000
+    await driver.pay_hosted_invoice(opened)
+    await driver.wait_for_status(opened, _S.PAID)
+    assert await driver.credits() == 1000
 
 
 @pytest.mark.parametrize("balance", [-1_000_000, 1_000_000])
-async def test_a_customer_balance_in_the_invoice_is_reviewed(shop: Shop, balance: int) -> None:
-    await shop.fault("POST */finalize", "act_before", action="set_customer_balance", options={"amount": balance})
-    bought = await shop.buy()
+async def test_a_customer_balance_in_the_invoice_is_reviewed(driver: TopUpDriver, balance: int) -> None:
+    await driver.inject_fault(
+        "POST */finalize", "act_before", action="set_customer_balance", options={"amount": balance}
+    )
+    bought = await driver.buy()
     assert (bought.status, bought.failure_reason) == (_S.REVIEW, "customer_balance_applied")
-    assert await shop.credits() == 0
-    await _can_buy_again(shop)
+    assert await driver.credits() == 0
+    await _can_buy_again(driver)
 
 
-async def test_an_invoice_that_a_balance_pays_whole_is_no_money(shop: Shop) -> None:
+async def test_an_invoice_fully_paid_by_a_customer_balance_is_not_credited(driver: TopUpDriver) -> None:
     options = {"amount": -10_000_000_000}
-    await shop.fault("POST */finalize", "act_before", action="set_customer_balance", options=options)
-    bought = await shop.buy()
-    await shop.all_events_done()
-    assert [invoice["status"] for invoice in await shop.invoices()] == ["paid"]
+    await driver.inject_fault("POST */finalize", "act_before", action="set_customer_balance", options=options)
+    bought = await driver.buy()
+    await driver.wait_for_events()
+    assert [invoice["status"] for invoice in await driver.invoices()] == ["paid"]
     assert (bought.status, bought.failure_reason) == (_S.REVIEW, "customer_balance_applied")
-    assert await shop.credits() == 0
-    await _can_buy_again(shop)
+    assert await driver.credits() == 0
+    await _can_buy_again(driver)
 
 
-async def test_an_invoice_below_the_minimum_that_pays_itself_is_no_money(shop: Shop) -> None:
-    await shop.control("PATCH /settings", {"minimum_charges": {"idr": 10**10}})
-    bought = await shop.buy()
-    await shop.all_events_done()
-    assert [invoice["status"] for invoice in await shop.invoices()] == ["paid"]
+async def test_an_invoice_below_the_minimum_charge_that_is_paid_without_money_is_not_credited(
+    driver: TopUpDriver,
+) -> None:
+    await driver.control("PATCH /settings", {"minimum_charges": {"idr": 10**10}})
+    bought = await driver.buy()
+    await driver.wait_for_events()
+    assert [invoice["status"] for invoice in await driver.invoices()] == ["paid"]
     assert (bought.status, bought.failure_reason) == (_S.REVIEW, "amount_not_paid")
-    assert await shop.credits() == 0
-    await shop.control("PATCH /settings", {"minimum_charges": {"idr": 1}})
-    await _can_buy_again(shop)
+    assert await driver.credits() == 0
+    await driver.control("PATCH /settings", {"minimum_charges": {"idr": 1}})
+    await _can_buy_again(driver)
 
 
-async def test_twelve_digit_amounts_are_exact(shop: Shop) -> None:
-    bought = await shop.buy(credits=10_000_000)
-    [invoice] = await shop.invoices()
+async def test_amounts_of_twelve_digits_are_exact(driver: TopUpDriver) -> None:
+    bought = await driver.buy(credits=10_000_000)
+    [invoice] = await driver.invoices()
     assert invoice["amount_due"] == bought.total * 100
-    await shop.press_pay(bought)
-    await shop.becomes(bought, _S.PAID)
-    assert await shop.credits() == 10_000_000
+    await driver.pay_hosted_invoice(bought)
+    await driver.wait_for_status(bought, _S.PAID)
+    assert await driver.credits() == 10_000_000
 
 
-async def _changed(shop: Shop, opened: TopUp, actions: list[tuple[str, dict[str, Any]]]) -> TopUp:
+async def _after_actions(driver: TopUpDriver, opened: TopUp, actions: list[tuple[str, dict[str, Any]]]) -> TopUp:
     for action, options in actions:
-        await shop.act(opened, action, **options)
-    await shop.all_events_done()
-    return await shop.read(opened)
+        await driver.invoice_action(opened, action, **options)
+    await driver.wait_for_events()
+    return await driver.stored(opened)
 
 
 @pytest.mark.parametrize(
@@ -143,34 +146,34 @@ async def _changed(shop: Shop, opened: TopUp, actions: list[tuple[str, dict[str,
         ([("pay", {}), ("dispute", {}), ("close_dispute", {"outcome": "lost"})], _S.PAID, "", 1000),
     ],
 )  # fmt: skip
-async def test_what_happens_to_an_open_invoice_is_credited_once_or_not_at_all(
-    shop: Shop, actions: list[tuple[str, dict[str, Any]]], status: TopUpStatus, reason: str, credits: int
+async def test_an_open_invoice_is_credited_once_or_not_at_all(
+    driver: TopUpDriver, actions: list[tuple[str, dict[str, Any]]], status: TopUpStatus, reason: str, credits: int
 ) -> None:
-    opened = await shop.buy()
+    opened = await driver.buy()
     first, *rest = actions
-    await _changed(shop, opened, [first])
-    ended = await _changed(shop, opened, rest)
+    await _after_actions(driver, opened, [first])
+    ended = await _after_actions(driver, opened, rest)
     assert (ended.status, ended.failure_reason) == (status, reason)
-    assert await shop.credits() == credits
-    await _can_buy_again(shop)
+    assert await driver.credits() == credits
+    await _can_buy_again(driver)
 
 
-async def test_out_of_band_payments_are_credited_where_they_are_trusted(shop: Shop) -> None:
-    shop.terms = replace(shop.terms, trust_out_of_band=True)
-    shop.start()
-    opened = await shop.buy()
-    await shop.act(opened, "pay", out_of_band=True)
-    await shop.becomes(opened, _S.PAID)
-    assert await shop.credits() == 1000
+async def test_out_of_band_payments_are_credited_when_the_terms_trust_them(driver: TopUpDriver) -> None:
+    driver.terms = replace(driver.terms, trust_out_of_band=True)
+    driver.start()
+    opened = await driver.buy()
+    await driver.invoice_action(opened, "pay", out_of_band=True)
+    await driver.wait_for_status(opened, _S.PAID)
+    assert await driver.credits() == 1000
 
 
-async def test_money_that_was_given_back_before_it_was_credited_is_reviewed(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.fault("invoice.paid", "lose")
-    await shop.act(opened, "pay")
-    await shop.act(opened, "refund")
-    assert (await shop.becomes(opened, _S.REVIEW)).failure_reason == "refunded"
-    assert await shop.credits() == 0
+async def test_a_payment_refunded_before_it_was_credited_is_reviewed(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.inject_fault("invoice.paid", "lose")
+    await driver.invoice_action(opened, "pay")
+    await driver.invoice_action(opened, "refund")
+    assert (await driver.wait_for_status(opened, _S.REVIEW)).failure_reason == "refunded"
+    assert await driver.credits() == 0
 
 
 @pytest.mark.parametrize(
@@ -183,25 +186,25 @@ async def test_money_that_was_given_back_before_it_was_credited_is_reviewed(shop
         ([("overpay", {"amount": 500})], "OVERPAID"),
     ],
 )
-async def test_what_comes_after_the_credit_is_flagged_and_changes_no_balance(
-    shop: Shop, actions: list[tuple[str, dict[str, Any]]], flag: str
+async def test_a_change_after_the_credit_is_flagged_and_changes_no_balance(
+    driver: TopUpDriver, actions: list[tuple[str, dict[str, Any]]], flag: str
 ) -> None:
-    opened = await shop.buy()
-    await _changed(shop, opened, [("pay", {})])
-    ended = await _changed(shop, opened, actions)
+    opened = await driver.buy()
+    await _after_actions(driver, opened, [("pay", {})])
+    ended = await _after_actions(driver, opened, actions)
     assert (ended.status, ended.flags) == (_S.PAID, (flag,))
-    assert await shop.credits() == 1000
+    assert await driver.credits() == 1000
 
 
-async def test_a_second_invoice_for_one_top_up_is_flagged_and_never_credited(shop: Shop) -> None:
-    await shop.fault("POST /v1/invoices", "twice")
-    opened = await shop.buy()
-    [other] = [each["id"] for each in await shop.invoices() if each["id"] != opened.stripe_invoice_id]
-    await shop.control(f"POST /invoices/{other}/finalize", {})
-    await shop.all_events_done()
-    flagged = await shop.read(opened)
+async def test_a_second_invoice_for_one_top_up_is_flagged_and_never_credited(driver: TopUpDriver) -> None:
+    await driver.inject_fault("POST /v1/invoices", "twice")
+    opened = await driver.buy()
+    [other] = [each["id"] for each in await driver.invoices() if each["id"] != opened.stripe_invoice_id]
+    await driver.control(f"POST /invoices/{other}/finalize", {})
+    await driver.wait_for_events()
+    flagged = await driver.stored(opened)
     assert (flagged.status, flagged.flags) == (_S.OPEN, ("SECOND_INVOICE",))
     assert flagged.stripe_invoice_id == opened.stripe_invoice_id
-    await shop.press_pay(opened)
-    await shop.becomes(opened, _S.PAID)
-    assert await shop.credits() == 1000
+    await driver.pay_hosted_invoice(opened)
+    await driver.wait_for_status(opened, _S.PAID)
+    assert await driver.credits() == 1000

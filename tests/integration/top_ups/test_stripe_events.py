@@ -1,4 +1,4 @@
-"""Fault groups 1 to 5, 14 and 15 of events: repeated, reordered, forged, stale, foreign, strange, lost."""
+"""Stripe's events: repeated, reordered, forged, stale, of another account, malformed, lost."""
 
 import asyncio
 import json
@@ -7,84 +7,85 @@ from typing import Any
 
 import pytest
 
-from server.credits.top_up_states import TopUpStatus
+from server.credits.top_ups.state_machine import TopUpStatus
 from server.errors import StripeEventInvalid
-from server.sandbox.stripe.delivery import sign
-from tests.integration.top_ups.shop import SECRET, Shop, until
+from server.sandbox.stripe.webhooks import sign
+from tests.integration.top_ups.driver import SECRET, TopUpDriver
+from tests.waiting import until
 
 
-async def test_fifty_equal_webhooks_at_once_are_one_credit(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.fault("invoice.paid", "duplicate", copies=49)
-    await shop.press_pay(opened)
-    await shop.becomes(opened, TopUpStatus.PAID)
-    await shop.all_events_done()
-    deliveries = await shop.control("GET /deliveries?type=invoice.paid")
+async def test_fifty_equal_simultaneous_webhooks_are_credited_once(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.inject_fault("invoice.paid", "duplicate", copies=49)
+    await driver.pay_hosted_invoice(opened)
+    await driver.wait_for_status(opened, TopUpStatus.PAID)
+    await driver.wait_for_events()
+    deliveries = await driver.control("GET /deliveries?type=invoice.paid")
     assert [each["status"] for each in deliveries["deliveries"]] == [200] * 50
-    assert await shop.credits() == 1000
-    assert await shop.value("SELECT count(*) FROM stripe_events WHERE type = 'invoice.paid'") == 1
+    assert await driver.credits() == 1000
+    assert await driver.query_value("SELECT count(*) FROM stripe_events WHERE type = 'invoice.paid'") == 1
 
 
-async def test_a_second_event_id_for_the_same_payment_is_no_second_credit(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.fault("invoice.paid", "second_id")
-    await shop.press_pay(opened)
-    await until(lambda: has_events(shop, "invoice.paid", count=2))
-    await shop.all_events_done()
-    assert await shop.credits() == 1000
+async def test_a_second_event_id_for_the_same_payment_is_not_credited_again(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.inject_fault("invoice.paid", "second_id")
+    await driver.pay_hosted_invoice(opened)
+    await until(lambda: has_events(driver, "invoice.paid", count=2))
+    await driver.wait_for_events()
+    assert await driver.credits() == 1000
 
 
-async def test_replays_of_old_events_change_nothing(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.press_pay(opened)
-    paid = await shop.becomes(opened, TopUpStatus.PAID)
-    await shop.all_events_done()
-    events = (await shop.control("GET /events"))["events"]
+async def test_replays_of_old_events_change_nothing(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.pay_hosted_invoice(opened)
+    paid = await driver.wait_for_status(opened, TopUpStatus.PAID)
+    await driver.wait_for_events()
+    events = (await driver.control("GET /events"))["events"]
     for event in events:
-        await shop.control(f"POST /events/{event['id']}/deliver", {"times": 100 // len(events)})
-        await shop.inbox.replay(event["id"])
-    assert await shop.credits() == 1000
-    assert (await shop.read(opened)).paid_time == paid.paid_time
+        await driver.control(f"POST /events/{event['id']}/deliver", {"times": 100 // len(events)})
+        await driver.inbox.replay(event["id"])
+    assert await driver.credits() == 1000
+    assert (await driver.stored(opened)).paid_time == paid.paid_time
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-async def test_the_order_of_events_does_not_matter(shop: Shop, *, reverse: bool) -> None:
-    await shop.fault("*", "hold", times=0)
-    opened = await shop.buy()
-    await shop.press_pay(opened)
-    await shop.control("DELETE /faults")
-    await shop.control("POST /events/release", {"reverse": reverse})
-    await shop.all_events_done()
-    assert (await shop.read(opened)).status is TopUpStatus.PAID
-    assert await shop.credits() == 1000
+async def test_the_order_of_events_does_not_matter(driver: TopUpDriver, *, reverse: bool) -> None:
+    await driver.inject_fault("*", "hold", times=0)
+    opened = await driver.buy()
+    await driver.pay_hosted_invoice(opened)
+    await driver.control("DELETE /faults")
+    await driver.control("POST /events/release", {"reverse": reverse})
+    await driver.wait_for_events()
+    assert (await driver.stored(opened)).status is TopUpStatus.PAID
+    assert await driver.credits() == 1000
 
 
-async def test_a_payment_before_open_is_committed_is_credited_once(shop: Shop) -> None:
-    await shop.fault("invoice.finalized", "lose")
-    held = await shop.fault("POST */finalize", "hold_after")
-    creating = await shop.buy(wait_seconds=0.2)
+async def test_a_payment_before_the_status_open_is_committed_is_credited_once(driver: TopUpDriver) -> None:
+    await driver.inject_fault("invoice.finalized", "lose")
+    held = await driver.inject_fault("POST */finalize", "hold_after")
+    creating = await driver.buy(wait_seconds=0.2)
     assert creating.status is TopUpStatus.CREATING
-    await shop.act(await shop.read(creating), "pay")
-    await shop.becomes(creating, TopUpStatus.PAID)
-    await shop.control(f"POST /faults/{held['id']}/release")
-    await shop.top_ups.close()
-    assert (await shop.read(creating)).status is TopUpStatus.PAID
-    assert await shop.credits() == 1000
+    await driver.invoice_action(await driver.stored(creating), "pay")
+    await driver.wait_for_status(creating, TopUpStatus.PAID)
+    await driver.control(f"POST /faults/{held['id']}/release")
+    await driver.top_ups.close()
+    assert (await driver.stored(creating)).status is TopUpStatus.PAID
+    assert await driver.credits() == 1000
 
 
-async def test_a_late_voided_event_does_not_undo_a_payment(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.press_pay(opened)
-    await shop.becomes(opened, TopUpStatus.PAID)
-    await shop.act(opened, "emit", event="invoice.voided")
-    await shop.all_events_done()
-    assert (await shop.read(opened)).status is TopUpStatus.PAID
+async def test_a_late_voided_event_does_not_undo_a_payment(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.pay_hosted_invoice(opened)
+    await driver.wait_for_status(opened, TopUpStatus.PAID)
+    await driver.invoice_action(opened, "emit", event="invoice.voided")
+    await driver.wait_for_events()
+    assert (await driver.stored(opened)).status is TopUpStatus.PAID
 
 
 @pytest.mark.parametrize(
     "delivery",
     [
-        {"secret": "whsec_of_a_stranger"},
+        {"secret": "whsec_of_another_account"},
         {"header": "t=,v1=0"},
         {"header": "t=1,v1="},
         {"header": "nonsense"},
@@ -93,35 +94,37 @@ async def test_a_late_voided_event_does_not_undo_a_payment(shop: Shop) -> None:
         {"age_seconds": -310},
     ],
 )
-async def test_what_stripe_did_not_sign_just_now_is_refused_and_not_stored(shop: Shop, delivery: Any) -> None:
-    body = await _event_body(shop)
-    answers = await shop.control("POST /deliver", {"body": body, **delivery})
+async def test_a_webhook_without_a_valid_recent_signature_is_refused_and_not_stored(
+    driver: TopUpDriver, delivery: Any
+) -> None:
+    body = await _event_body(driver)
+    answers = await driver.control("POST /deliver", {"body": body, **delivery})
     assert [answer["status"] for answer in answers["answers"]] in ([400], [0])
-    assert await shop.value("SELECT count(*) FROM stripe_events") == 0
+    assert await driver.query_value("SELECT count(*) FROM stripe_events") == 0
 
 
-async def test_a_webhook_without_a_signature_is_refused_and_not_stored(shop: Shop) -> None:
+async def test_a_webhook_without_a_signature_is_refused_and_not_stored(driver: TopUpDriver) -> None:
     with pytest.raises(StripeEventInvalid):
-        await shop.inbox.record((await _event_body(shop)).encode(), "")
-    assert await shop.value("SELECT count(*) FROM stripe_events") == 0
+        await driver.inbox.record((await _event_body(driver)).encode(), "")
+    assert await driver.query_value("SELECT count(*) FROM stripe_events") == 0
 
 
 @pytest.mark.parametrize("age_seconds", [295, -295])
-async def test_a_signature_within_five_minutes_is_accepted(shop: Shop, age_seconds: int) -> None:
-    answers = await shop.control("POST /deliver", {"body": await _event_body(shop), "age_seconds": age_seconds})
+async def test_a_signature_within_five_minutes_is_accepted(driver: TopUpDriver, age_seconds: int) -> None:
+    answers = await driver.control("POST /deliver", {"body": await _event_body(driver), "age_seconds": age_seconds})
     assert [answer["status"] for answer in answers["answers"]] == [200]
 
 
-async def test_while_a_secret_is_rolled_both_are_accepted(shop: Shop) -> None:
-    rolled = await shop.control("POST /webhook_secret/roll")
-    body = await _event_body(shop)
+async def test_while_a_webhook_secret_is_rolled_both_are_accepted(driver: TopUpDriver) -> None:
+    rolled = await driver.control("POST /webhook_secret/roll")
+    body = await _event_body(driver)
     sent = {"body": body, "secret": rolled["secrets"][0]}
-    assert [each["status"] for each in (await shop.control("POST /deliver", sent))["answers"]] == [400]
-    # Signed with both, the old one fits.
-    assert [each["status"] for each in (await shop.control("POST /deliver", {"body": body}))["answers"]] == [200]
-    shop.secrets = (SECRET, rolled["secrets"][0])
-    shop.start()
-    assert [each["status"] for each in (await shop.control("POST /deliver", sent))["answers"]] == [200]
+    assert [each["status"] for each in (await driver.control("POST /deliver", sent))["answers"]] == [400]
+    # This one is signed with both; the old signature is valid.
+    assert [each["status"] for each in (await driver.control("POST /deliver", {"body": body}))["answers"]] == [200]
+    driver.secrets = (SECRET, rolled["secrets"][0])
+    driver.start()
+    assert [each["status"] for each in (await driver.control("POST /deliver", sent))["answers"]] == [200]
 
 
 _EVENT = b'"object": "event", "type": "invoice.paid", "livemode": false'
@@ -148,101 +151,103 @@ _EVENT = b'"object": "event", "type": "invoice.paid", "livemode": false'
     ],
     ids=lambda body: f"{len(body)}_{body[:12]!r}",
 )
-async def test_strange_bodies_are_refused_even_when_they_are_signed(shop: Shop, body: bytes) -> None:
-    now = int(shop.clock().timestamp())
+async def test_malformed_bodies_are_refused_although_they_are_signed(driver: TopUpDriver, body: bytes) -> None:
+    now = int(driver.clock().timestamp())
     signature = sign(body.decode(errors="replace"), secrets=[SECRET], timestamp=now)
     with pytest.raises(StripeEventInvalid):
-        await shop.inbox.record(body, signature)
-    assert await shop.value("SELECT count(*) FROM stripe_events") == 0
+        await driver.inbox.record(body, signature)
+    assert await driver.query_value("SELECT count(*) FROM stripe_events") == 0
 
 
 @pytest.mark.parametrize("changes", [{"livemode": True}, {"account": "acct_other"}, {"object": "v2.core.event"}])
-async def test_events_of_another_mode_or_account_are_kept_apart_and_not_used(shop: Shop, changes: Any) -> None:
-    opened = await shop.buy()
-    await shop.all_events_done()
-    await shop.fault("invoice.paid", "change_event", set=changes)
-    await shop.press_pay(opened)
-    await shop.all_events_done()
-    assert await shop.event_statuses() == {"DONE", "REJECTED"}
-    assert await shop.credits() == 0
+async def test_events_of_another_mode_or_account_are_rejected_and_credit_nothing(
+    driver: TopUpDriver, changes: Any
+) -> None:
+    opened = await driver.buy()
+    await driver.wait_for_events()
+    await driver.inject_fault("invoice.paid", "change_event", set=changes)
+    await driver.pay_hosted_invoice(opened)
+    await driver.wait_for_events()
+    assert await driver.event_statuses() == {"DONE", "REJECTED"}
+    assert await driver.credits() == 0
 
 
-async def test_events_about_invoices_that_are_not_ours_do_nothing(shop: Shop) -> None:
-    stranger = {"object": "invoice", "id": "in_of_another_system", "metadata": {}}
-    await shop.control("POST /events", {"type": "invoice.paid", "object": stranger})
-    await shop.control("POST /events", {"type": "invoice.unheard_of", "object": stranger})
-    await shop.all_events_done()
-    assert await shop.event_statuses() == {"DONE"}
+async def test_events_about_invoices_of_other_systems_change_nothing(driver: TopUpDriver) -> None:
+    invoice = {"object": "invoice", "id": "in_of_another_system", "metadata": {}}
+    await driver.control("POST /events", {"type": "invoice.paid", "object": invoice})
+    await driver.control("POST /events", {"type": "invoice.unknown_type", "object": invoice})
+    await driver.wait_for_events()
+    assert await driver.event_statuses() == {"DONE"}
 
 
-async def test_a_lost_webhook_credits_by_the_watch(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.fault("invoice.paid", "lose")
-    await shop.press_pay(opened)
-    shop.clock.ahead = timedelta(seconds=10)
-    await shop.watch()
-    assert (await shop.read(opened)).status is TopUpStatus.PAID
-    assert await shop.credits() == 1000
+async def test_a_payment_whose_webhook_is_lost_is_credited_by_the_jobs(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.inject_fault("invoice.paid", "lose")
+    await driver.pay_hosted_invoice(opened)
+    driver.clock.ahead = timedelta(seconds=10)
+    await driver.run_jobs()
+    assert (await driver.stored(opened)).status is TopUpStatus.PAID
+    assert await driver.credits() == 1000
 
 
-async def test_an_event_that_no_webhook_brought_is_listed_into_the_inbox(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.fault("invoice.paid", "lose")
-    await shop.press_pay(opened)
-    assert await shop.inbox.collect_undelivered(now=shop.clock()) == 1
-    assert await shop.inbox.process_due(now=shop.clock(), limit=10) == 1
-    assert await shop.credits() == 1000
-    assert await shop.inbox.collect_undelivered(now=shop.clock()) == 0
+async def test_an_event_that_no_webhook_delivered_is_fetched_into_the_inbox(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.inject_fault("invoice.paid", "lose")
+    await driver.pay_hosted_invoice(opened)
+    assert await driver.inbox.collect_undelivered(now=driver.clock()) == 1
+    assert await driver.inbox.process_due(now=driver.clock(), limit=10) == 1
+    assert await driver.credits() == 1000
+    assert await driver.inbox.collect_undelivered(now=driver.clock()) == 0
 
 
-async def test_an_event_waits_while_stripe_is_down_and_is_processed_later(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.all_events_done()
-    fault = await shop.fault("GET /v1/invoices/*", "bad_gateway", times=0)
-    await shop.press_pay(opened)
-    await until(lambda: has_events(shop, "invoice.paid", count=1))
-    await shop.inbox.close()
-    assert await shop.credits() == 0
-    await shop.control(f"DELETE /faults/{fault['id']}")
-    shop.clock.ahead = timedelta(seconds=31)
-    assert await shop.inbox.process_due(now=shop.clock(), limit=10) == 1
-    assert await shop.credits() == 1000
+async def test_an_event_waits_while_stripe_is_down_and_is_processed_later(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.wait_for_events()
+    fault = await driver.inject_fault("GET /v1/invoices/*", "bad_gateway", times=0)
+    await driver.pay_hosted_invoice(opened)
+    await until(lambda: has_events(driver, "invoice.paid", count=1))
+    await driver.inbox.close()
+    assert await driver.credits() == 0
+    await driver.control(f"DELETE /faults/{fault['id']}")
+    driver.clock.ahead = timedelta(seconds=31)
+    assert await driver.inbox.process_due(now=driver.clock(), limit=10) == 1
+    assert await driver.credits() == 1000
 
 
-async def test_a_dead_event_can_be_replayed(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.all_events_done()
-    fault = await shop.fault("GET /v1/invoices/*", "bad_gateway", times=0)
-    await shop.press_pay(opened)
-    await until(lambda: has_events(shop, "invoice.paid", count=1))
-    await shop.inbox.close()
+async def test_a_dead_event_can_be_replayed(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.wait_for_events()
+    fault = await driver.inject_fault("GET /v1/invoices/*", "bad_gateway", times=0)
+    await driver.pay_hosted_invoice(opened)
+    await until(lambda: has_events(driver, "invoice.paid", count=1))
+    await driver.inbox.close()
     for _ in range(20):
-        shop.clock.ahead += timedelta(hours=1, seconds=1)
-        await shop.inbox.process_due(now=shop.clock(), limit=10)
-    assert await shop.event_statuses() == {"DONE", "DEAD"}
-    await shop.control(f"DELETE /faults/{fault['id']}")
-    dead = await shop.value("SELECT event_id FROM stripe_events WHERE status = 'DEAD'")
-    assert await shop.inbox.replay(dead)
-    assert await shop.credits() == 1000
+        driver.clock.ahead += timedelta(hours=1, seconds=1)
+        await driver.inbox.process_due(now=driver.clock(), limit=10)
+    assert await driver.event_statuses() == {"DONE", "DEAD"}
+    await driver.control(f"DELETE /faults/{fault['id']}")
+    dead = await driver.query_value("SELECT event_id FROM stripe_events WHERE status = 'DEAD'")
+    assert await driver.inbox.replay(dead)
+    assert await driver.credits() == 1000
 
 
-async def test_two_workers_do_not_process_one_event_twice(shop: Shop) -> None:
-    opened = await shop.buy()
-    await shop.fault("invoice.paid", "lose")
-    await shop.press_pay(opened)
-    await shop.inbox.collect_undelivered(now=shop.clock())
-    event_id = await shop.value("SELECT event_id FROM stripe_events WHERE type = 'invoice.paid'")
-    done = await asyncio.gather(*(shop.inbox.process(event_id) for _ in range(10)))
+async def test_of_ten_workers_one_processes_an_event(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.inject_fault("invoice.paid", "lose")
+    await driver.pay_hosted_invoice(opened)
+    await driver.inbox.collect_undelivered(now=driver.clock())
+    event_id = await driver.query_value("SELECT event_id FROM stripe_events WHERE type = 'invoice.paid'")
+    done = await asyncio.gather(*(driver.inbox.process(event_id) for _ in range(10)))
     assert sum(done) == 1
-    assert await shop.credits() == 1000
+    assert await driver.credits() == 1000
 
 
-async def has_events(shop: Shop, type: str, *, count: int) -> bool:  # noqa: A002 - Stripe's own word
-    return bool(await shop.value("SELECT count(*) >= %s FROM stripe_events WHERE type = %s", count, type))
+async def has_events(driver: TopUpDriver, type: str, *, count: int) -> bool:  # noqa: A002 - Stripe's own word
+    return bool(await driver.query_value("SELECT count(*) >= %s FROM stripe_events WHERE type = %s", count, type))
 
 
-async def _event_body(shop: Shop) -> str:
-    """An event about nothing, as Stripe would write it."""
-    thing = {"object": "invoice", "id": "in_nothing", "metadata": {}}
-    shape = {"id": "evt_1", "object": "event", "type": "invoice.paid", "livemode": False}
-    return json.dumps(shape | {"created": int(shop.clock().timestamp()), "data": {"object": thing}})
+async def _event_body(driver: TopUpDriver) -> str:
+    """An event about an unknown invoice, in Stripe's format."""
+    invoice = {"object": "invoice", "id": "in_nothing", "metadata": {}}
+    fields = {"id": "evt_1", "object": "event", "type": "invoice.paid", "livemode": False}
+    return json.dumps(fields | {"created": int(driver.clock().timestamp()), "data": {"object": invoice}})

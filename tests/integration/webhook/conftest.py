@@ -1,4 +1,4 @@
-"""A sidecar on a free port before a server that plays the credit service, both over their real protocols."""
+"""A sidecar on a free port in front of a fake credit service, both over their real protocols."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,20 +7,19 @@ import aiohttp
 import pytest
 from pulsa.tokens import token_from_file
 
-from server.webhook.intake import Limits
 from server.webhook.relay import Relay
-from server.webhook.sidecar import Sidecar, start_sidecar
-from tests.integration.webhook.credit_service import CreditService
+from server.webhook.sidecar import Sidecar, SidecarLimits, start_sidecar
+from tests.integration.webhook.fake_credit_service import FakeCreditService
 
 
 @pytest.fixture
-async def service() -> CreditService:
-    return CreditService()
+async def service() -> FakeCreditService:
+    return FakeCreditService()
 
 
 @pytest.fixture
-async def server(service: CreditService) -> AsyncIterator[str]:
-    """The address of the credit service."""
+async def server(service: FakeCreditService) -> AsyncIterator[str]:
+    """The address of the fake credit service."""
     server, address = await service.start()
     yield address
     await server.stop(None)
@@ -34,12 +33,12 @@ def token_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def limits() -> Limits:
-    return Limits(header_seconds=1.0, body_seconds=1.0, requests_at_once=16, connections_at_once=64)
+def limits() -> SidecarLimits:
+    return SidecarLimits(header_seconds=1.0, body_seconds=1.0, requests_at_once=16, connections_at_once=64)
 
 
 @pytest.fixture
-async def sidecar(server: str, token_file: Path, limits: Limits) -> AsyncIterator[Sidecar]:
+async def sidecar(server: str, token_file: Path, limits: SidecarLimits) -> AsyncIterator[Sidecar]:
     relay = Relay(server, token=token_from_file(token_file), credentials=None, timeout_seconds=5)
     sidecar = await start_sidecar(relay, host="127.0.0.1", port=0, limits=limits)
     yield sidecar
@@ -48,7 +47,7 @@ async def sidecar(server: str, token_file: Path, limits: Limits) -> AsyncIterato
 
 @pytest.fixture
 def webhook(sidecar: Sidecar) -> str:
-    """Where Stripe posts to."""
+    """The URL that Stripe posts webhooks to."""
     return f"http://127.0.0.1:{sidecar.port}/stripe/webhook"
 
 
@@ -59,7 +58,7 @@ def healthz(sidecar: Sidecar) -> str:
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with as many connections as it asks for, each for one request."""
+    """An HTTP client with a new connection for each request, and no limit of connections."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(30)) as session:
         yield session

@@ -1,4 +1,4 @@
-"""Strangers at the sidecar's door: it stays small, and serves the others."""
+"""Abusive clients of the sidecar: its memory stays bounded, and other clients are served."""
 
 import asyncio
 import tracemalloc
@@ -8,9 +8,8 @@ from http import HTTPStatus
 import aiohttp
 import pytest
 
-from server.webhook.intake import Limits
-from server.webhook.sidecar import Sidecar
-from tests.integration.webhook.credit_service import CreditService
+from server.webhook.sidecar import Sidecar, SidecarLimits
+from tests.integration.webhook.fake_credit_service import FakeCreditService
 
 SIGNED = {"Stripe-Signature": "t=1,v1=abc"}
 MEGABYTE = 1 << 20
@@ -18,7 +17,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def memory() -> Iterator[None]:
-    """Fails when Python held more than a few megabytes at any moment of the test."""
+    """Fails if Python ever had more than 12 MiB allocated during the test."""
     tracemalloc.start()
     yield
     _, peak = tracemalloc.get_traced_memory()
@@ -32,8 +31,8 @@ async def chunks(count: int, size: int = 65_536) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.usefixtures("memory")
-async def test_a_body_of_20_megabytes_is_refused_whether_announced_or_not(
-    http: aiohttp.ClientSession, webhook: str, service: CreditService
+async def test_a_body_of_20_megabytes_is_refused_with_and_without_content_length(
+    http: aiohttp.ClientSession, webhook: str, service: FakeCreditService
 ) -> None:
     announced = {"Content-Length": str(20 * MEGABYTE)}
     for headers in (announced, {}):
@@ -42,8 +41,8 @@ async def test_a_body_of_20_megabytes_is_refused_whether_announced_or_not(
     assert service.events == []
 
 
-async def test_the_largest_body_is_taken_and_one_byte_more_is_not(
-    http: aiohttp.ClientSession, webhook: str, service: CreditService, limits: Limits
+async def test_a_body_of_the_maximum_size_is_accepted_and_one_byte_more_is_refused(
+    http: aiohttp.ClientSession, webhook: str, service: FakeCreditService, limits: SidecarLimits
 ) -> None:
     statuses = []
     for size in (limits.body_bytes, limits.body_bytes + 1):
@@ -53,8 +52,8 @@ async def test_the_largest_body_is_taken_and_one_byte_more_is_not(
     assert [len(event.payload) for event in service.events] == [limits.body_bytes]
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(
-    http: aiohttp.ClientSession, webhook: str, service: CreditService
+async def test_a_body_that_does_not_arrive_times_out(
+    http: aiohttp.ClientSession, webhook: str, service: FakeCreditService
 ) -> None:
     never = asyncio.Event()
 
@@ -67,15 +66,15 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     assert service.events == []
 
 
-async def test_headers_that_do_not_come_are_not_waited_for(sidecar: Sidecar) -> None:
+async def test_headers_that_do_not_arrive_time_out(sidecar: Sidecar) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
     writer.write(b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\n")
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
 
 
-async def test_who_does_nothing_gives_way_to_who_asks(
-    sidecar: Sidecar, http: aiohttp.ClientSession, webhook: str, healthz: str, limits: Limits
+async def test_an_idle_connection_is_closed_for_a_new_one(
+    sidecar: Sidecar, http: aiohttp.ClientSession, webhook: str, healthz: str, limits: SidecarLimits
 ) -> None:
     idle = [await asyncio.open_connection("127.0.0.1", sidecar.port) for _ in range(limits.connections_at_once)]
     async with http.get(healthz) as response:
@@ -87,8 +86,8 @@ async def test_who_does_nothing_gives_way_to_who_asks(
         writer.close()
 
 
-async def test_too_many_webhooks_at_once_are_answered_503_and_health_goes_on(
-    http: aiohttp.ClientSession, webhook: str, healthz: str, limits: Limits
+async def test_too_many_concurrent_webhooks_are_answered_503_and_health_is_still_served(
+    http: aiohttp.ClientSession, webhook: str, healthz: str, limits: SidecarLimits
 ) -> None:
     finish = asyncio.Event()
     begun = asyncio.Queue[None]()
@@ -135,10 +134,10 @@ async def test_a_thousand_junk_requests_change_nothing(
     sidecar: Sidecar,
     http: aiohttp.ClientSession,
     healthz: str,
-    service: CreditService,
+    service: FakeCreditService,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def throw(junk: bytes) -> bytes:
+    async def send(junk: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
         try:
             writer.write(junk)
@@ -151,7 +150,7 @@ async def test_a_thousand_junk_requests_change_nothing(
 
     answers: set[bytes] = set()
     for _ in range(25):
-        answers.update(await asyncio.gather(*(throw(junk) for junk in JUNK * 4)))
+        answers.update(await asyncio.gather(*(send(junk) for junk in JUNK * 4)))
         async with http.get(healthz) as response:
             assert response.status == HTTPStatus.OK
     assert {answer.split(b" ", 2)[1] for answer in answers if answer} <= {b"400", b"404", b"405"}

@@ -1,4 +1,4 @@
-"""The pricing file: what it says, and what is refused at start."""
+"""The pricing file: what it contains, and what is refused at start."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.channels.channel import ChannelName
-from server.credits.money import Money
-from server.credits.pricing import BUILT_IN, Pricing, load_pricing
+from server.credits.pricing import BUILT_IN, Money, Pricing, load_pricing
 from server.errors import CurrencyNotSold, TopUpAboveMaximum, TopUpBelowMinimum
+from server.providers.provider import Channel
 
 Write = Callable[[str, str], Path]
 
@@ -28,9 +27,9 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def test_the_built_in_pricing_is_what_the_product_promises() -> None:
+def test_the_built_in_prices_are_those_of_the_product() -> None:
     pricing = load_pricing(None)
-    assert pricing.channel_credits == {ChannelName.EMAIL: 1, ChannelName.WHATSAPP: 2, ChannelName.SMS: 3}
+    assert pricing.channel_credits == {Channel.EMAIL: 1, Channel.WHATSAPP: 2, Channel.SMS: 3}
     assert pricing.minimum_credits == 1000
     assert pricing.preset_credits[0] == 1000
     assert pricing.low_balance_threshold == 100
@@ -53,7 +52,7 @@ def test_a_price_finer_than_a_cent_is_rounded_half_up_once(write: Write, credits
     assert pricing.quote(credits=credits, currency_code="USD").total == Money("USD", Decimal(total))
 
 
-def test_what_is_not_sold_is_refused() -> None:
+def test_a_quote_below_the_minimum_above_the_maximum_or_in_another_currency_is_refused() -> None:
     pricing = load_pricing(None)
     with pytest.raises(TopUpBelowMinimum) as below:
         pricing.quote(credits=999, currency_code="IDR")
@@ -104,7 +103,7 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_the_key(
     assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing\.toml is not readable TOML"):
         load_pricing(tmp_path / "missing.toml")
 

@@ -1,9 +1,9 @@
-"""The rule of a guess, told as simply as it goes: one guess at a time, everything recounted from the beginning."""
+"""A model of the rule of a guess, as simple as possible: one at a time, everything recounted from the beginning."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from server.otps.guessing import Guess, GuessLimits
+from server.otps.guess_policy import Guess, GuessLimits
 from server.otps.otp import Otp, OtpStatus
 
 _CLOSED = {
@@ -15,7 +15,7 @@ _CLOSED = {
 
 @dataclass
 class GuessModel:
-    """One organization: its OTPs by id, as they were sent, and what was guessed since."""
+    """One organization: its OTPs by id, as they were sent, and the guesses since."""
 
     otps: dict[int, Otp]
     limits: GuessLimits
@@ -33,10 +33,10 @@ class GuessModel:
             return ("DeadlineExceeded",)
         if closed := self._closed(otp, now):
             return (closed,)
-        wait = self._first_moment(otp, now) - now
-        return ("wait", wait) if wait else self._look(guess, otp, now)
+        wait = self._earliest(otp, now) - now
+        return ("wait", wait) if wait else self._judge(guess, otp, now)
 
-    def _look(self, guess: Guess, otp: Otp, now: datetime) -> tuple[object, ...]:
+    def _judge(self, guess: Guess, otp: Otp, now: datetime) -> tuple[object, ...]:
         if guess.right:
             self.right[guess.otp_id.int] = now, guess
             return ("OK", OtpStatus.VERIFIED, now)
@@ -53,8 +53,8 @@ class GuessModel:
     def _attempts(self, otp: Otp) -> int:
         return sum(one is otp for _, one in self.wrong)
 
-    def _first_moment(self, otp: Otp, now: datetime) -> datetime:
-        """When the next guess at this OTP's destination is looked at."""
+    def _earliest(self, otp: Otp, now: datetime) -> datetime:
+        """The earliest time at which a guess at this OTP's destination is judged."""
         times = [time for time, one in self.wrong if one.destination_digest == otp.destination_digest]
         spans = [self.limits.window, *(self._pause(count) for count in range(len(times) + 1))]
         moments = [now, *sorted(time + span for time in times for span in spans)]

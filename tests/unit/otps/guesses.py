@@ -1,4 +1,4 @@
-"""Guesses, and the database in a dictionary that they are judged by."""
+"""Guesses for tests, and an in-memory store of what `judge` reads and writes."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from server.errors import DomainError, RetryLater, WrongCode
-from server.otps.guessing import Guess, GuessBudget, GuessLimits, GuessState, judge
+from server.otps.guess_policy import Guess, GuessBudget, GuessLimits, GuessState, judge
 from server.otps.otp import Otp, OtpStatus
 
 ACME = "acme"
@@ -20,8 +20,8 @@ def a_guess(
 
 
 @dataclass
-class Cells:
-    """What is committed: OTPs and guess budgets. Only what `judge` says it changed is written back."""
+class GuessStore:
+    """The committed OTPs and guess budgets. Only what `judge` reports as changed is written back."""
 
     otps: dict[tuple[str, UUID], Otp]
     budgets: dict[tuple[str, bytes], GuessBudget] = field(default_factory=dict)

@@ -1,12 +1,11 @@
-"""The rule of a send, told as simply as it goes: one send at a time, everything recounted from the beginning."""
+"""A model of the rule of a send, as simple as possible: one at a time, everything recounted from the beginning."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from server.otps.admission import Send
-from server.otps.limits import SendLimits
+from server.otps.admission import Send, SendLimits
 from server.otps.otp import OtpStatus
-from tests.unit.otps.books import START
+from tests.unit.otps.sends import START
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 _CLOSED = {
@@ -35,7 +34,7 @@ class SendModel:
                 return ("Replayed", sequence, balance_after, balance_after < self.low_balance_threshold)
         if refusal := self._refusal(send, now):
             return refusal
-        self.credits -= send.target.credits
+        self.credits -= send.recipient.credits
         self.accepted.append((now, send, self.credits))
         return ("Admitted", len(self.accepted), self.credits, self.credits < self.low_balance_threshold)
 
@@ -50,13 +49,13 @@ class SendModel:
                 return (_CLOSED[status],)
             if now >= send.otp.expire_time:
                 return ("OtpExpired",)
-        if self.credits < send.target.credits:
+        if self.credits < send.recipient.credits:
             return ("InsufficientCredits",)
-        wait = self._first_moment(send, now) - now
+        wait = self._earliest(send, now) - now
         return ("wait", wait) if wait else None
 
-    def _first_moment(self, send: Send, now: datetime) -> datetime:
-        """When the limits let this send pass, if nothing else is sent until then."""
+    def _earliest(self, send: Send, now: datetime) -> datetime:
+        """The earliest time at which the limits allow this send, if nothing else is sent until then."""
         spans = (self.limits.cooldown, MINUTE, HOUR, DAY)
         begins = [START, self._minute()[0], *(time for time, _, _ in self.accepted)]
         moments = [now, *sorted(begin + span for begin in begins for span in spans)]
@@ -66,7 +65,7 @@ class SendModel:
         to_it = [
             (time, one.otp.purpose)
             for time, one, _ in self.accepted
-            if one.target.destination_digest == send.target.destination_digest
+            if one.recipient.destination_digest == send.recipient.destination_digest
         ]
         begin, count = self._minute()
         limits = self.limits

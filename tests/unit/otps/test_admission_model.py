@@ -1,4 +1,4 @@
-"""`admit` in batches, against a model that knows one send at a time."""
+"""`admit` in batches, compared with a model that decides one send at a time."""
 
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -7,20 +7,19 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.otps.admission import Send
-from server.otps.limits import SendLimits
+from server.otps.admission import Send, SendLimits
 from server.otps.otp import OtpStatus
-from tests.unit.otps.books import START, Books, a_send, an_account, an_otp, summary
 from tests.unit.otps.send_model import SendModel
+from tests.unit.otps.sends import START, SendStore, a_send, an_account, an_otp, summary
 
-# What a resend finds: the last one's OTP is gone.
+# The status that a resend finds; None: its OTP was removed.
 STATUSES = [OtpStatus.PENDING, OtpStatus.VERIFIED, OtpStatus.CANCELED, OtpStatus.ATTEMPTS_EXHAUSTED, None]
 ORGANIZATIONS = ["acme", "other"]
 THRESHOLD = 4
 
 Spec = tuple[str, int, bytes, bytes, str, int, int, int]
 specs = st.tuples(
-    st.sampled_from([*ORGANIZATIONS, "nobody"]),
+    st.sampled_from([*ORGANIZATIONS, "without-account"]),
     st.integers(1, 8),  # request_id
     st.sampled_from([b"a", b"a", b"a", b"b"]),  # fingerprint
     st.sampled_from([b"bob", b"eve"]),
@@ -54,7 +53,7 @@ def send_of(spec: Spec, now: datetime) -> Send:
     )
 
 
-def opened(credits: int) -> Books:
+def new_store(credits: int) -> SendStore:
     accounts = {
         organization_id: an_account(organization_id, credits=credits, low_balance_threshold=THRESHOLD)
         for organization_id in ORGANIZATIONS
@@ -65,7 +64,7 @@ def opened(credits: int) -> Books:
         for number, status in enumerate(STATUSES, start=1)
         if status
     }
-    return Books(accounts, statuses)
+    return SendStore(accounts, statuses)
 
 
 @settings(deadline=None, max_examples=150)
@@ -77,23 +76,23 @@ def opened(credits: int) -> Books:
 def test_batches_are_decided_as_if_the_sends_had_come_one_after_another(
     credits: int, limits: SendLimits, batches: list[tuple[float, list[Spec]]]
 ) -> None:
-    books = opened(credits)
+    store = new_store(credits)
     statuses = {number: status for number, status in enumerate(STATUSES, start=1) if status}
     models = {name: SendModel(credits, THRESHOLD, limits, statuses) for name in ORGANIZATIONS}
-    models["nobody"] = SendModel(0, THRESHOLD, limits, statuses)
+    models["without-account"] = SendModel(0, THRESHOLD, limits, statuses)
     now = START
     for seconds, batch in batches:
         now += timedelta(seconds=seconds)
         sends = [send_of(spec, now) for spec in batch]
-        decisions = [summary(decision) for decision in books.admit(sends, now=now, limits=limits)]
+        decisions = [summary(decision) for decision in store.admit(sends, now=now, limits=limits)]
         expected = [
             models[send.otp.organization_id].decide(send, now)
-            if send.otp.organization_id != "nobody"
+            if send.otp.organization_id != "without-account"
             else ("InsufficientCredits",)
             for send in sends
         ]
         assert decisions == expected
-    assert_the_ledger_holds(books, credits)
+    assert_ledger_is_consistent(store, credits)
 
 
 @settings(deadline=None, max_examples=80)
@@ -103,10 +102,10 @@ def test_batches_are_decided_as_if_the_sends_had_come_one_after_another(
     batch=st.lists(specs, min_size=1, max_size=12),
     cuts=st.sets(st.integers(1, 11)),
 )
-def test_where_a_batch_is_cut_makes_no_difference(
+def test_decisions_do_not_depend_on_how_sends_are_batched(
     credits: int, limits: SendLimits, batch: list[Spec], cuts: set[int]
 ) -> None:
-    whole, parts = opened(credits), opened(credits)
+    whole, parts = new_store(credits), new_store(credits)
     sends = [send_of(spec, START) for spec in batch]
     at_once = whole.admit(sends, now=START, limits=limits)
     edges = [0, *sorted(cut for cut in cuts if cut < len(sends)), len(sends)]
@@ -119,11 +118,11 @@ def test_where_a_batch_is_cut_makes_no_difference(
     assert parts == whole
 
 
-def assert_the_ledger_holds(books: Books, credits: int) -> None:
+def assert_ledger_is_consistent(store: SendStore, credits: int) -> None:
     """Every balance follows from the one before, none is negative, and the sequence has no gap."""
-    for organization_id, account in books.accounts.items():
+    for organization_id, account in store.accounts.items():
         balance = credits
-        deliveries = [one for one in books.deliveries if one.organization_id == organization_id]
+        deliveries = [one for one in store.deliveries if one.organization_id == organization_id]
         for sequence, delivery in enumerate(deliveries, start=1):
             balance -= delivery.credits
             assert (delivery.ledger_sequence, delivery.balance_after) == (sequence, balance)

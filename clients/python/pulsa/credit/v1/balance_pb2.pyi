@@ -32,18 +32,20 @@ class Balance(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     SENDS_LEFT_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """Whose credits these are."""
+    """The organization that has these credits."""
     available_credits: _builtins.int
     """Credits that can be spent now; never negative. 0 for an organization that has not bought any."""
     low_balance: _builtins.bool
-    """True while available_credits is below low_balance_threshold. A top-up clears it by itself."""
+    """True while available_credits is below low_balance_threshold. A top-up that lifts the balance to the threshold
+    clears it.
+    """
     low_balance_threshold: _builtins.int
     """Credits below which the balance counts as low; set with UpdateAlerts."""
     last_sequence: _builtins.int
     """The sequence of the newest ledger entry; 0 before the first. A larger number is a later balance."""
     @_builtins.property
     def sends_left(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendsLeft]:
-        """For each channel, how many sends the available credits pay for."""
+        """For each channel, the number of sends that available_credits pays for."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ Global___Balance: _TypeAlias = Balance  # noqa: Y015
 
 @_typing.final
 class SendsLeft(_message.Message):
-    """How far the credits go on one channel."""
+    """The number of sends on one channel that the available credits pay for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

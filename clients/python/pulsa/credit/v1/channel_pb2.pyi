@@ -32,7 +32,7 @@ class _ChannelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Channel.Value
     """SMS: 3 credits unless the pricing file says otherwise."""
 
 class Channel(_Channel, metaclass=_ChannelEnumTypeWrapper):
-    """A way for a code to reach a person. What a send costs depends on it; see GetPricing."""
+    """The medium of a delivery. It determines the price of a send; see GetPricing."""
 
 CHANNEL_UNSPECIFIED: Channel.ValueType  # 0
 """Never sent by the server; refused in a request where a channel is required."""

@@ -55,7 +55,7 @@ class GetBalanceResponse(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def balance(self) -> _balance_pb2.Balance:
-        """The balance as of the call."""
+        """The balance at the time of the call."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class WatchBalanceResponse(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def balance(self) -> _balance_pb2.Balance:
-        """The balance as of this message; last_sequence never goes back within a stream."""
+        """The balance at the time of this message; last_sequence never decreases within a stream."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class QuoteTopUpRequest(_message.Message):
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     credits: _builtins.int
-    """How many to buy: from the pricing's minimum (1000) to its maximum."""
+    """The credits to buy: from the pricing's minimum (1000) to its maximum."""
     currency_code: _builtins.str
     """ISO 4217, three upper-case letters; one of the pricing's currencies."""
     def __init__(
@@ -206,7 +206,7 @@ class QuoteTopUpResponse(_message.Message):
 
     @_builtins.property
     def total(self) -> _money_pb2.Money:
-        """What the invoice would ask for, before tax."""
+        """The invoice's total, before tax."""
 
     def __init__(
         self,
@@ -237,13 +237,13 @@ class CreateTopUpRequest(_message.Message):
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
-    """A UUID chosen by the caller; repeats with it are the same purchase (AIP-155)."""
+    """A UUID chosen by the caller. A repeat with the same UUID is the same purchase (AIP-155)."""
     credits: _builtins.int
-    """How many to buy: from the pricing's minimum (1000) to its maximum."""
+    """The credits to buy: from the pricing's minimum (1000) to its maximum."""
     currency_code: _builtins.str
     """ISO 4217, three upper-case letters; one of the pricing's currencies."""
     billing_email: _builtins.str
-    """Who gets the invoice and the notices: an e-mail address of at most 254 characters."""
+    """The address that gets the invoice and the notices: an e-mail address of at most 254 characters."""
     billing_name: _builtins.str
     """The name on the invoice, at most 120 characters; empty for the organization_id."""
     def __init__(
@@ -273,7 +273,7 @@ class CreateTopUpResponse(_message.Message):
     TOP_UP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def top_up(self) -> _top_up_pb2.TopUp:
-        """OPEN with its hosted_invoice_url, or CREATING when Stripe has not answered in time."""
+        """OPEN, with its hosted_invoice_url; or CREATING when Stripe has not answered in time."""
 
     def __init__(
         self,
@@ -353,10 +353,10 @@ class ListTopUpsRequest(_message.Message):
     page_size: _builtins.int
     """At most this many: 0 to 500, where 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the page before; empty for the first page. At most 256 characters."""
+    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_top_up_pb2.TopUpStatus.ValueType]:
-        """Only top-ups in one of these states, at most 10; all when empty."""
+        """Returns only top-ups with one of these statuses, at most 10 of them; empty for all."""
 
     def __init__(
         self,
@@ -383,10 +383,10 @@ class ListTopUpsResponse(_message.Message):
     TOP_UPS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty on the last."""
+    """The page_token of the next page; empty on the last page."""
     @_builtins.property
     def top_ups(self) -> _containers.RepeatedCompositeFieldContainer[_top_up_pb2.TopUp]:
-        """Newest first. The links are those that Stripe gave last and may have expired: GetTopUp has fresh ones."""
+        """Newest first. The URLs are the last that Stripe returned and may have expired: GetTopUp returns fresh ones."""
 
     def __init__(
         self,
@@ -437,7 +437,7 @@ class CancelTopUpResponse(_message.Message):
     TOP_UP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def top_up(self) -> _top_up_pb2.TopUp:
-        """CANCELED; PAID when a payment came first; or CANCELING while a payment is pending or Stripe has not answered."""
+        """CANCELED; PAID when a payment arrived first; or CANCELING while a payment is pending or Stripe has not answered."""
 
     def __init__(
         self,
@@ -466,7 +466,7 @@ class ListLedgerEntriesRequest(_message.Message):
     page_size: _builtins.int
     """At most this many: 0 to 500, where 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the page before; empty for the first page. At most 256 characters."""
+    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
     def __init__(
         self,
         *,
@@ -491,7 +491,7 @@ class ListLedgerEntriesResponse(_message.Message):
     LEDGER_ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty on the last."""
+    """The page_token of the next page; empty on the last page."""
     @_builtins.property
     def ledger_entries(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_entry_pb2.LedgerEntry]:
         """Newest first."""
@@ -512,7 +512,7 @@ Global___ListLedgerEntriesResponse: _TypeAlias = ListLedgerEntriesResponse  # no
 
 @_typing.final
 class UpdateAlertsRequest(_message.Message):
-    """See CreditService.UpdateAlerts. A field that is not set stays as it is."""
+    """See CreditService.UpdateAlerts. A field that is not set keeps its value."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -524,7 +524,7 @@ class UpdateAlertsRequest(_message.Message):
     low_balance_threshold: _builtins.int
     """Credits below which the balance counts as low: 0 (never) to 1000000000."""
     alert_email: _builtins.str
-    """Who gets the notices: an e-mail address of at most 254 characters; empty for nobody."""
+    """The e-mail address that gets the notices, at most 254 characters; empty for none."""
     def __init__(
         self,
         *,
@@ -556,7 +556,7 @@ class UpdateAlertsResponse(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     ALERT_EMAIL_FIELD_NUMBER: _builtins.int
     alert_email: _builtins.str
-    """Who gets the notices; empty for nobody."""
+    """The e-mail address that gets the notices; empty for none."""
     @_builtins.property
     def balance(self) -> _balance_pb2.Balance:
         """The balance under the new threshold."""
@@ -588,11 +588,11 @@ class AdjustCreditsRequest(_message.Message):
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
-    """A UUID chosen by the caller; repeats with it are the same correction (AIP-155)."""
+    """A UUID chosen by the caller. A repeat with the same UUID is the same adjustment (AIP-155)."""
     adjust_credits: _builtins.int
     """Credits to add (positive) or take (negative): -1000000000 to 1000000000, not 0."""
     reason: _builtins.str
-    """Why, for whoever reads the ledger: 1 to 500 characters."""
+    """The reason, which is stored in the ledger: 1 to 500 characters."""
     def __init__(
         self,
         *,
@@ -619,11 +619,11 @@ class AdjustCreditsResponse(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ledger_entry(self) -> _ledger_entry_pb2.LedgerEntry:
-        """The entry that was written, now or by the first call with this request_id."""
+        """The entry that this call, or the first call with this request_id, wrote."""
 
     @_builtins.property
     def balance(self) -> _balance_pb2.Balance:
-        """The balance as of the call."""
+        """The balance at the time of the call."""
 
     def __init__(
         self,
@@ -672,16 +672,16 @@ class VerifyLedgerResponse(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     VERIFY_TIME_FIELD_NUMBER: _builtins.int
     holds: _builtins.bool
-    """True when the entries are gapless, each balance_after follows from the one before, and the last is the balance."""
+    """True when sequences have no gaps, each balance_after follows from the one before, and the last equals the balance."""
     entry_count: _builtins.int
-    """How many entries were replayed."""
+    """The number of entries that were replayed."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What does not hold, in words; empty when all does."""
+        """A description of each violation; empty when there is none."""
 
     @_builtins.property
     def verify_time(self) -> _timestamp_pb2.Timestamp:
-        """The moment that the answer is about."""
+        """The time of the snapshot that was audited."""
 
     def __init__(
         self,
@@ -736,7 +736,7 @@ class RecordStripeEventResponse(_message.Message):
     event_id: _builtins.str
     """Stripe's id of the event."""
     duplicate: _builtins.bool
-    """True when it had been stored before."""
+    """True when the event was already stored."""
     def __init__(
         self,
         *,

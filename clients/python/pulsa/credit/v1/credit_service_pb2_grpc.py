@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class CreditServiceStub:
-    """Sells credits and accounts for them. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
-    Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
+    """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
+    Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains each.
     """
 
@@ -105,35 +105,36 @@ class CreditServiceStub:
 
 
 class CreditServiceServicer:
-    """Sells credits and accounts for them. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
-    Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
+    """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
+    Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains each.
     """
 
     def GetBalance(self, request, context):
-        """The credits that an organization has now. Permission `balance.read`.
+        """Returns an organization's current balance. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchBalance(self, request, context):
-        """The balance now, and again on each change that a page should show: a top-up paid, the low-balance line crossed, and
-        spending, at most once a second. Ends only when the caller or the server does. Permission `balance.read`.
+        """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
+        low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
+        Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPricing(self, request, context):
-        """What sends and credits cost. Permission `balance.read`.
+        """Returns the prices of sends and of credits. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QuoteTopUp(self, request, context):
-        """Exactly what CreateTopUp would charge, without buying. Permission `balance.read`.
+        """Returns the exact price that CreateTopUp would charge, without buying. Permission `balance.read`.
         Errors: TOP_UP_BELOW_MINIMUM, TOP_UP_ABOVE_MAXIMUM, CURRENCY_NOT_SOLD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,8 +142,8 @@ class CreditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateTopUp(self, request, context):
-        """Orders credits: makes a Stripe invoice and returns the page where it is paid. Permission `subscribe`.
-        Safe to repeat: the same request_id gives the same top-up. When Stripe is slow the top-up comes back CREATING.
+        """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
+        Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
         Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, REQUEST_ID_REUSED, PAYMENT_PROVIDER_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -150,14 +151,14 @@ class CreditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTopUp(self, request, context):
-        """One top-up, with fresh links. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND.
+        """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTopUps(self, request, context):
-        """The history of invoices, newest first. Permission `balance.read`.
+        """Lists an organization's top-ups, newest first. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,36 +173,36 @@ class CreditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListLedgerEntries(self, request, context):
-        """Every change of the balance, newest first. Permission `balance.read`.
+        """Lists every change of the balance, newest first. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAlerts(self, request, context):
-        """Sets the low-balance threshold and who is mailed. Permission `subscribe`.
+        """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AdjustCredits(self, request, context):
-        """An operator's correction, with a reason that stays in the ledger. Permission `credits.adjust`.
-        Errors: INSUFFICIENT_CREDITS when it would make the balance negative, REQUEST_ID_REUSED.
+        """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
+        Errors: INSUFFICIENT_CREDITS when the balance would become negative, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VerifyLedger(self, request, context):
-        """Replays an organization's ledger and says whether it holds. Permission `ledger.audit`.
+        """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordStripeEvent(self, request, context):
-        """The webhook sidecar's relay: stores an event that Stripe signed; OK means that it is safe. Permission
+        """Stores an event that Stripe signed; OK means that it is stored. Called by the webhook sidecar. Permission
         `stripe.relay`. Errors: STRIPE_EVENT_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -285,8 +286,8 @@ def add_CreditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CreditService:
-    """Sells credits and accounts for them. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
-    Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
+    """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
+    Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains each.
     """
 

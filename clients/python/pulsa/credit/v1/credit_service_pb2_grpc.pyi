@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CreditServiceStub:
-    """Sells credits and accounts for them. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
-    Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
+    """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
+    Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains each.
     """
 
@@ -37,96 +37,98 @@ class CreditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CreditServiceAsyncStub: ...
     GetBalance: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetBalanceRequest, _credit_service_pb2.GetBalanceResponse]
-    """The credits that an organization has now. Permission `balance.read`."""
+    """Returns an organization's current balance. Permission `balance.read`."""
     WatchBalance: _grpc.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]
-    """The balance now, and again on each change that a page should show: a top-up paid, the low-balance line crossed, and
-    spending, at most once a second. Ends only when the caller or the server does. Permission `balance.read`.
+    """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
+    low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
+    Permission `balance.read`.
     """
     GetPricing: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetPricingRequest, _credit_service_pb2.GetPricingResponse]
-    """What sends and credits cost. Permission `balance.read`."""
+    """Returns the prices of sends and of credits. Permission `balance.read`."""
     QuoteTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.QuoteTopUpRequest, _credit_service_pb2.QuoteTopUpResponse]
-    """Exactly what CreateTopUp would charge, without buying. Permission `balance.read`.
+    """Returns the exact price that CreateTopUp would charge, without buying. Permission `balance.read`.
     Errors: TOP_UP_BELOW_MINIMUM, TOP_UP_ABOVE_MAXIMUM, CURRENCY_NOT_SOLD.
     """
     CreateTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]
-    """Orders credits: makes a Stripe invoice and returns the page where it is paid. Permission `subscribe`.
-    Safe to repeat: the same request_id gives the same top-up. When Stripe is slow the top-up comes back CREATING.
+    """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
+    Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
     Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, REQUEST_ID_REUSED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]
-    """One top-up, with fresh links. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
+    """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
     ListTopUps: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListTopUpsRequest, _credit_service_pb2.ListTopUpsResponse]
-    """The history of invoices, newest first. Permission `balance.read`."""
+    """Lists an organization's top-ups, newest first. Permission `balance.read`."""
     CancelTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CancelTopUpRequest, _credit_service_pb2.CancelTopUpResponse]
     """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
     Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     ListLedgerEntries: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]
-    """Every change of the balance, newest first. Permission `balance.read`."""
+    """Lists every change of the balance, newest first. Permission `balance.read`."""
     UpdateAlerts: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAlertsRequest, _credit_service_pb2.UpdateAlertsResponse]
-    """Sets the low-balance threshold and who is mailed. Permission `subscribe`."""
+    """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]
-    """An operator's correction, with a reason that stays in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when it would make the balance negative, REQUEST_ID_REUSED.
+    """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, REQUEST_ID_REUSED.
     """
     VerifyLedger: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]
-    """Replays an organization's ledger and says whether it holds. Permission `ledger.audit`."""
+    """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
     RecordStripeEvent: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.RecordStripeEventRequest, _credit_service_pb2.RecordStripeEventResponse]
-    """The webhook sidecar's relay: stores an event that Stripe signed; OK means that it is safe. Permission
+    """Stores an event that Stripe signed; OK means that it is stored. Called by the webhook sidecar. Permission
     `stripe.relay`. Errors: STRIPE_EVENT_INVALID.
     """
 
 @_typing.type_check_only
 class CreditServiceAsyncStub(CreditServiceStub):
-    """Sells credits and accounts for them. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
-    Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
+    """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
+    Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains each.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetBalance: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetBalanceRequest, _credit_service_pb2.GetBalanceResponse]  # type: ignore[assignment]
-    """The credits that an organization has now. Permission `balance.read`."""
+    """Returns an organization's current balance. Permission `balance.read`."""
     WatchBalance: _aio.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]  # type: ignore[assignment]
-    """The balance now, and again on each change that a page should show: a top-up paid, the low-balance line crossed, and
-    spending, at most once a second. Ends only when the caller or the server does. Permission `balance.read`.
+    """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
+    low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
+    Permission `balance.read`.
     """
     GetPricing: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetPricingRequest, _credit_service_pb2.GetPricingResponse]  # type: ignore[assignment]
-    """What sends and credits cost. Permission `balance.read`."""
+    """Returns the prices of sends and of credits. Permission `balance.read`."""
     QuoteTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.QuoteTopUpRequest, _credit_service_pb2.QuoteTopUpResponse]  # type: ignore[assignment]
-    """Exactly what CreateTopUp would charge, without buying. Permission `balance.read`.
+    """Returns the exact price that CreateTopUp would charge, without buying. Permission `balance.read`.
     Errors: TOP_UP_BELOW_MINIMUM, TOP_UP_ABOVE_MAXIMUM, CURRENCY_NOT_SOLD.
     """
     CreateTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]  # type: ignore[assignment]
-    """Orders credits: makes a Stripe invoice and returns the page where it is paid. Permission `subscribe`.
-    Safe to repeat: the same request_id gives the same top-up. When Stripe is slow the top-up comes back CREATING.
+    """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
+    Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
     Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, REQUEST_ID_REUSED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]  # type: ignore[assignment]
-    """One top-up, with fresh links. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
+    """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
     ListTopUps: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListTopUpsRequest, _credit_service_pb2.ListTopUpsResponse]  # type: ignore[assignment]
-    """The history of invoices, newest first. Permission `balance.read`."""
+    """Lists an organization's top-ups, newest first. Permission `balance.read`."""
     CancelTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CancelTopUpRequest, _credit_service_pb2.CancelTopUpResponse]  # type: ignore[assignment]
     """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
     Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]  # type: ignore[assignment]
-    """Every change of the balance, newest first. Permission `balance.read`."""
+    """Lists every change of the balance, newest first. Permission `balance.read`."""
     UpdateAlerts: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAlertsRequest, _credit_service_pb2.UpdateAlertsResponse]  # type: ignore[assignment]
-    """Sets the low-balance threshold and who is mailed. Permission `subscribe`."""
+    """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]  # type: ignore[assignment]
-    """An operator's correction, with a reason that stays in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when it would make the balance negative, REQUEST_ID_REUSED.
+    """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, REQUEST_ID_REUSED.
     """
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
-    """Replays an organization's ledger and says whether it holds. Permission `ledger.audit`."""
+    """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
     RecordStripeEvent: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.RecordStripeEventRequest, _credit_service_pb2.RecordStripeEventResponse]  # type: ignore[assignment]
-    """The webhook sidecar's relay: stores an event that Stripe signed; OK means that it is safe. Permission
+    """Stores an event that Stripe signed; OK means that it is stored. Called by the webhook sidecar. Permission
     `stripe.relay`. Errors: STRIPE_EVENT_INVALID.
     """
 
 class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Sells credits and accounts for them. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
-    Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
+    """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
+    Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains each.
     """
 
@@ -136,7 +138,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.GetBalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.GetBalanceResponse, _abc.Awaitable[_credit_service_pb2.GetBalanceResponse]]:
-        """The credits that an organization has now. Permission `balance.read`."""
+        """Returns an organization's current balance. Permission `balance.read`."""
 
     @_abc_1.abstractmethod
     def WatchBalance(
@@ -144,8 +146,9 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.WatchBalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_credit_service_pb2.WatchBalanceResponse], _abc.AsyncIterator[_credit_service_pb2.WatchBalanceResponse]]:
-        """The balance now, and again on each change that a page should show: a top-up paid, the low-balance line crossed, and
-        spending, at most once a second. Ends only when the caller or the server does. Permission `balance.read`.
+        """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
+        low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
+        Permission `balance.read`.
         """
 
     @_abc_1.abstractmethod
@@ -154,7 +157,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.GetPricingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.GetPricingResponse, _abc.Awaitable[_credit_service_pb2.GetPricingResponse]]:
-        """What sends and credits cost. Permission `balance.read`."""
+        """Returns the prices of sends and of credits. Permission `balance.read`."""
 
     @_abc_1.abstractmethod
     def QuoteTopUp(
@@ -162,7 +165,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.QuoteTopUpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.QuoteTopUpResponse, _abc.Awaitable[_credit_service_pb2.QuoteTopUpResponse]]:
-        """Exactly what CreateTopUp would charge, without buying. Permission `balance.read`.
+        """Returns the exact price that CreateTopUp would charge, without buying. Permission `balance.read`.
         Errors: TOP_UP_BELOW_MINIMUM, TOP_UP_ABOVE_MAXIMUM, CURRENCY_NOT_SOLD.
         """
 
@@ -172,8 +175,8 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.CreateTopUpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.CreateTopUpResponse, _abc.Awaitable[_credit_service_pb2.CreateTopUpResponse]]:
-        """Orders credits: makes a Stripe invoice and returns the page where it is paid. Permission `subscribe`.
-        Safe to repeat: the same request_id gives the same top-up. When Stripe is slow the top-up comes back CREATING.
+        """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
+        Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
         Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, REQUEST_ID_REUSED, PAYMENT_PROVIDER_UNAVAILABLE.
         """
 
@@ -183,7 +186,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.GetTopUpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.GetTopUpResponse, _abc.Awaitable[_credit_service_pb2.GetTopUpResponse]]:
-        """One top-up, with fresh links. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
+        """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListTopUps(
@@ -191,7 +194,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.ListTopUpsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.ListTopUpsResponse, _abc.Awaitable[_credit_service_pb2.ListTopUpsResponse]]:
-        """The history of invoices, newest first. Permission `balance.read`."""
+        """Lists an organization's top-ups, newest first. Permission `balance.read`."""
 
     @_abc_1.abstractmethod
     def CancelTopUp(
@@ -209,7 +212,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.ListLedgerEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.ListLedgerEntriesResponse, _abc.Awaitable[_credit_service_pb2.ListLedgerEntriesResponse]]:
-        """Every change of the balance, newest first. Permission `balance.read`."""
+        """Lists every change of the balance, newest first. Permission `balance.read`."""
 
     @_abc_1.abstractmethod
     def UpdateAlerts(
@@ -217,7 +220,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.UpdateAlertsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.UpdateAlertsResponse, _abc.Awaitable[_credit_service_pb2.UpdateAlertsResponse]]:
-        """Sets the low-balance threshold and who is mailed. Permission `subscribe`."""
+        """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
 
     @_abc_1.abstractmethod
     def AdjustCredits(
@@ -225,8 +228,8 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.AdjustCreditsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.AdjustCreditsResponse, _abc.Awaitable[_credit_service_pb2.AdjustCreditsResponse]]:
-        """An operator's correction, with a reason that stays in the ledger. Permission `credits.adjust`.
-        Errors: INSUFFICIENT_CREDITS when it would make the balance negative, REQUEST_ID_REUSED.
+        """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
+        Errors: INSUFFICIENT_CREDITS when the balance would become negative, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -235,7 +238,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.VerifyLedgerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.VerifyLedgerResponse, _abc.Awaitable[_credit_service_pb2.VerifyLedgerResponse]]:
-        """Replays an organization's ledger and says whether it holds. Permission `ledger.audit`."""
+        """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
 
     @_abc_1.abstractmethod
     def RecordStripeEvent(
@@ -243,7 +246,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.RecordStripeEventRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.RecordStripeEventResponse, _abc.Awaitable[_credit_service_pb2.RecordStripeEventResponse]]:
-        """The webhook sidecar's relay: stores an event that Stripe signed; OK means that it is safe. Permission
+        """Stores an event that Stripe signed; OK means that it is stored. Called by the webhook sidecar. Permission
         `stripe.relay`. Errors: STRIPE_EVENT_INVALID.
         """
 

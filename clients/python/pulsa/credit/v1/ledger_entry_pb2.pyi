@@ -31,9 +31,9 @@ class _LedgerEntryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ledge
     LEDGER_ENTRY_KIND_SEND: _LedgerEntryKind.ValueType  # 2
     """An accepted send; negative."""
     LEDGER_ENTRY_KIND_REFUND: _LedgerEntryKind.ValueType  # 3
-    """A send that definitely failed, given back; positive."""
+    """The refund of a send that definitely failed; positive."""
     LEDGER_ENTRY_KIND_ADJUSTMENT: _LedgerEntryKind.ValueType  # 4
-    """An operator's correction; either sign."""
+    """An operator's adjustment; positive or negative."""
 
 class LedgerEntryKind(_LedgerEntryKind, metaclass=_LedgerEntryKindEnumTypeWrapper):
     """Why a balance changed."""
@@ -45,9 +45,9 @@ LEDGER_ENTRY_KIND_TOP_UP: LedgerEntryKind.ValueType  # 1
 LEDGER_ENTRY_KIND_SEND: LedgerEntryKind.ValueType  # 2
 """An accepted send; negative."""
 LEDGER_ENTRY_KIND_REFUND: LedgerEntryKind.ValueType  # 3
-"""A send that definitely failed, given back; positive."""
+"""The refund of a send that definitely failed; positive."""
 LEDGER_ENTRY_KIND_ADJUSTMENT: LedgerEntryKind.ValueType  # 4
-"""An operator's correction; either sign."""
+"""An operator's adjustment; positive or negative."""
 Global___LedgerEntryKind: _TypeAlias = LedgerEntryKind  # noqa: Y015
 
 @_typing.final
@@ -71,16 +71,16 @@ class LedgerEntry(_message.Message):
     credits: _builtins.int
     """Credits added (positive) or taken (negative); never 0."""
     balance_after: _builtins.int
-    """The balance once this entry was applied; never negative."""
+    """The balance after this entry; never negative."""
     reference_id: _builtins.str
-    """What caused it: a top_up_id, a delivery_id (charges and refunds), or an adjustment's request_id. Once per kind."""
+    """The cause: a top_up_id, a delivery_id (sends and refunds), or an adjustment's request_id. Unique per kind."""
     reason: _builtins.str
-    """The operator's words for an adjustment; empty otherwise."""
+    """The operator's reason for an adjustment; empty otherwise."""
     created_by: _builtins.str
     """The token's subject for an adjustment; empty otherwise."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was applied."""
+        """The time of the change."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Money(_message.Message):
-    """An amount of money, of the same shape as google.type.Money."""
+    """An amount of money, with the same fields as google.type.Money."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,7 +30,7 @@ class Money(_message.Message):
     units: _builtins.int
     """Whole units of the currency: Rp150,000 is 150000, $12.34 has 12."""
     nanos: _builtins.int
-    """Billionths of a unit, 0 to 999999999, of the same sign as units: $12.34 has 340000000."""
+    """Billionths of a unit, 0 to 999999999, with the sign of units: $12.34 has 340000000."""
     def __init__(
         self,
         *,

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Pricing(_message.Message):
-    """What sends cost in credits, and what credits cost in money. From the operator's pricing file."""
+    """The price of a send in credits, and the price of a credit in money, from the operator's pricing file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,20 +32,20 @@ class Pricing(_message.Message):
     PRESET_CREDITS_FIELD_NUMBER: _builtins.int
     UNIT_PRICES_FIELD_NUMBER: _builtins.int
     minimum_credits: _builtins.int
-    """The fewest credits that one top-up buys."""
+    """The smallest number of credits in one top-up."""
     maximum_credits: _builtins.int
-    """The most credits that one top-up buys."""
+    """The largest number of credits in one top-up."""
     @_builtins.property
     def channel_prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelPrice]:
         """Credits per send, for each channel."""
 
     @_builtins.property
     def preset_credits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Amounts of credits to offer as buttons; the first is the default."""
+        """Numbers of credits to offer as buttons; the first is the default."""
 
     @_builtins.property
     def unit_prices(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.Money]:
-        """The price of one credit in each currency that is sold."""
+        """The price of one credit in each currency, before tax."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ Global___Pricing: _TypeAlias = Pricing  # noqa: Y015
 
 @_typing.final
 class ChannelPrice(_message.Message):
-    """What one send costs on a channel."""
+    """The price of a send on one channel."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,49 +26,49 @@ class _TopUpStatus:
 class _TopUpStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TopUpStatus.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TOP_UP_STATUS_UNSPECIFIED: _TopUpStatus.ValueType  # 0
-    """Never sent; in a filter it is refused."""
+    """Never returned; a filter with it is invalid."""
     TOP_UP_STATUS_CREATING: _TopUpStatus.ValueType  # 1
-    """Stripe is being asked for the invoice; poll GetTopUp or repeat CreateTopUp with the same request_id."""
+    """The invoice is being created at Stripe. Poll GetTopUp, or repeat CreateTopUp with the same request_id."""
     TOP_UP_STATUS_OPEN: _TopUpStatus.ValueType  # 2
-    """The invoice waits for payment."""
+    """The invoice can be paid."""
     TOP_UP_STATUS_PAID: _TopUpStatus.ValueType  # 3
-    """Paid, and the credits are in the balance."""
+    """The invoice is paid, and the credits are in the balance."""
     TOP_UP_STATUS_CANCELING: _TopUpStatus.ValueType  # 4
-    """Stripe is being asked to void the invoice; a payment that arrives first wins."""
+    """The invoice is being voided at Stripe; a payment that arrives first wins."""
     TOP_UP_STATUS_CANCELED: _TopUpStatus.ValueType  # 5
-    """Voided on request; nothing was paid."""
+    """The invoice was voided on request; nothing was paid."""
     TOP_UP_STATUS_EXPIRED: _TopUpStatus.ValueType  # 6
-    """Voided after its due time had passed unpaid."""
+    """The invoice was voided because it was unpaid after its due time."""
     TOP_UP_STATUS_UNCOLLECTIBLE: _TopUpStatus.ValueType  # 7
-    """Written off in Stripe; it can still be paid there."""
+    """The invoice was marked as uncollectible in Stripe; it can still be paid there."""
     TOP_UP_STATUS_REVIEW: _TopUpStatus.ValueType  # 8
-    """Something does not match what was ordered: nothing is credited until a person has decided."""
+    """The invoice or its payment does not match the order; no credits are added until a person decides."""
     TOP_UP_STATUS_FAILED: _TopUpStatus.ValueType  # 9
-    """Stripe refused to make the invoice; there is nothing to pay."""
+    """Stripe rejected the invoice; there is nothing to pay."""
 
 class TopUpStatus(_TopUpStatus, metaclass=_TopUpStatusEnumTypeWrapper):
-    """Where a purchase stands. At most one of an organization's top-ups is CREATING, OPEN or CANCELING."""
+    """The status of a top-up. At most one of an organization's top-ups is CREATING, OPEN or CANCELING."""
 
 TOP_UP_STATUS_UNSPECIFIED: TopUpStatus.ValueType  # 0
-"""Never sent; in a filter it is refused."""
+"""Never returned; a filter with it is invalid."""
 TOP_UP_STATUS_CREATING: TopUpStatus.ValueType  # 1
-"""Stripe is being asked for the invoice; poll GetTopUp or repeat CreateTopUp with the same request_id."""
+"""The invoice is being created at Stripe. Poll GetTopUp, or repeat CreateTopUp with the same request_id."""
 TOP_UP_STATUS_OPEN: TopUpStatus.ValueType  # 2
-"""The invoice waits for payment."""
+"""The invoice can be paid."""
 TOP_UP_STATUS_PAID: TopUpStatus.ValueType  # 3
-"""Paid, and the credits are in the balance."""
+"""The invoice is paid, and the credits are in the balance."""
 TOP_UP_STATUS_CANCELING: TopUpStatus.ValueType  # 4
-"""Stripe is being asked to void the invoice; a payment that arrives first wins."""
+"""The invoice is being voided at Stripe; a payment that arrives first wins."""
 TOP_UP_STATUS_CANCELED: TopUpStatus.ValueType  # 5
-"""Voided on request; nothing was paid."""
+"""The invoice was voided on request; nothing was paid."""
 TOP_UP_STATUS_EXPIRED: TopUpStatus.ValueType  # 6
-"""Voided after its due time had passed unpaid."""
+"""The invoice was voided because it was unpaid after its due time."""
 TOP_UP_STATUS_UNCOLLECTIBLE: TopUpStatus.ValueType  # 7
-"""Written off in Stripe; it can still be paid there."""
+"""The invoice was marked as uncollectible in Stripe; it can still be paid there."""
 TOP_UP_STATUS_REVIEW: TopUpStatus.ValueType  # 8
-"""Something does not match what was ordered: nothing is credited until a person has decided."""
+"""The invoice or its payment does not match the order; no credits are added until a person decides."""
 TOP_UP_STATUS_FAILED: TopUpStatus.ValueType  # 9
-"""Stripe refused to make the invoice; there is nothing to pay."""
+"""Stripe rejected the invoice; there is nothing to pay."""
 Global___TopUpStatus: _TypeAlias = TopUpStatus  # noqa: Y015
 
 @_typing.final
@@ -95,19 +95,19 @@ class TopUp(_message.Message):
     top_up_id: _builtins.str
     """A UUID."""
     organization_id: _builtins.str
-    """Who buys."""
+    """The organization that buys."""
     status: Global___TopUpStatus.ValueType
-    """Where the purchase stands."""
+    """The status of the purchase."""
     credits: _builtins.int
-    """Credits that payment adds."""
+    """Credits that the payment adds."""
     hosted_invoice_url: _builtins.str
-    """Stripe's page where the invoice is paid; empty until OPEN. Stripe lets it expire: GetTopUp fetches a fresh one."""
+    """Stripe's page where the invoice is paid; empty until OPEN. The URL expires at Stripe: GetTopUp returns a fresh one."""
     invoice_pdf_url: _builtins.str
-    """Stripe's PDF of the invoice; empty until OPEN. It expires too: GetTopUp fetches a fresh one."""
+    """Stripe's PDF of the invoice; empty until OPEN. The URL expires at Stripe: GetTopUp returns a fresh one."""
     invoice_number: _builtins.str
     """Stripe's number of the invoice; empty until OPEN."""
     failure_reason: _builtins.str
-    """A stable word that says why it is FAILED or in REVIEW; empty otherwise."""
+    """The reason for FAILED or REVIEW, as a stable word; empty otherwise."""
     created_by: _builtins.str
     """The subject of the token that created it."""
     @_builtins.property
@@ -116,23 +116,23 @@ class TopUp(_message.Message):
 
     @_builtins.property
     def total(self) -> _money_pb2.Money:
-        """What the invoice asks for, before tax."""
+        """The invoice's total before tax."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When CreateTopUp was accepted."""
+        """The time at which CreateTopUp was accepted."""
 
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
-        """When payment is due; unset until OPEN."""
+        """The time at which the payment is due; unset until OPEN."""
 
     @_builtins.property
     def paid_time(self) -> _timestamp_pb2.Timestamp:
-        """When the credits were added; set for PAID only."""
+        """The time at which the credits were added; set for PAID only."""
 
     @_builtins.property
     def cancel_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended without payment; set for CANCELED and EXPIRED only."""
+        """The time at which it ended without payment; set for CANCELED and EXPIRED only."""
 
     def __init__(
         self,

@@ -28,36 +28,36 @@ class _DeliveryStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Delive
     DELIVERY_STATUS_UNSPECIFIED: _DeliveryStatus.ValueType  # 0
     """Never sent; refused in a report."""
     DELIVERY_STATUS_QUEUED: _DeliveryStatus.ValueType  # 1
-    """Accepted and charged; on its way to the provider."""
+    """Accepted and charged, but not yet sent to the provider."""
     DELIVERY_STATUS_SENT: _DeliveryStatus.ValueType  # 2
-    """The provider took it."""
+    """The provider accepted it."""
     DELIVERY_STATUS_DELIVERED: _DeliveryStatus.ValueType  # 3
-    """The provider reported that it arrived."""
+    """The provider reported that it was delivered."""
     DELIVERY_STATUS_FAILED: _DeliveryStatus.ValueType  # 4
-    """Definitely not delivered; refunded where `refunded` says so."""
+    """Definitely not delivered; refunded if `refunded` is true."""
     DELIVERY_STATUS_UNKNOWN: _DeliveryStatus.ValueType  # 5
-    """The provider may have taken it: not sent again, stays charged until a report settles it."""
+    """The provider may have accepted it: not sent again, and stays charged unless a report says that it failed."""
 
 class DeliveryStatus(_DeliveryStatus, metaclass=_DeliveryStatusEnumTypeWrapper):
-    """What became of a delivery."""
+    """The status of a delivery."""
 
 DELIVERY_STATUS_UNSPECIFIED: DeliveryStatus.ValueType  # 0
 """Never sent; refused in a report."""
 DELIVERY_STATUS_QUEUED: DeliveryStatus.ValueType  # 1
-"""Accepted and charged; on its way to the provider."""
+"""Accepted and charged, but not yet sent to the provider."""
 DELIVERY_STATUS_SENT: DeliveryStatus.ValueType  # 2
-"""The provider took it."""
+"""The provider accepted it."""
 DELIVERY_STATUS_DELIVERED: DeliveryStatus.ValueType  # 3
-"""The provider reported that it arrived."""
+"""The provider reported that it was delivered."""
 DELIVERY_STATUS_FAILED: DeliveryStatus.ValueType  # 4
-"""Definitely not delivered; refunded where `refunded` says so."""
+"""Definitely not delivered; refunded if `refunded` is true."""
 DELIVERY_STATUS_UNKNOWN: DeliveryStatus.ValueType  # 5
-"""The provider may have taken it: not sent again, stays charged until a report settles it."""
+"""The provider may have accepted it: not sent again, and stays charged unless a report says that it failed."""
 Global___DeliveryStatus: _TypeAlias = DeliveryStatus  # noqa: Y015
 
 @_typing.final
 class Delivery(_message.Message):
-    """One charged send of an OTP through one channel."""
+    """One send of an OTP through one channel, and its charge."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -72,17 +72,17 @@ class Delivery(_message.Message):
     delivery_id: _builtins.str
     """A UUID; the reference_id of its ledger entries."""
     channel: _channel_pb2.Channel.ValueType
-    """How it was sent."""
+    """The channel that it was sent through."""
     masked_destination: _builtins.str
     """The destination with its middle hidden."""
     status: Global___DeliveryStatus.ValueType
-    """What became of it."""
+    """Its status."""
     credits: _builtins.int
-    """Credits that were taken for it."""
+    """Credits charged for it."""
     refunded: _builtins.bool
-    """True once those credits were given back."""
+    """True if those credits were refunded."""
     failure_reason: _builtins.str
-    """A stable word that says why it FAILED or is UNKNOWN, such as "twilio_21211"; empty otherwise."""
+    """Why it is FAILED or UNKNOWN, as a stable identifier such as "twilio_21211"; empty otherwise."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted and charged."""

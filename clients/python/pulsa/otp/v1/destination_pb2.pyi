@@ -18,7 +18,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Destination(_message.Message):
-    """Where a code goes. The choice of destination is the choice of channel."""
+    """The address or number that a code is sent to. The field that is set selects the channel."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

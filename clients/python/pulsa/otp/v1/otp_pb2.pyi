@@ -32,34 +32,34 @@ class _OtpStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OtpStatus.V
     OTP_STATUS_PENDING: _OtpStatus.ValueType  # 1
     """The code can be verified."""
     OTP_STATUS_VERIFIED: _OtpStatus.ValueType  # 2
-    """The right code came in time."""
+    """The right code was verified in time."""
     OTP_STATUS_EXPIRED: _OtpStatus.ValueType  # 3
-    """Its time passed."""
+    """Its expire_time has passed."""
     OTP_STATUS_CANCELED: _OtpStatus.ValueType  # 4
     """CancelOtp was called."""
     OTP_STATUS_ATTEMPTS_EXHAUSTED: _OtpStatus.ValueType  # 5
-    """Too many wrong codes came."""
+    """max_attempts wrong codes were tried."""
 
 class OtpStatus(_OtpStatus, metaclass=_OtpStatusEnumTypeWrapper):
-    """Where an OTP stands."""
+    """The status of an OTP."""
 
 OTP_STATUS_UNSPECIFIED: OtpStatus.ValueType  # 0
 """Never sent; refused in a filter."""
 OTP_STATUS_PENDING: OtpStatus.ValueType  # 1
 """The code can be verified."""
 OTP_STATUS_VERIFIED: OtpStatus.ValueType  # 2
-"""The right code came in time."""
+"""The right code was verified in time."""
 OTP_STATUS_EXPIRED: OtpStatus.ValueType  # 3
-"""Its time passed."""
+"""Its expire_time has passed."""
 OTP_STATUS_CANCELED: OtpStatus.ValueType  # 4
 """CancelOtp was called."""
 OTP_STATUS_ATTEMPTS_EXHAUSTED: OtpStatus.ValueType  # 5
-"""Too many wrong codes came."""
+"""max_attempts wrong codes were tried."""
 Global___OtpStatus: _TypeAlias = OtpStatus  # noqa: Y015
 
 @_typing.final
 class Otp(_message.Message):
-    """One challenge: a code that one destination must give back for one purpose. The code itself is never stored or shown."""
+    """One code, sent to a destination for a purpose and verified once. The code itself is never stored or shown."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -98,18 +98,18 @@ class Otp(_message.Message):
     otp_id: _builtins.str
     """A UUID."""
     organization_id: _builtins.str
-    """Whose OTP it is."""
+    """The organization that it belongs to."""
     purpose: _builtins.str
-    """What it is for, as given to SendOtp."""
+    """Its purpose, as given to SendOtp."""
     status: Global___OtpStatus.ValueType
-    """Where it stands."""
+    """Its status."""
     send_count: _builtins.int
     """How many times it was sent."""
     attempts_remaining: _builtins.int
     """Wrong codes that are still allowed before it is ATTEMPTS_EXHAUSTED."""
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[_delivery_pb2.Delivery]:
-        """Its sends, oldest first."""
+        """Its deliveries, oldest first."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -117,15 +117,15 @@ class Otp(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From here on the code is refused."""
+        """From then on the code is refused."""
 
     @_builtins.property
     def verify_time(self) -> _timestamp_pb2.Timestamp:
-        """When the right code came; unset until VERIFIED."""
+        """When it was verified; unset until VERIFIED."""
 
     @_builtins.property
     def resend_available_time(self) -> _timestamp_pb2.Timestamp:
-        """From here on ResendOtp is allowed."""
+        """From then on ResendOtp is allowed."""
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -70,7 +70,7 @@ class SendOtpRequest(_message.Message):
     request_id: _builtins.str
     """A UUID chosen by the caller; repeats with it are the same send (AIP-155)."""
     purpose: _builtins.str
-    """What the code is for: 1 to 32 lower-case letters, digits and "_", beginning with a letter, such as "login"."""
+    """The purpose of the code: 1 to 32 lower-case letters, digits and "_", beginning with a letter, such as "login"."""
     locale: _builtins.str
     """The language of the message as a BCP 47 tag of at most 35 characters; empty for the server's default."""
     code_length: _builtins.int
@@ -82,22 +82,22 @@ class SendOtpRequest(_message.Message):
     web_otp_domain: _builtins.str
     """A host name of at most 40 characters: adds the line by which browsers and phones fill the code in; empty for none."""
     validate_only: _builtins.bool
-    """True: says what the send would cost and whether it would be refused, and does nothing."""
+    """True: only returns `preview`: what the send would cost, and whether it would be refused."""
     @_builtins.property
     def destination(self) -> _destination_pb2.Destination:
-        """Where the code goes first."""
+        """The destination that the code is sent to first."""
 
     @_builtins.property
     def fallbacks(self) -> _containers.RepeatedCompositeFieldContainer[_destination_pb2.Destination]:
-        """Where it goes when that definitely fails, in order; at most 3. Only what worked stays charged."""
+        """Destinations to try in order if that definitely fails; at most 3. A failed delivery is refunded."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long the code is good for: 30 s to 10 min, 5 min when unset (NIST SP 800-63B allows at most 10 min)."""
+        """How long the code can be verified: 30 s to 10 min, 5 min when unset (NIST SP 800-63B allows at most 10 min)."""
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's own notes, kept with the OTP: at most 10 entries, keys of 1 to 40 and values of at most 200 characters."""
+        """Stored with the OTP and returned with it: at most 10 entries, keys of 1 to 40 and values of at most 200 characters."""
 
     def __init__(
         self,
@@ -138,11 +138,11 @@ class SendOtpResponse(_message.Message):
     REPLAYED_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     credits_charged: _builtins.int
-    """Credits that this send took; the same on a repeat."""
+    """Credits charged for this send; the same on a repeat."""
     available_credits: _builtins.int
     """The balance right after this send."""
     ledger_sequence: _builtins.int
-    """The sequence of the ledger entry that took the credits."""
+    """The sequence of the ledger entry of the charge."""
     low_balance: _builtins.bool
     """True while available_credits is below the organization's threshold."""
     replayed: _builtins.bool
@@ -153,7 +153,7 @@ class SendOtpResponse(_message.Message):
 
     @_builtins.property
     def preview(self) -> Global___SendPreview:
-        """What would happen; set with validate_only, and then the only field that is."""
+        """What the send would do; with validate_only the only field that is set."""
 
     def __init__(
         self,
@@ -189,15 +189,15 @@ class SendPreview(_message.Message):
     channel: _channel_pb2.Channel.ValueType
     """The channel it would use."""
     credits: _builtins.int
-    """Credits it would take; 0 when the request_id was accepted before, and for a channel that is not configured."""
+    """Credits it would cost; 0 when the request_id was accepted before, and for a channel that is not configured."""
     masked_destination: _builtins.str
-    """The normalised destination with its middle hidden; empty for one that cannot exist."""
+    """The normalized destination with its middle hidden; empty for one that is not valid."""
     segments: _builtins.int
     """SMS segments that the message takes; 0 for other channels."""
     refusal: _error_reason_pb2.ErrorReason.ValueType
     """Why it would be refused; unspecified when it would be accepted."""
     refusal_message: _builtins.str
-    """The refusal in words; empty when it would be accepted."""
+    """The message of that error; empty when it would be accepted."""
     def __init__(
         self,
         *,
@@ -234,7 +234,7 @@ class ResendOtpRequest(_message.Message):
     """The OTP's UUID."""
     @_builtins.property
     def destination(self) -> _destination_pb2.Destination:
-        """Where the code goes; unset for where it went last."""
+        """The destination; unset: that of the last delivery."""
 
     def __init__(
         self,
@@ -265,11 +265,11 @@ class ResendOtpResponse(_message.Message):
     LOW_BALANCE_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     credits_charged: _builtins.int
-    """Credits that this send took; the same on a repeat."""
+    """Credits charged for this send; the same on a repeat."""
     available_credits: _builtins.int
     """The balance right after this send."""
     ledger_sequence: _builtins.int
-    """The sequence of the ledger entry that took the credits."""
+    """The sequence of the ledger entry of the charge."""
     low_balance: _builtins.bool
     """True while available_credits is below the organization's threshold."""
     replayed: _builtins.bool
@@ -316,7 +316,7 @@ class VerifyOtpRequest(_message.Message):
     otp_id: _builtins.str
     """The OTP's UUID."""
     code: _builtins.str
-    """What the person typed: 1 to 16 characters. Spaces and hyphens are ignored."""
+    """The code as the person typed it: 1 to 16 characters. Spaces and hyphens are ignored."""
     context: _builtins.str
     """As given to SendOtp: at most 256 characters."""
     def __init__(
@@ -424,7 +424,7 @@ class ListOtpsRequest(_message.Message):
     page_size: _builtins.int
     """At most this many: 0 to 500, where 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the page before; empty for the first page. At most 256 characters."""
+    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
     def __init__(
         self,
         *,
@@ -449,7 +449,7 @@ class ListOtpsResponse(_message.Message):
     OTPS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty on the last."""
+    """The page_token of the next page; empty on the last page."""
     @_builtins.property
     def otps(self) -> _containers.RepeatedCompositeFieldContainer[_otp_pb2.Otp]:
         """Newest first."""
@@ -520,9 +520,9 @@ Global___CancelOtpResponse: _TypeAlias = CancelOtpResponse  # noqa: Y015
 
 @_typing.final
 class ReportDeliveryRequest(_message.Message):
-    """See OtpService.ReportDelivery. Providers echo the reference that Pulsa gave them, also for a send whose answer never
-    came: "<organization_id>/<delivery_id without hyphens>" as Twilio's query parameter "reference", Vonage's client-ref
-    and WhatsApp's biz_opaque_callback_data.
+    """See OtpService.ReportDelivery. A provider's callback has the reference that Pulsa gave with the message, even if the
+    response to Pulsa was lost: "<organization_id>/<delivery_id without hyphens>", in Twilio's query parameter
+    "reference", Vonage's client-ref and WhatsApp's biz_opaque_callback_data.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -539,10 +539,10 @@ class ReportDeliveryRequest(_message.Message):
     status: _delivery_pb2.DeliveryStatus.ValueType
     """SENT, DELIVERED or FAILED."""
     failure_reason: _builtins.str
-    """A stable word for a failure, such as "twilio_30005": at most 64 letters, digits and "_"; empty otherwise."""
+    """Why it FAILED, an identifier such as "twilio_30005": at most 64 letters, digits and "_"; empty otherwise."""
     @_builtins.property
     def report_time(self) -> _timestamp_pb2.Timestamp:
-        """When the provider saw it; now when unset."""
+        """When the provider saw it; unset: now."""
 
     def __init__(
         self,
@@ -570,7 +570,7 @@ class ReportDeliveryResponse(_message.Message):
     DELIVERY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delivery(self) -> _delivery_pb2.Delivery:
-        """The delivery as it stands after the report."""
+        """The delivery after the report."""
 
     def __init__(
         self,

@@ -86,8 +86,8 @@ class OtpServiceServicer:
     """
 
     def SendOtp(self, request, context):
-        """Charges and sends, or does neither. Safe to repeat: the same request_id is one send and one charge. Permission
-        `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
+        """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
+        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
         CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -95,7 +95,7 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResendOtp(self, request, context):
-        """Sends the same code again, by the same or another channel; charged like a send. Wrong attempts stay counted.
+        """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
         Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """
@@ -104,7 +104,7 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyOtp(self, request, context):
-        """OK only for the right code, once. A wrong code is counted, then answered with WRONG_CODE. Permission `otp.verify`.
+        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
         Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """
@@ -113,21 +113,21 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOtp(self, request, context):
-        """One OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND.
+        """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListOtps(self, request, context):
-        """An organization's OTPs, newest first. Permission `otp.read`.
+        """Lists an organization's OTPs, newest first. Permission `otp.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelOtp(self, request, context):
-        """The code stops working; what was sent stays charged. Safe to repeat. Permission `otp.send`.
+        """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
         Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -135,7 +135,8 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportDelivery(self, request, context):
-        """A provider's delivery report, relayed by whoever receives the provider's callbacks. Any order, any repeats.
+        """Applies a provider's delivery report, which the receiver of the provider's callbacks relays. Reports may repeat and
+        come in any order: a late one changes nothing.
         Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -143,7 +144,7 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUsage(self, request, context):
-        """Sends, credits and verified OTPs per day and channel. Permission `otp.read`.
+        """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

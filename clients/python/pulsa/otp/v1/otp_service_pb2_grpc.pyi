@@ -37,34 +37,35 @@ class OtpServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OtpServiceAsyncStub: ...
     SendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]
-    """Charges and sends, or does neither. Safe to repeat: the same request_id is one send and one charge. Permission
-    `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
+    """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
+    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
     CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
     """
     ResendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]
-    """Sends the same code again, by the same or another channel; charged like a send. Wrong attempts stay counted.
+    """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
     Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
     VerifyOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]
-    """OK only for the right code, once. A wrong code is counted, then answered with WRONG_CODE. Permission `otp.verify`.
+    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
     Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
     GetOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]
-    """One OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
+    """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]
-    """An organization's OTPs, newest first. Permission `otp.read`."""
+    """Lists an organization's OTPs, newest first. Permission `otp.read`."""
     CancelOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]
-    """The code stops working; what was sent stays charged. Safe to repeat. Permission `otp.send`.
+    """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
     Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
     """
     ReportDelivery: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ReportDeliveryRequest, _otp_service_pb2.ReportDeliveryResponse]
-    """A provider's delivery report, relayed by whoever receives the provider's callbacks. Any order, any repeats.
+    """Applies a provider's delivery report, which the receiver of the provider's callbacks relays. Reports may repeat and
+    come in any order: a late one changes nothing.
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]
-    """Sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
 
 @_typing.type_check_only
 class OtpServiceAsyncStub(OtpServiceStub):
@@ -75,34 +76,35 @@ class OtpServiceAsyncStub(OtpServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]  # type: ignore[assignment]
-    """Charges and sends, or does neither. Safe to repeat: the same request_id is one send and one charge. Permission
-    `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
+    """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
+    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
     CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
     """
     ResendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]  # type: ignore[assignment]
-    """Sends the same code again, by the same or another channel; charged like a send. Wrong attempts stay counted.
+    """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
     Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
     VerifyOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]  # type: ignore[assignment]
-    """OK only for the right code, once. A wrong code is counted, then answered with WRONG_CODE. Permission `otp.verify`.
+    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
     Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
     GetOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]  # type: ignore[assignment]
-    """One OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
+    """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]  # type: ignore[assignment]
-    """An organization's OTPs, newest first. Permission `otp.read`."""
+    """Lists an organization's OTPs, newest first. Permission `otp.read`."""
     CancelOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]  # type: ignore[assignment]
-    """The code stops working; what was sent stays charged. Safe to repeat. Permission `otp.send`.
+    """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
     Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
     """
     ReportDelivery: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ReportDeliveryRequest, _otp_service_pb2.ReportDeliveryResponse]  # type: ignore[assignment]
-    """A provider's delivery report, relayed by whoever receives the provider's callbacks. Any order, any repeats.
+    """Applies a provider's delivery report, which the receiver of the provider's callbacks relays. Reports may repeat and
+    come in any order: a late one changes nothing.
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]  # type: ignore[assignment]
-    """Sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
 
 class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
@@ -116,8 +118,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.SendOtpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.SendOtpResponse, _abc.Awaitable[_otp_service_pb2.SendOtpResponse]]:
-        """Charges and sends, or does neither. Safe to repeat: the same request_id is one send and one charge. Permission
-        `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
+        """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
+        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
         CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
         """
 
@@ -127,7 +129,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.ResendOtpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.ResendOtpResponse, _abc.Awaitable[_otp_service_pb2.ResendOtpResponse]]:
-        """Sends the same code again, by the same or another channel; charged like a send. Wrong attempts stay counted.
+        """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
         Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """
@@ -138,7 +140,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.VerifyOtpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.VerifyOtpResponse, _abc.Awaitable[_otp_service_pb2.VerifyOtpResponse]]:
-        """OK only for the right code, once. A wrong code is counted, then answered with WRONG_CODE. Permission `otp.verify`.
+        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
         Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """
@@ -149,7 +151,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.GetOtpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.GetOtpResponse, _abc.Awaitable[_otp_service_pb2.GetOtpResponse]]:
-        """One OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
+        """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListOtps(
@@ -157,7 +159,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.ListOtpsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.ListOtpsResponse, _abc.Awaitable[_otp_service_pb2.ListOtpsResponse]]:
-        """An organization's OTPs, newest first. Permission `otp.read`."""
+        """Lists an organization's OTPs, newest first. Permission `otp.read`."""
 
     @_abc_1.abstractmethod
     def CancelOtp(
@@ -165,7 +167,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.CancelOtpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.CancelOtpResponse, _abc.Awaitable[_otp_service_pb2.CancelOtpResponse]]:
-        """The code stops working; what was sent stays charged. Safe to repeat. Permission `otp.send`.
+        """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
         Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
         """
 
@@ -175,7 +177,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.ReportDeliveryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.ReportDeliveryResponse, _abc.Awaitable[_otp_service_pb2.ReportDeliveryResponse]]:
-        """A provider's delivery report, relayed by whoever receives the provider's callbacks. Any order, any repeats.
+        """Applies a provider's delivery report, which the receiver of the provider's callbacks relays. Reports may repeat and
+        come in any order: a late one changes nothing.
         Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
         """
 
@@ -185,6 +188,6 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.GetUsageResponse, _abc.Awaitable[_otp_service_pb2.GetUsageResponse]]:
-        """Sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+        """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
 
 def add_OtpServiceServicer_to_server(servicer: OtpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -36,11 +36,11 @@ class DailyUsage(_message.Message):
     sends: _builtins.int
     """Accepted sends."""
     credits: _builtins.int
-    """Credits taken for them, refunds deducted."""
+    """Credits charged for them, less refunds."""
     otps: _builtins.int
-    """OTPs first sent that day on that channel."""
+    """OTPs whose first delivery was on that day and channel."""
     verified_otps: _builtins.int
-    """How many of those OTPs were verified, by now."""
+    """How many of those OTPs are verified by now."""
     def __init__(
         self,
         *,

@@ -1,0 +1,190 @@
+"""The credit service: converts requests into calls of server.credits, and their results into responses."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from pulsa.credit.v1 import credit_service_pb2 as pb
+
+from server.api.converters import (
+    BalanceConverter,
+    entry_message,
+    money,
+    pricing_message,
+    timestamp,
+    top_up_message,
+    top_up_status,
+)
+from server.api.interceptor import Call
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
+from server.credits.alerts import update_alerts
+from server.credits.audit import audit_organization
+from server.credits.balances import Balances, BalanceStreams
+from server.credits.ledger import adjust_credits, list_entries
+from server.credits.pricing import Pricing
+from server.credits.stripe.inbox import StripeInbox
+from server.credits.top_ups.service import Purchase, TopUps
+from server.postgres.pool import Pool, acquire
+
+# ruff: noqa: N802 - a method is named as its rpc
+
+_LAST_SEQUENCE: Final = 2**63 - 1
+_LAST_ID: Final = 2**128 - 1
+_RESPONSE_SECONDS = 0.5
+"""Reserved before the caller's deadline to return the state that a top-up has reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditDependencies:
+    """The dependencies of CreditService."""
+
+    pool: Pool
+    pricing: Pricing
+    balances: Balances
+    balance_streams: BalanceStreams
+    top_ups: TopUps
+    stripe_inbox: StripeInbox
+    stripe_wait_seconds: float
+    """Maximum wait of CreateTopUp and CancelTopUp for Stripe; the work continues after it."""
+    deliveries_kept: timedelta | None
+    """How long deliveries are kept; None: without a limit."""
+
+
+class CreditService:
+    """pulsa.credit.v1.CreditService; each rpc is documented there."""
+
+    def __init__(self, dependencies: CreditDependencies) -> None:
+        self._dependencies = dependencies
+        self._get_balance = dependencies.balances.get
+        self._balance_message = BalanceConverter(dependencies.pricing).convert
+        self._pricing = pb.GetPricingResponse(pricing=pricing_message(dependencies.pricing))
+
+    async def GetBalance(self, request: pb.GetBalanceRequest, _: Call) -> pb.GetBalanceResponse:
+        """Return the current balance."""
+        balance = await self._get_balance(request.organization_id)
+        return pb.GetBalanceResponse(balance=self._balance_message(balance))
+
+    async def WatchBalance(
+        self, request: pb.WatchBalanceRequest, _: Call
+    ) -> AsyncGenerator[pb.WatchBalanceResponse, None]:
+        """Stream the current balance and each change, until the caller or the server ends the stream."""
+        async with aclosing(self._dependencies.balance_streams.follow(request.organization_id)) as balances:
+            async for balance in balances:
+                yield pb.WatchBalanceResponse(balance=self._balance_message(balance))
+
+    async def GetPricing(self, _: pb.GetPricingRequest, __: Call) -> pb.GetPricingResponse:
+        """Return the current prices."""
+        return self._pricing
+
+    async def QuoteTopUp(self, request: pb.QuoteTopUpRequest, _: Call) -> pb.QuoteTopUpResponse:
+        """Return what CreateTopUp would charge."""
+        quote = self._dependencies.pricing.quote(credits=request.credits, currency_code=request.currency_code)
+        return pb.QuoteTopUpResponse(unit_price=money(quote.unit_price), total=money(quote.total))
+
+    async def CreateTopUp(self, request: pb.CreateTopUpRequest, call: Call) -> pb.CreateTopUpResponse:
+        """Create a top-up and return it, with its invoice when Stripe answers in time."""
+        purchase = Purchase(
+            organization_id=request.organization_id,
+            request_id=UUID(request.request_id),
+            credits=request.credits,
+            currency_code=request.currency_code,
+            billing_email=request.billing_email,
+            billing_name=request.billing_name,
+        )
+        top_up = await self._dependencies.top_ups.create(
+            purchase, created_by=call.caller.subject, wait_seconds=self._wait_seconds(call)
+        )
+        return pb.CreateTopUpResponse(top_up=top_up_message(top_up))
+
+    async def GetTopUp(self, request: pb.GetTopUpRequest, _: Call) -> pb.GetTopUpResponse:
+        """Return one top-up with current links."""
+        top_up = await self._dependencies.top_ups.get(request.organization_id, UUID(request.top_up_id))
+        return pb.GetTopUpResponse(top_up=top_up_message(top_up))
+
+    async def ListTopUps(self, request: pb.ListTopUpsRequest, _: Call) -> pb.ListTopUpsResponse:
+        """Return one page of top-ups, newest first."""
+        statuses = sorted({top_up_status(number) for number in request.statuses})
+        tokens = PageTokens("ListTopUps", request.organization_id, *statuses, newest=_LAST_ID)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        top_ups = await self._dependencies.top_ups.list(
+            request.organization_id,
+            statuses=statuses,
+            before=UUID(int=tokens.read(request.page_token)),
+            limit=size + 1,
+        )
+        page = top_ups[:size]
+        return pb.ListTopUpsResponse(
+            top_ups=map(top_up_message, page),
+            next_page_token=tokens.write(page[-1].top_up_id.int) if len(top_ups) > size else "",
+        )
+
+    async def CancelTopUp(self, request: pb.CancelTopUpRequest, call: Call) -> pb.CancelTopUpResponse:
+        """Cancel a top-up and return its final state, or CANCELING when Stripe takes longer."""
+        top_up = await self._dependencies.top_ups.cancel(
+            request.organization_id, UUID(request.top_up_id), wait_seconds=self._wait_seconds(call)
+        )
+        return pb.CancelTopUpResponse(top_up=top_up_message(top_up))
+
+    async def ListLedgerEntries(self, request: pb.ListLedgerEntriesRequest, _: Call) -> pb.ListLedgerEntriesResponse:
+        """Return one page of ledger entries, newest first."""
+        tokens = PageTokens("ListLedgerEntries", request.organization_id, newest=_LAST_SEQUENCE)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        before = tokens.read(request.page_token)
+        async with acquire(self._dependencies.pool) as connection:
+            entries = await list_entries(connection, request.organization_id, before_sequence=before, limit=size + 1)
+        page = entries[:size]
+        return pb.ListLedgerEntriesResponse(
+            ledger_entries=map(entry_message, page),
+            next_page_token=tokens.write(page[-1].sequence) if len(entries) > size else "",
+        )
+
+    async def UpdateAlerts(self, request: pb.UpdateAlertsRequest, _: Call) -> pb.UpdateAlertsResponse:
+        """Update the alert settings that are given, and return all of them."""
+        alerts = await update_alerts(
+            self._dependencies.pool,
+            request.organization_id,
+            low_balance_threshold=request.low_balance_threshold if request.HasField("low_balance_threshold") else None,
+            alert_email=request.alert_email if request.HasField("alert_email") else None,
+            default_threshold=self._dependencies.pricing.low_balance_threshold,
+            now=datetime.now(UTC),
+        )
+        return pb.UpdateAlertsResponse(balance=self._balance_message(alerts.balance), alert_email=alerts.alert_email)
+
+    async def AdjustCredits(self, request: pb.AdjustCreditsRequest, call: Call) -> pb.AdjustCreditsResponse:
+        """Add or remove credits; return the ledger entry and the current balance."""
+        entry, balance = await adjust_credits(
+            self._dependencies.pool,
+            request.organization_id,
+            request_id=UUID(request.request_id),
+            credits=request.adjust_credits,
+            reason=request.reason,
+            created_by=call.caller.subject,
+            low_balance_threshold=self._dependencies.pricing.low_balance_threshold,
+            now=datetime.now(UTC),
+        )
+        return pb.AdjustCreditsResponse(ledger_entry=entry_message(entry), balance=self._balance_message(balance))
+
+    async def VerifyLedger(self, request: pb.VerifyLedgerRequest, _: Call) -> pb.VerifyLedgerResponse:
+        """Audit one organization's ledger and return the findings."""
+        report = await audit_organization(
+            self._dependencies.pool, request.organization_id, deliveries_kept=self._dependencies.deliveries_kept
+        )
+        return pb.VerifyLedgerResponse(
+            holds=report.holds,
+            entry_count=report.entry_count,
+            findings=[f"{finding.rule}: {finding.description}" for finding in report.findings],
+            verify_time=timestamp(report.verify_time),
+        )
+
+    async def RecordStripeEvent(self, request: pb.RecordStripeEventRequest, _: Call) -> pb.RecordStripeEventResponse:
+        """Store an event; OK means that it is stored."""
+        event = await self._dependencies.stripe_inbox.record(request.payload, request.signature)
+        return pb.RecordStripeEventResponse(event_id=event.event_id, duplicate=event.duplicate)
+
+    def _wait_seconds(self, call: Call) -> float:
+        remaining = call.deadline - time.time() - _RESPONSE_SECONDS
+        return max(0.0, min(self._dependencies.stripe_wait_seconds, remaining))

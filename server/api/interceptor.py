@@ -1,0 +1,312 @@
+"""Checks every call before its servicer gets it: concurrency limit, deadline, token, permission, organization, fields.
+
+One coroutine wraps each servicer method: each interceptor of grpc.aio would add a coroutine per call. A servicer is a
+plain class with one coroutine per rpc, named like the rpc: `async def SendOtp(self, request, call)`. It returns the
+response or its bytes; a streaming rpc is an async generator. A servicer may list rpcs in `validates_itself`: these call
+`call.validate(request)` before they read any field but organization_id, where validating later costs less.
+"""
+
+import asyncio
+import inspect
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from prometheus_client import CollectorRegistry
+
+from server.api.auth import ANY_ORGANIZATION, Caller, TokenVerifier
+from server.api.permissions import PERMISSIONS
+from server.api.status import ErrorStatus, error_status, internal_error_status
+from server.api.telemetry import AccessLog, RpcCounters, RpcMetrics
+from server.api.validation import Validate, compile_validation
+from server.errors import (
+    DeadlineExceeded,
+    DomainError,
+    FieldViolation,
+    InvalidFields,
+    OrganizationMismatch,
+    Overloaded,
+    PermissionMissing,
+    TokenInvalid,
+)
+from server.ids import new_id
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+@dataclass(slots=True)
+class ConcurrencyLimit:
+    """The number of calls in flight, and its maximum."""
+
+    limit: int
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedHandler:
+    """The handlers of one rpc: one for calls within its concurrency limit, one for calls above it."""
+
+    concurrency: ConcurrencyLimit
+    serve: Callable[[Metadata], "grpc.RpcMethodHandler[Any, Any]"]
+    """Takes the call's metadata, because the call's context builds it again at each access."""
+    refuse: "grpc.RpcMethodHandler[Any, Any]"
+
+
+class LimitedHandlers(grpc.GenericRpcHandler):
+    """Selects the handler of a call by the path of its rpc."""
+
+    def __init__(self, handlers: Mapping[str, LimitedHandler]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: Any) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Return the handler of a call that has just arrived; None for an unknown rpc."""
+        handler = self._handlers.get(handler_call_details.method)
+        if handler is None:
+            return None
+        if handler.concurrency.in_flight >= handler.concurrency.limit:
+            return handler.refuse
+        return handler.serve(handler_call_details.invocation_metadata)
+
+
+def refusing_handler(status: ErrorStatus, refused: Callable[[], None]) -> "grpc.RpcMethodHandler[Any, Any]":
+    """Return a handler that ends each call with `status` and calls `refused`, as cheaply as grpc.aio allows.
+
+    A stream handler need not read the request, and returning costs less than aborting, which raises: 170 µs of the
+    event loop's thread instead of 260; an empty successful call takes 170 µs.
+    """
+
+    async def refuse(_requests: Any, context: Any) -> None:
+        context.set_code(status.code)
+        context.set_details(status.message)
+        context.set_trailing_metadata(status.trailing_metadata)
+        refused()
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_MAXIMUM_DEADLINE_SECONDS: Final = 86_400.0
+"""A later deadline counts as none: the deadlines of gRPC exceed the range of datetime."""
+
+
+class Call(NamedTuple):
+    """What a servicer gets of a call besides the request."""
+
+    caller: Caller
+    deadline: float
+    """Unix time in seconds; math.inf for a deadline more than a day away, or none."""
+    validate: Validate
+    """Raises InvalidFields for an invalid request. Already called, except for rpcs in `validates_itself`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rpc:
+    """One rpc, with everything its calls need, looked up at start."""
+
+    name: str
+    permission: str
+    method: Callable[[Any, Call], Any]
+    parse: Callable[[bytes], Any]
+    request_name: str
+    has_organization: bool
+    validate: Validate
+    validates_itself: bool
+    streams: bool
+    concurrency: ConcurrencyLimit
+    counters: RpcCounters
+
+    def read(self, payload: bytes, caller: Caller) -> Any:
+        """Parse a request, check its organization, and validate it unless the rpc validates itself.
+
+        Raises InvalidFields and OrganizationMismatch.
+        """
+        try:
+            request = self.parse(payload)
+        except DecodeError:
+            raise InvalidFields(violations=(FieldViolation("", f"not a {self.request_name}"),)) from None
+        if self.has_organization and caller.organization_id not in (request.organization_id, ANY_ORGANIZATION):
+            raise OrganizationMismatch
+        if not self.validates_itself:
+            self.validate(request)
+        return request
+
+    def count(self, code: grpc.StatusCode, seconds: float) -> None:
+        """Count a finished call and its duration."""
+        self.counters.ended[code].inc()
+        self.counters.duration.observe(seconds)
+
+
+class Interceptor:
+    """Checks calls, passes them to the servicers and returns their responses or errors."""
+
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        *,
+        registry: CollectorRegistry,
+        calls_at_once: int = 512,
+        streams_at_once: int = 1000,
+        overload_retry_seconds: float = 1.0,
+    ) -> None:
+        self._verifier = verifier
+        self._calls = ConcurrencyLimit(calls_at_once)
+        self._streams = ConcurrencyLimit(streams_at_once)
+        self.metrics = RpcMetrics(registry, in_flight=lambda: self._calls.in_flight + self._streams.in_flight)
+        self._access_log = AccessLog()
+        self._overloaded = error_status(Overloaded(retry_after_seconds=overload_retry_seconds))
+        self._deadline_passed = error_status(DeadlineExceeded())
+        self._open_streams: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def handler(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+        """Return the gRPC handler of a service.
+
+        Raises LookupError for an rpc without a permission, a method, or a validation rule for each of its fields, and
+        for a permission without an rpc.
+        """
+        permissions = PERMISSIONS[service.full_name]
+        unmatched = set(permissions) ^ {method.name for method in service.methods}
+        if unmatched:
+            raise LookupError(f"permissions.py and the proto of {service.full_name} differ in {sorted(unmatched)}")
+        return LimitedHandlers(
+            {
+                f"/{service.full_name}/{method.name}": self._method_handler(method, permissions[method.name], servicer)
+                for method in service.methods
+            }
+        )
+
+    def end_streams(self) -> None:
+        """End all open streams with OK, and later ones as soon as they start; called at shutdown."""
+        self._closing = True
+        for task in self._open_streams:
+            task.cancel()
+
+    def _method_handler(self, descriptor: MethodDescriptor, permission: str, servicer: object) -> LimitedHandler:
+        method: Any = getattr(servicer, descriptor.name, None)
+        is_right_kind = inspect.isasyncgenfunction if descriptor.server_streaming else inspect.iscoroutinefunction
+        if not is_right_kind(method):
+            raise LookupError(f"{type(servicer).__name__} has no asynchronous method {descriptor.name}")
+        request = descriptor.input_type
+        rpc = _Rpc(
+            name=descriptor.name,
+            permission=permission,
+            method=method,
+            parse=GetMessageClass(request).FromString,
+            request_name=request.full_name,
+            has_organization="organization_id" in request.fields_by_name,
+            validate=compile_validation(request),
+            validates_itself=descriptor.name in getattr(servicer, "validates_itself", ()),
+            streams=descriptor.server_streaming,
+            concurrency=self._streams if descriptor.server_streaming else self._calls,
+            counters=self.metrics.of(descriptor.name),
+        )
+        kind = grpc.unary_stream_rpc_method_handler if rpc.streams else grpc.unary_unary_rpc_method_handler
+        refuse = refusing_handler(self._overloaded, lambda: self._ended(rpc, self._overloaded, None, None, 0.0))
+        handle = self._handle(rpc)
+        return LimitedHandler(rpc.concurrency, lambda metadata: kind(partial(handle, metadata)), refuse)
+
+    def _handle(self, rpc: _Rpc) -> Callable[[Metadata, bytes, Context], Awaitable[bytes]]:
+        """Return the coroutine function that serves calls of the rpc.
+
+        It takes and returns bytes, so that parse errors are answered here and not by gRPC.
+        """
+        concurrency, method, read, permission = rpc.concurrency, rpc.method, rpc.read, rpc.permission
+
+        async def handle(metadata: Metadata, payload: bytes, context: Context) -> bytes:
+            started = time.monotonic()
+            caller = request = status = None
+            answer = b""
+            concurrency.in_flight += 1
+            try:
+                if concurrency.in_flight > concurrency.limit:  # other calls started while gRPC read this request
+                    status = self._overloaded
+                elif (seconds_left := _seconds_left(context)) <= 0:
+                    status = self._deadline_passed
+                else:
+                    caller = self._caller(metadata, permission)
+                    request = read(payload, caller)
+                    call = Call(caller, time.time() + seconds_left, rpc.validate)
+                    if rpc.streams:
+                        await self._stream(method(request, call), context)
+                    else:
+                        response = await method(request, call)
+                        answer = response if isinstance(response, bytes) else response.SerializeToString()
+            except DomainError as error:
+                status = error_status(error)
+            except asyncio.CancelledError:
+                rpc.count(grpc.StatusCode.CANCELLED, time.monotonic() - started)
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place where the unexpected is logged and answered
+                status = self._incident(rpc, error)
+            finally:
+                concurrency.in_flight -= 1
+            self._ended(rpc, status, caller, request, time.monotonic() - started)
+            if status is not None:
+                await context.abort(status.code, status.message, status.trailing_metadata)
+            return answer
+
+        return handle
+
+    def _caller(self, metadata: Metadata, permission: str) -> Caller:
+        """Return the caller. Raises TokenInvalid, and PermissionMissing when the token lacks the permission."""
+        caller = self._verifier.verify(_bearer_token(metadata))
+        if permission not in caller.permissions:
+            raise PermissionMissing(permission=permission)
+        return caller
+
+    async def _stream(self, responses: AsyncGenerator[Any, None], context: Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine of grpc.aio always runs in a task
+        self._open_streams.add(task)
+        try:
+            async with aclosing(responses):
+                if self._closing:
+                    return
+                async for response in responses:
+                    await context.write(response.SerializeToString())
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+            task.uncancel()
+        finally:
+            self._open_streams.discard(task)
+
+    def _incident(self, rpc: _Rpc, error: Exception) -> ErrorStatus:
+        incident_id = str(new_id())
+        self._access_log.incident(rpc.name, incident_id, error)
+        return internal_error_status(incident_id)
+
+    def _ended(
+        self, rpc: _Rpc, status: ErrorStatus | None, caller: Caller | None, request: Any, seconds: float
+    ) -> None:
+        rpc.count(grpc.StatusCode.OK if status is None else status.code, seconds)
+        if status is self._overloaded:
+            self._access_log.overloaded()
+        elif status is not None or self._access_log.logs_successes:
+            organization_id = getattr(request, "organization_id", "") or (caller.organization_id if caller else "")
+            subject = caller.subject if caller else ""
+            self._access_log.ended(rpc.name, status, organization_id=organization_id, subject=subject, seconds=seconds)
+
+
+def _seconds_left(context: Any) -> float:
+    """Return the seconds until the call's deadline; infinite without one, which the type stubs of grpc lack."""
+    seconds: float | None = context.time_remaining()
+    return math.inf if seconds is None or seconds > _MAXIMUM_DEADLINE_SECONDS else seconds
+
+
+def _bearer_token(metadata: Metadata) -> str:
+    for key, value in metadata:
+        if key == "authorization" and isinstance(value, str):
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer":
+                return token
+    raise TokenInvalid

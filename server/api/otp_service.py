@@ -1,0 +1,314 @@
+"""The OTP service: converts requests into calls of server.otps, and their results into responses."""
+
+# ruff: noqa: N802 - a method is named as its rpc
+
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from uuid import UUID
+
+from pulsa.otp.v1 import destination_pb2, otp_pb2
+from pulsa.otp.v1 import otp_service_pb2 as pb
+
+from server.api.converters import (
+    preview_message,
+    reported_status,
+    usage_message,
+    write_delivery,
+    write_otp,
+    write_record,
+)
+from server.api.interceptor import Call
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
+from server.otps.admission import Replayed, Send
+from server.otps.delivery.reports import report_delivery
+from server.otps.guess_policy import Guess
+from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
+from server.otps.recipients import RawDestination
+from server.otps.send import Accepted, ResendRequest, Sender, SendRequest
+from server.otps.usage import read_usage
+from server.otps.verify import Verifier
+from server.postgres.batcher import Batcher, Batching
+from server.postgres.pool import Pool, acquire
+from server.providers.provider import Channel
+
+DEFAULT_CODE_LENGTH: Final = 6
+DEFAULT_TTL: Final = timedelta(minutes=5)
+DEFAULT_MAX_ATTEMPTS: Final = 5
+
+_LAST_ID: Final = 2**128 - 1
+_CHANNELS: Final = {"email": Channel.EMAIL, "whatsapp": Channel.WHATSAPP, "sms": Channel.SMS}
+_SEPARATORS: Final = str.maketrans("", "", " -")
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtpDependencies:
+    """The dependencies of OtpService."""
+
+    pool: Pool
+    sender: Sender
+    verifier: Verifier
+    batching: Batching
+    cooldown: timedelta
+    refund_accepted: bool
+    """Whether a reported failure refunds the credits although the provider had accepted the message."""
+
+
+class _SendCall(NamedTuple):
+    """A SendOtp that waits for its batch."""
+
+    request: pb.SendOtpRequest
+    call: Call
+
+
+class _ResendCall(NamedTuple):
+    """A ResendOtp that waits for its batch."""
+
+    send: Send
+
+
+class _VerifyCall(NamedTuple):
+    """A VerifyOtp that waits for its batch."""
+
+    request: pb.VerifyOtpRequest
+    call: Call
+
+
+class OtpService:
+    """pulsa.otp.v1.OtpService; each rpc is documented there.
+
+    SendOtp, ResendOtp and VerifyOtp run in batches, step by step: all calls of a batch are validated and prepared, then
+    decided in one transaction, then answered. Repeating one step keeps its code and data in the processor's caches:
+    SendOtp cost a quarter more when each call was validated, prepared and answered separately.
+    """
+
+    validates_itself: ClassVar = frozenset({"SendOtp", "VerifyOtp"})
+    """Rpcs whose requests are validated in their batch, not in the interceptor."""
+
+    def __init__(self, dependencies: OtpDependencies) -> None:
+        self._pool = dependencies.pool
+        self._sender = dependencies.sender
+        self._verifier = dependencies.verifier
+        self._cooldown = dependencies.cooldown
+        self._refund_accepted = dependencies.refund_accepted
+        self._sends: Batcher[_SendCall | _ResendCall, bytes | Replayed] = Batcher(
+            self._send_batch, dependencies.batching
+        )
+        self._guesses: Batcher[_VerifyCall, bytes] = Batcher(self._verify_batch, dependencies.batching)
+
+    async def drain(self) -> None:
+        """Wait until every submitted call is answered."""
+        await self._sends.drain()
+        await self._guesses.drain()
+
+    async def SendOtp(self, request: pb.SendOtpRequest, call: Call) -> bytes:
+        """Charge for a code and send it, or refuse without a charge."""
+        if request.validate_only:
+            # A preview is about the same request without this field, also for whether it is a repetition.
+            request.ClearField("validate_only")
+            preview = await self._sender.preview(_send_request(request, call))
+            return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
+        answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
+        if isinstance(answer, Replayed):
+            return self._send_response(pb.SendOtpResponse(), await self._sender.replay(answer))
+        return answer
+
+    async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
+        """Charge for sending the same code again, and send it."""
+        send = await self._sender.prepare_resend(_resend_request(request, call))
+        answer = await self._sends.submit(request.organization_id, _ResendCall(send))
+        if isinstance(answer, Replayed):
+            return self._send_response(pb.ResendOtpResponse(), await self._sender.replay(answer))
+        return answer
+
+    async def VerifyOtp(self, request: pb.VerifyOtpRequest, call: Call) -> bytes:
+        """Return OK for the right code, once per OTP."""
+        return await self._guesses.submit(request.organization_id, _VerifyCall(request, call))
+
+    async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
+        """Return one OTP."""
+        async with acquire(self._pool) as connection:
+            record = await read_otp(connection, request.organization_id, UUID(request.otp_id))
+        response = pb.GetOtpResponse()
+        self._write_record(response.otp, record)
+        return response
+
+    async def ListOtps(self, request: pb.ListOtpsRequest, _: Call) -> pb.ListOtpsResponse:
+        """Return a page of OTPs, newest first."""
+        tokens = PageTokens("ListOtps", request.organization_id, newest=_LAST_ID)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        async with acquire(self._pool) as connection:
+            records = await list_otps(
+                connection,
+                request.organization_id,
+                before_otp_id=UUID(int=tokens.read(request.page_token)),
+                limit=size + 1,
+            )
+        response = pb.ListOtpsResponse()
+        for record in records[:size]:
+            self._write_record(response.otps.add(), record)
+        if len(records) > size:
+            response.next_page_token = tokens.write(records[size - 1].otp.otp_id.int)
+        return response
+
+    async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
+        """Cancel an OTP: its code no longer works."""
+        now = datetime.now(UTC)
+        async with acquire(self._pool) as connection:
+            record = await cancel_otp(connection, request.organization_id, UUID(request.otp_id), now=now)
+        response = pb.CancelOtpResponse()
+        self._write_record(response.otp, record)
+        return response
+
+    async def ReportDelivery(self, request: pb.ReportDeliveryRequest, _: Call) -> pb.ReportDeliveryResponse:
+        """Apply a provider's report and return the delivery."""
+        delivery = await report_delivery(
+            self._pool,
+            request.organization_id,
+            UUID(request.delivery_id),
+            status=reported_status(request.status),
+            failure_reason=request.failure_reason,
+            refund_accepted=self._refund_accepted,
+            now=datetime.now(UTC),
+        )
+        response = pb.ReportDeliveryResponse()
+        write_delivery(response.delivery, delivery)
+        return response
+
+    async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
+        """Return the sends per day and channel."""
+        start, end = date.fromisoformat(request.start_date), date.fromisoformat(request.end_date)
+        async with acquire(self._pool) as connection:
+            days = await read_usage(connection, request.organization_id, start=start, end=end)
+        return pb.GetUsageResponse(daily_usages=map(usage_message, days))
+
+    async def _send_batch(self, calls: Sequence[_SendCall | _ResendCall]) -> "list[bytes | Replayed | Exception]":
+        return await _in_steps(calls, prepare=self._prepare_send, decide=self._sender.accept, answer=self._answer_send)
+
+    def _prepare_send(self, call: _SendCall | _ResendCall) -> Send:
+        return call.send if isinstance(call, _ResendCall) else self._sender.prepare(_send_request(*call))
+
+    def _answer_send(self, result: Accepted | Replayed, call: _SendCall | _ResendCall) -> bytes | Replayed:
+        if isinstance(result, Replayed):
+            return result
+        is_resend = isinstance(call, _ResendCall)
+        return self._send_response(pb.ResendOtpResponse() if is_resend else pb.SendOtpResponse(), result)
+
+    async def _verify_batch(self, calls: Sequence[_VerifyCall]) -> list[bytes | Exception]:
+        return await _in_steps(calls, prepare=self._guess, decide=self._verifier.verify, answer=_verify_response)
+
+    def _guess(self, verify: _VerifyCall) -> Guess:
+        request, call = verify
+        call.validate(request)
+        return Guess(
+            organization_id=request.organization_id,
+            otp_id=UUID(request.otp_id),
+            request_id=UUID(request.request_id),
+            code=request.code.translate(_SEPARATORS),
+            context_digest=self._verifier.context_digest(request.context),
+            deadline=_deadline(call),
+        )
+
+    def _send_response(self, response: pb.SendOtpResponse | pb.ResendOtpResponse, accepted: Accepted) -> bytes:
+        delivery = accepted.delivery
+        self._write_record(response.otp, accepted.record)
+        response.credits_charged = delivery.credits
+        response.available_credits = delivery.balance_after
+        response.ledger_sequence = delivery.ledger_sequence
+        response.low_balance = accepted.low_balance
+        response.replayed = accepted.replayed
+        return response.SerializeToString()
+
+    def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
+        write_record(message, record, now=datetime.now(UTC), cooldown=self._cooldown)
+
+
+async def _in_steps(
+    calls: Sequence[Item],
+    *,
+    prepare: Callable[[Item], Prepared],
+    decide: Callable[[Sequence[Prepared]], Awaitable[Sequence[Any]]],
+    answer: Callable[[Any, Item], Answer],
+) -> list[Answer | Exception]:
+    """Prepare all calls, decide them together and answer each; return an answer or an error per call.
+
+    An error while preparing or answering a call affects only this call.
+    """
+    prepared = [_attempt(prepare, call) for call in calls]
+    valid = [item for item in prepared if not isinstance(item, Exception)]
+    try:
+        decided: Iterator[Any] = iter(await decide(valid) if valid else ())
+    except Exception as error:  # noqa: BLE001 - every call of this step ends with it
+        decided = iter([error] * len(valid))
+    results = [item if isinstance(item, Exception) else next(decided) for item in prepared]
+    return [
+        result if isinstance(result, Exception) else _attempt(answer, result, call)
+        for result, call in zip(results, calls, strict=True)
+    ]
+
+
+def _attempt(function: Callable[..., Answer], *arguments: object) -> Answer | Exception:
+    try:
+        return function(*arguments)
+    except Exception as error:  # noqa: BLE001 - only this call ends with it
+        return error
+
+
+def _verify_response(otp: Otp, _: _VerifyCall) -> bytes:
+    response = pb.VerifyOtpResponse()
+    write_otp(response.otp, otp, now=datetime.now(UTC))
+    return response.SerializeToString()
+
+
+def _send_request(request: pb.SendOtpRequest, call: Call) -> SendRequest:
+    call.validate(request)
+    return SendRequest(
+        organization_id=request.organization_id,
+        request_id=UUID(request.request_id),
+        request=request.SerializeToString(deterministic=True),
+        destination=_destination(request.destination, "destination"),
+        fallbacks=_fallbacks(request) if request.fallbacks else (),
+        purpose=request.purpose,
+        locale=request.locale,
+        code_length=request.code_length or DEFAULT_CODE_LENGTH,
+        ttl=timedelta(seconds=request.ttl.seconds, microseconds=request.ttl.nanos // 1000)
+        if request.HasField("ttl")
+        else DEFAULT_TTL,
+        max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
+        context=request.context,
+        web_otp_domain=request.web_otp_domain,
+        metadata=dict(request.metadata) if request.metadata else {},
+        deadline=_deadline(call),
+    )
+
+
+def _resend_request(request: pb.ResendOtpRequest, call: Call) -> ResendRequest:
+    return ResendRequest(
+        organization_id=request.organization_id,
+        request_id=UUID(request.request_id),
+        request=request.SerializeToString(deterministic=True),
+        otp_id=UUID(request.otp_id),
+        destination=_destination(request.destination, "destination") if request.HasField("destination") else None,
+        deadline=_deadline(call),
+    )
+
+
+def _fallbacks(request: pb.SendOtpRequest) -> list[RawDestination]:
+    return [_destination(fallback, f"fallbacks[{position}]") for position, fallback in enumerate(request.fallbacks)]
+
+
+def _destination(destination: destination_pb2.Destination, field: str) -> RawDestination:
+    channel = destination.WhichOneof("channel")
+    if channel is None:
+        raise ValueError(f"validation accepted {field} without a channel")
+    return RawDestination(_CHANNELS[channel], getattr(destination, channel), f"{field}.{channel}")
+
+
+def _deadline(call: Call) -> datetime | None:
+    return None if call.deadline == math.inf else datetime.fromtimestamp(call.deadline, UTC)

@@ -1,0 +1,146 @@
+"""Opens the database for every command, and the commands `migrate`, `audit` and `rotate`."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import psycopg
+import structlog
+
+from server.composition import open_crypto
+from server.credits.audit import AuditReport, audit_all
+from server.environment import SettingsError, load_settings
+from server.logs import configure_logging
+from server.otps.crypto import Crypto
+from server.otps.key_rotation import COLUMNS, Progress, find_needed_keys, reseal
+from server.postgres import embedded
+from server.postgres.migrate import migrate
+from server.postgres.pool import open_pool
+from server.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+_PROGRESS_ROWS: Final = 50_000
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """Yield the URL of the configured PostgreSQL, or of an embedded one that runs while the block does.
+
+    Applies missing migrations first, unless PULSA_DATABASE_MIGRATE is false. Raises SettingsError when that fails.
+    """
+    if settings.database.url is not None:
+        url = settings.database.url.get_secret_value()
+        _prepare(settings, url)
+        yield url
+        return
+    with embedded.start(settings.data / "postgres") as postgres:
+        _prepare(settings, postgres.url)
+        yield postgres.url
+
+
+def migrate_database() -> None:
+    """`migrate`: apply missing migrations and log each."""
+    settings = load_settings({**os.environ, "PULSA_DATABASE_MIGRATE": "true"})
+    configure_logging(level="info", style="console")
+    with database(settings):
+        print("the schema is up to date")
+
+
+def audit() -> int:
+    """`audit`: replay every ledger and print inconsistencies; return 0 when there are none, 1 otherwise."""
+    settings = load_settings(os.environ)
+    with database(settings) as url:
+        report = asyncio.run(_audit(settings, url))
+    for finding in report.findings:
+        print(f"{finding.organization_id}: {finding.rule}: {finding.description}")
+    verdict = "every ledger holds" if report.holds else f"{len(report.findings)} findings"
+    print(f"{report.organization_count} organizations, {report.entry_count} ledger entries: {verdict}")
+    return 0 if report.holds else 1
+
+
+def rotate() -> int:
+    """`rotate`: encrypt destinations with the newest key and print the progress.
+
+    Returns 0 when no older key is needed any more, 1 otherwise.
+    """
+    settings = load_settings(os.environ)
+    crypto = open_crypto(settings)
+    with database(settings) as url:
+        needed = asyncio.run(_rotate(settings, url, crypto))
+    for line in key_report(crypto, needed):
+        print(line)
+    return 0 if set(needed) <= {crypto.current_key_id} else 1
+
+
+def key_report(crypto: Crypto, needed: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """Yield a line for each key of the key ring, and for each missing key that is needed."""
+    for key_id in dict.fromkeys([*crypto.key_ids, *needed]):
+        uses = ", ".join(f"{count} {kind}" for kind, count in needed.get(key_id, {}).items())
+        if key_id == crypto.current_key_id:
+            yield f"{key_id}: the current key"
+        elif not uses:
+            yield f"{key_id}: no longer needed"
+        elif key_id in crypto.key_ids:
+            yield f"{key_id}: still needed by {uses}; run this again in 10 minutes"
+        else:
+            yield f"{key_id}: needed by {uses}, but missing from PULSA_SECRET_KEYS"
+
+
+def run_postgres() -> None:
+    """`postgres`: run the embedded PostgreSQL of the data folder alone, until Ctrl-C; its URL is in postgres.url."""
+    settings = load_settings(os.environ)
+    url_file = settings.data / "postgres.url"
+    with embedded.start(settings.data / "postgres") as postgres:
+        url_file.touch(mode=0o600)
+        url_file.write_text(postgres.url)
+        print(f"PostgreSQL is running; its URL is in {url_file}. Ctrl-C stops it.", flush=True)
+        try:
+            signal.pause()
+        finally:
+            url_file.unlink(missing_ok=True)
+
+
+def _prepare(settings: Settings, url: str) -> None:
+    if not settings.database.migrate:
+        return
+    owner = settings.database.owner_url
+    try:
+        migrations = migrate(owner.get_secret_value() if owner else url)
+    except (psycopg.OperationalError, ValueError) as error:
+        name = "PULSA_DATABASE_OWNER_URL" if owner else "PULSA_DATABASE_URL"
+        raise SettingsError(f"{name}: {str(error).splitlines()[0]}") from error
+    for migration in migrations:
+        _log.info("migrated", version=migration.version, name=migration.name)
+
+
+async def _audit(settings: Settings, url: str) -> AuditReport:
+    pool = await open_pool(url, size=2, timeout_seconds=settings.database.timeout_seconds)
+    try:
+        return await audit_all(pool, deliveries_kept=timedelta(days=settings.delivery.retention_days))
+    finally:
+        await pool.close()
+
+
+async def _rotate(settings: Settings, url: str, crypto: Crypto) -> Mapping[str, Mapping[str, int]]:
+    pool = await open_pool(url, size=2, timeout_seconds=settings.database.timeout_seconds)
+    try:
+        for column in COLUMNS:
+            progress, printed = Progress(), 0
+            async for progress in reseal(pool, crypto, column):
+                if progress.checked >= printed + _PROGRESS_ROWS:
+                    printed = progress.checked
+                    print(_line(column.name, progress))
+            print(_line(column.name, progress))
+        return await find_needed_keys(pool, now=datetime.now(UTC))
+    finally:
+        await pool.close()
+
+
+def _line(name: str, progress: Progress) -> str:
+    line = f"{name}: {progress.checked} checked, {progress.resealed} re-encrypted"
+    return f"{line}, {progress.unreadable} that no key decrypts" if progress.unreadable else line

@@ -1,0 +1,129 @@
+"""`doctor`: checks everything that a deployment needs; each line is ok or says what to change."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+import psycopg
+
+from server.api.auth import TokenVerifier
+from server.cli.database import database
+from server.composition import check_lease, open_stripe, required, signing_secrets
+from server.credits.pricing import load_pricing
+from server.credits.stripe.errors import StripeCallError
+from server.environment import SettingsError, load_settings, variables
+from server.postgres.migrate import current_version, load_migrations
+from server.postgres.pool import APPLICATION_ROLE
+from server.providers.console import Console
+from server.providers.routing import open_providers
+from server.providers.templates import load_templates
+from server.settings import Settings
+
+_OLDEST_POSTGRES = 150000
+
+Check = Callable[[Settings], str]
+
+
+def doctor() -> int:
+    """Print a line per check, then every setting; return 0 when every check succeeds, 1 otherwise."""
+    settings = load_settings(os.environ)
+    results = [_passes(name, check, settings) for name, check in _CHECKS]
+    print("\nSettings, with their type and default:\n")
+    for variable in variables():
+        given = "*" if variable.name in os.environ or f"{variable.name}_FILE" in os.environ else " "
+        print(f"{given} {variable.name} ({variable.type}, {variable.default or 'unset'}): {variable.description}")
+    print("\n* is set in the environment")
+    return 0 if all(results) else 1
+
+
+def _passes(name: str, check: Check, settings: Settings) -> bool:
+    try:
+        print(f"ok    {name}: {check(settings)}")
+    except StripeCallError as error:
+        print(f"FAIL  {name}: Stripe refused the call: {error}")
+        return False
+    except (SettingsError, ValueError, OSError, psycopg.Error) as error:
+        print(f"FAIL  {name}: {str(error).strip()}")
+        return False
+    return True
+
+
+def _secrets(settings: Settings) -> str:
+    ring = settings.secret.key_ring()
+    settings.secret.digest()
+    return f"{len(ring)} keys; {list(ring)[-1]} encrypts"
+
+
+def _tokens(settings: Settings) -> str:
+    file = required(settings.token.keys, "PULSA_TOKEN_KEYS")
+    TokenVerifier(file)
+    return f"verified with the keys in {file}, audience {settings.token.audience}"
+
+
+def _encryption(settings: Settings) -> str:
+    if settings.tls.certificate is None:
+        return "off: the port must be reachable only from this machine or through a mesh that encrypts"
+    return "mutual TLS" if settings.tls.client_ca else "TLS"
+
+
+def _pricing(settings: Settings) -> str:
+    pricing = load_pricing(settings.pricing)
+    return f"at least {pricing.minimum_credits} credits per top-up, in {', '.join(sorted(pricing.unit_prices))}"
+
+
+def _channels(settings: Settings) -> str:
+    providers = open_providers(
+        settings,
+        load_templates(settings.channel.templates),
+        console=Console(None) if settings.channel.console else None,
+    )
+    if not providers:
+        raise ValueError(
+            "no channel has a provider: set PULSA_CHANNEL_EMAIL, PULSA_CHANNEL_WHATSAPP or PULSA_CHANNEL_SMS"
+        )
+    check_lease(settings)
+    return ", ".join(f"{channel} through {provider.name}" for channel, provider in providers.items())
+
+
+def _database(settings: Settings) -> str:
+    with database(settings) as url, psycopg.connect(url) as connection:
+        if connection.info.server_version < _OLDEST_POSTGRES:
+            raise ValueError(f"PostgreSQL 15 or newer is required; this is {connection.info.server_version // 10000}")
+        version, newest = current_version(connection), len(load_migrations())
+        if version != newest:
+            raise ValueError(f"the schema is at migration {version} of {newest}: run python -m server migrate")
+        connection.execute(f"SET ROLE {APPLICATION_ROLE}")
+        return f"PostgreSQL {connection.info.server_version // 10000}, migration {version}, role {APPLICATION_ROLE}"
+
+
+def _stripe(settings: Settings) -> str:
+    return asyncio.run(_ask_stripe(settings))
+
+
+async def _ask_stripe(settings: Settings) -> str:
+    signing_secrets(settings)
+    stripe_client = open_stripe(settings)
+    try:
+        account = await stripe_client.account()
+        endpoints = await stripe_client.list_webhook_endpoints()
+    finally:
+        await stripe_client.close()
+    if settings.stripe.account_id not in {None, account.account_id}:
+        raise ValueError(f"PULSA_STRIPE_ACCOUNT_ID: the API key belongs to {account.account_id}")
+    if not any(endpoint.is_configured for endpoint in endpoints):
+        raise ValueError(
+            "no webhook endpoint receives exactly the needed events: run python -m server stripe-endpoint URL"
+        )
+    mode = "live" if account.livemode else "test"
+    return f"{mode} mode, account {account.account_id}, API {stripe_client.api_version}, {len(endpoints)} endpoints"
+
+
+_CHECKS: Sequence[tuple[str, Check]] = (
+    ("secrets", _secrets),
+    ("tokens", _tokens),
+    ("encryption", _encryption),
+    ("pricing", _pricing),
+    ("channels", _channels),
+    ("database", _database),
+    ("stripe", _stripe),
+)

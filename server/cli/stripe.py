@@ -1,0 +1,86 @@
+"""The commands about Stripe: `reconcile` and `stripe-endpoint`."""
+
+import argparse
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+from server.cli.database import database
+from server.composition import open_credits, open_shared, open_stripe
+from server.credits.stripe.errors import StripeCallError
+from server.credits.stripe.reconcile import find_drift
+from server.environment import load_settings
+from server.settings import Settings
+
+
+def add_reconcile_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `reconcile`."""
+    parser.add_argument(
+        "--event",
+        metavar="ID",
+        help="process this event of the last 30 days again, even one whose attempts are used up",
+    )
+
+
+def reconcile(arguments: argparse.Namespace) -> int:
+    """`reconcile`: print how Stripe and the top-ups of the last 35 days differ; return 1 when they do, 0 otherwise."""
+    settings = load_settings(os.environ)
+    try:
+        with database(settings) as url:
+            if arguments.event:
+                return asyncio.run(_replay(settings, url, arguments.event))
+            return asyncio.run(_report(settings, url))
+    except StripeCallError as error:
+        print(f"Stripe: {error}")
+        return 1
+
+
+async def _report(settings: Settings, url: str) -> int:
+    async with AsyncExitStack() as stack:
+        shared = await open_shared(stack, settings, url, None)
+        stripe_client = open_stripe(settings)
+        stack.push_async_callback(stripe_client.close)
+        report = await find_drift(shared.pool, stripe_client, environment=settings.environment, now=datetime.now(UTC))
+    print(report)
+    return 0 if report.holds else 1
+
+
+async def _replay(settings: Settings, url: str, event_id: str) -> int:
+    async with AsyncExitStack() as stack:
+        shared = await open_shared(stack, settings, url, None)
+        credits = open_credits(stack, shared)
+        done = await credits.inbox.replay(event_id)
+    print("done" if done else "not done: the event was rejected, or Stripe is unavailable; see the log")
+    return 0 if done else 1
+
+
+def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `stripe-endpoint`."""
+    parser.add_argument("url", help="public URL of the sidecar: https://…/stripe/webhook")
+
+
+def stripe_endpoint(arguments: argparse.Namespace) -> int:
+    """`stripe-endpoint`: create the endpoint and print its signing secret, or correct the events of an existing one."""
+    try:
+        asyncio.run(_save(load_settings(os.environ), arguments.url))
+    except StripeCallError as error:
+        print(f"Stripe: {error}")
+        return 1
+    return 0
+
+
+async def _save(settings: Settings, url: str) -> None:
+    stripe_client = open_stripe(settings)
+    try:
+        endpoints = await stripe_client.list_webhook_endpoints()
+        existing = next((endpoint for endpoint in endpoints if endpoint.url == url), None)
+        if existing is None:
+            print(f"created; PULSA_STRIPE_WEBHOOK_SECRETS={await stripe_client.create_webhook_endpoint(url)}")
+        elif existing.is_configured:
+            print(f"{existing.endpoint_id} already receives the needed events")
+        else:
+            await stripe_client.update_webhook_endpoint(existing.endpoint_id)
+            print(f"{existing.endpoint_id} now receives the needed events")
+    finally:
+        await stripe_client.close()

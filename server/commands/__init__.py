@@ -1,1 +1,0 @@
-"""What `python -m server` can do: one file per command."""

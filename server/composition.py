@@ -1,0 +1,379 @@
+"""Composition root: creates every object once and closes them in reverse order. Only this module knows all others."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from pulsa.credit.v1 import credit_service_pb2
+from pulsa.otp.v1 import otp_service_pb2
+
+from server.api.auth import TokenVerifier
+from server.api.credit_service import CreditDependencies, CreditService
+from server.api.interceptor import Interceptor
+from server.api.otp_service import OtpDependencies, OtpService
+from server.api.server import GrpcServer, ListenOptions, start_server
+from server.api.tls import TlsFileError, TlsFiles
+from server.credits.balances import Balances, BalanceStreams
+from server.credits.pricing import Pricing, load_pricing
+from server.credits.stripe.client import StripeClient
+from server.credits.stripe.inbox import StripeInbox
+from server.credits.top_ups.service import TopUps
+from server.credits.top_ups.state_machine import TopUpTerms
+from server.credits.top_ups.store import TopUpStore
+from server.environment import SettingsError
+from server.failpoints import Failpoint
+from server.jobs import JobRunner, RetentionPeriods, periodic_jobs
+from server.otps.admission import Admitted, SendLimits
+from server.otps.crypto import Crypto
+from server.otps.delivery.dispatcher import Dispatcher
+from server.otps.delivery.outbox import job_for
+from server.otps.delivery.outcomes import Fallbacks, Outcomes
+from server.otps.guess_policy import GuessLimits
+from server.otps.recipients import RecipientResolver
+from server.otps.send import Sender
+from server.otps.sms_pumping import AreaPolicy
+from server.otps.verify import Verifier
+from server.postgres.batcher import Batching
+from server.postgres.pool import Pool, open_pool
+from server.postgres.queries import Queries
+from server.providers.console import Console
+from server.providers.routing import open_mailer, open_providers
+from server.providers.templates import Templates, load_templates
+from server.settings import Settings
+
+CREDIT_SERVICE: Final = credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"]
+OTP_SERVICE: Final = otp_service_pb2.DESCRIPTOR.services_by_name["OtpService"]
+
+_TLS_SETTINGS: Final = {
+    "certificate_chain": "PULSA_TLS_CERTIFICATE",
+    "private_key": "PULSA_TLS_KEY",
+    "client_authorities": "PULSA_TLS_CLIENT_CA",
+}
+"""The setting of each field of TlsFiles."""
+_BALANCE_POLL_SECONDS: Final = 0.25
+_BALANCE_SPENDING_SECONDS: Final = 1.0
+
+Value = TypeVar("Value")
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    *,
+    database_url: str,
+    console: Console | None = None,
+    failpoint: Failpoint | None = None,
+    registry: CollectorRegistry = REGISTRY,
+) -> AsyncIterator[GrpcServer]:
+    """Run the whole server while the block runs, then drain it. The database schema must be up to date.
+
+    Raises SettingsError for a setting whose value turns out to be unusable, such as a missing file or a malformed key.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            shared = await open_shared(stack, settings, database_url, console)
+            credits = open_credits(stack, shared, failpoint=failpoint)
+            otps = open_otps(stack, shared)
+            runner = _start_jobs(stack, shared, credits, otps)
+        except (OSError, ValueError) as error:
+            raise SettingsError(str(error)) from error
+        stack.push_async_callback(runner.stop)
+        interceptor = _open_interceptor(stack, settings, registry)
+        services = {CREDIT_SERVICE: credits.service, OTP_SERVICE: otps.service}
+        try:
+            server = await start_server(services, interceptor=interceptor, listening=_listen_options(settings))
+        except TlsFileError as error:
+            raise SettingsError(f"{_TLS_SETTINGS[error.field]}: {error.reason}") from error
+        except RuntimeError as error:
+            raise SettingsError(f"PULSA_LISTEN: {settings.listen} cannot be listened on") from error
+        try:
+            yield server
+        finally:
+            await server.drain(lame_duck_seconds=settings.lame_duck_seconds, grace_seconds=settings.drain_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedDependencies:
+    """What both services use."""
+
+    settings: Settings
+    pool: Pool
+    pricing: Pricing
+    crypto: Crypto
+    templates: Templates
+    console: Console | None
+    """Prints messages instead of sending them; only in development."""
+
+    @property
+    def batching(self) -> Batching:
+        """How calls are batched into transactions."""
+        delivery = self.settings.delivery
+        return Batching(
+            size=delivery.batch_size,
+            linger_seconds=delivery.linger_ms / 1000,
+            by_organization=self.settings.database.citus,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCredits:
+    """The credit service and the objects that its periodic jobs use."""
+
+    service: CreditService
+    stripe_client: StripeClient
+    top_ups: TopUps
+    inbox: StripeInbox
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOtps:
+    """The OTP service and the objects that its periodic jobs use."""
+
+    service: OtpService
+    dispatcher: Dispatcher
+
+
+async def open_shared(
+    stack: AsyncExitStack, settings: Settings, database_url: str, console: Console | None
+) -> SharedDependencies:
+    """Create the shared dependencies; the stack closes them. Raises SettingsError for an unusable setting."""
+    crypto = open_crypto(settings)
+    with naming_setting("PULSA_PRICING"):
+        pricing = load_pricing(settings.pricing)
+    with naming_setting("PULSA_CHANNEL_TEMPLATES"):
+        templates = load_templates(settings.channel.templates)
+    database = settings.database
+    Queries.use_shards(name_shards=database.citus)
+    pool = await open_pool(database_url, size=database.connections, timeout_seconds=database.timeout_seconds)
+    stack.push_async_callback(pool.close)
+    return SharedDependencies(settings, pool, pricing, crypto, templates, console)
+
+
+def open_credits(
+    stack: AsyncExitStack, shared: SharedDependencies, *, failpoint: Failpoint | None = None
+) -> OpenCredits:
+    """Create the credit service; the stack closes it. Raises SettingsError for an unusable setting."""
+    settings, pool, pricing = shared.settings, shared.pool, shared.pricing
+    stripe_client = open_stripe(settings, failpoint)
+    stack.push_async_callback(stripe_client.close)
+    terms = TopUpTerms(
+        environment=settings.environment,
+        livemode=stripe_client.livemode,
+        days_until_due=settings.stripe.days_until_due,
+        expire_grace=timedelta(hours=settings.stripe.expire_grace_hours),
+        trust_out_of_band=settings.stripe.trust_out_of_band,
+        payment_method_types=settings.stripe.payment_methods,
+        lease=timedelta(seconds=settings.stripe.lease_seconds),
+    )
+    store = TopUpStore(pool, terms, low_balance_threshold=pricing.low_balance_threshold, failpoint=failpoint)
+    top_ups = TopUps(store, stripe_client, pricing)
+    inbox = StripeInbox(store, stripe_client, secrets=signing_secrets(settings), account_id=settings.stripe.account_id)
+    balances = Balances(pool, low_balance_threshold=pricing.low_balance_threshold, batching=shared.batching)
+    for close in (top_ups.close, inbox.close, balances.drain):
+        stack.push_async_callback(close)
+    dependencies = CreditDependencies(
+        pool=pool,
+        pricing=pricing,
+        balances=balances,
+        balance_streams=BalanceStreams(
+            balances, poll_seconds=_BALANCE_POLL_SECONDS, spending_seconds=_BALANCE_SPENDING_SECONDS
+        ),
+        top_ups=top_ups,
+        stripe_inbox=inbox,
+        stripe_wait_seconds=settings.stripe.wait_seconds,
+        deliveries_kept=timedelta(days=settings.delivery.retention_days),
+    )
+    return OpenCredits(CreditService(dependencies), stripe_client, top_ups, inbox)
+
+
+def open_crypto(settings: Settings) -> Crypto:
+    """Create the encryption from the keys of the settings. Raises SettingsError for a missing or malformed key."""
+    try:
+        return Crypto(settings.secret.key_ring(), digest_secret=settings.secret.digest())
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def open_stripe(settings: Settings, failpoint: Failpoint | None = None) -> StripeClient:
+    """Create the client of the Stripe account. Raises SettingsError without an API key or for too short a lease."""
+    stripe_client = StripeClient(
+        api_key=required(settings.stripe.api_key, "PULSA_STRIPE_API_KEY").get_secret_value(),
+        base_url=settings.stripe.base_url,
+        api_version=settings.stripe.api_version,
+        timeout_seconds=settings.stripe.timeout_seconds,
+        failpoint=failpoint,
+    )
+    if stripe_client.deadline_seconds >= settings.stripe.lease_seconds:
+        raise SettingsError(
+            f"PULSA_STRIPE_LEASE_SECONDS: must exceed {stripe_client.deadline_seconds:g}, the longest call to Stripe"
+        )
+    return stripe_client
+
+
+def signing_secrets(settings: Settings) -> list[str]:
+    """Return the signing secrets of the webhook endpoint, without surrounding spaces. Raises SettingsError for none."""
+    name = "PULSA_STRIPE_WEBHOOK_SECRETS"
+    secrets = required(settings.stripe.webhook_secrets, name).get_secret_value().split(",")
+    return required([secret.strip() for secret in secrets if secret.strip()] or None, name)
+
+
+def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
+    """Create the OTP service; the stack closes it. Raises SettingsError or ValueError for an unusable setting."""
+    settings, pool, crypto = shared.settings, shared.pool, shared.crypto
+    delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
+    check_lease(settings)
+    providers = open_providers(settings, shared.templates, console=shared.console)
+    for provider in providers.values():
+        stack.push_async_callback(provider.close)
+    prices = {channel: shared.pricing.channel_credits[channel] for channel in providers}
+    recipients = RecipientResolver(crypto, prices, _area_policy(settings))
+    limits = _send_limits(settings)
+    outcomes = Outcomes(pool, batching=shared.batching, lease=lease, fallbacks=Fallbacks(recipients, limits))
+    dispatcher = Dispatcher(providers, crypto, outcomes, concurrency=delivery.concurrency, queue=delivery.queue)
+    stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
+
+    def dispatch(admitted: Sequence[Admitted]) -> None:
+        dispatcher.enqueue([job_for(one, lease=lease) for one in admitted])
+
+    dependencies = OtpDependencies(
+        pool=pool,
+        sender=Sender(
+            pool, crypto, recipients, limits=limits, lease=lease, dispatch=dispatch, templates=shared.templates
+        ),
+        verifier=Verifier(pool, crypto, limits=_guess_limits(settings)),
+        batching=shared.batching,
+        cooldown=limits.cooldown,
+        refund_accepted=delivery.refund_reported_failures,
+    )
+    service = OtpService(dependencies)
+    stack.push_async_callback(service.drain)
+    return OpenOtps(service, dispatcher)
+
+
+def check_lease(settings: Settings) -> None:
+    """Raise SettingsError when trying every provider of a channel may take longer than the lease of a delivery."""
+    timeouts = {
+        provider: getattr(settings, provider).timeout_seconds for provider in ("smtp", "whatsapp", "twilio", "vonage")
+    }
+    for providers in (settings.channel.email, settings.channel.whatsapp, settings.channel.sms):
+        longest = sum(settings.channel.wait_seconds + timeouts.get(provider, 0) for provider in providers)
+        if longest >= settings.delivery.lease_seconds:
+            raise SettingsError(
+                f"PULSA_DELIVERY_LEASE_SECONDS: must exceed {longest:g}, the longest time of {'+'.join(providers)}"
+            )
+
+
+@contextmanager
+def naming_setting(name: str) -> Iterator[None]:
+    """Turn an OSError or ValueError of the block into a SettingsError that names the setting."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
+def required(value: Value | None, name: str) -> Value:
+    """Return the value. Raises SettingsError when it is None."""
+    if value is None:
+        raise SettingsError(f"{name}: is needed")
+    return value
+
+
+def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: OpenCredits, otps: OpenOtps) -> JobRunner:
+    settings = shared.settings
+    mailer = open_mailer(settings, shared.templates, console=shared.console)
+    if mailer is not None:
+        stack.push_async_callback(mailer.close)
+    return JobRunner(
+        periodic_jobs(
+            pool=shared.pool,
+            crypto=shared.crypto,
+            dispatcher=otps.dispatcher,
+            lease=timedelta(seconds=settings.delivery.lease_seconds),
+            periods=_retention_periods(settings),
+            stripe_client=credits.stripe_client,
+            top_ups=credits.top_ups,
+            inbox=credits.inbox,
+            environment=settings.environment,
+            send_mail=mailer.mail if mailer else None,
+        )
+    )
+
+
+def _open_interceptor(stack: AsyncExitStack, settings: Settings, registry: CollectorRegistry) -> Interceptor:
+    with naming_setting("PULSA_TOKEN_KEYS"):
+        verifier = TokenVerifier(
+            required(settings.token.keys, "PULSA_TOKEN_KEYS"),
+            audience=settings.token.audience,
+            leeway_seconds=settings.token.leeway_seconds,
+        )
+    interceptor = Interceptor(
+        verifier,
+        registry=registry,
+        calls_at_once=settings.limit.calls_at_once,
+        streams_at_once=settings.limit.streams_at_once,
+    )
+    for background in (verifier.reload_on_change(), interceptor.metrics.publish_in_flight()):
+        stack.callback(asyncio.create_task(background).cancel)
+    return interceptor
+
+
+def _listen_options(settings: Settings) -> ListenOptions:
+    tls = settings.tls
+    return ListenOptions(
+        address=settings.listen,
+        tls=TlsFiles(
+            certificate_chain=tls.certificate,
+            private_key=required(tls.key, "PULSA_TLS_KEY"),
+            client_authorities=tls.client_ca,
+        )
+        if tls.certificate
+        else None,
+        share_port=settings.workers > 1,
+        reflection=settings.reflection,
+        calls_waiting=settings.limit.calls_waiting,
+    )
+
+
+def _send_limits(settings: Settings) -> SendLimits:
+    limit = settings.limit
+    return SendLimits(
+        cooldown=timedelta(seconds=limit.cooldown_seconds),
+        sends_per_destination_per_hour=limit.sends_per_destination_per_hour,
+        sends_per_destination_per_day=limit.sends_per_destination_per_day,
+        sends_per_organization_per_minute=limit.sends_per_organization_per_minute,
+        unverified_credits_per_country=limit.unverified_credits_per_country,
+        unverified_credits_per_prefix=limit.unverified_credits_per_prefix,
+        unverified_window=timedelta(hours=limit.unverified_window_hours),
+    )
+
+
+def _area_policy(settings: Settings) -> AreaPolicy:
+    limit = settings.limit
+    return AreaPolicy(
+        allowed=limit.areas,
+        blocked=limit.blocked_areas,
+        prefix_digits=limit.unverified_prefix_digits if limit.unverified_credits_per_prefix else 0,
+    )
+
+
+def _guess_limits(settings: Settings) -> GuessLimits:
+    limit = settings.limit
+    return GuessLimits(
+        wrong_guesses=limit.wrong_guesses,
+        window=timedelta(hours=limit.guess_window_hours),
+        free_guesses=limit.free_guesses,
+    )
+
+
+def _retention_periods(settings: Settings) -> RetentionPeriods:
+    return RetentionPeriods(
+        destinations=timedelta(days=settings.delivery.destination_days),
+        records=timedelta(days=settings.delivery.retention_days),
+        guess_window=timedelta(hours=settings.limit.guess_window_hours),
+        unverified_window=timedelta(hours=settings.limit.unverified_window_hours),
+    )

@@ -1,0 +1,242 @@
+"""The client of Stripe's API.
+
+Every call has a deadline, is retried only where that is safe, and raises the errors of credits/stripe/errors.py.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+import aiohttp
+import stripe
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from server.credits.stripe.errors import TRANSPORT_ERRORS, StripeUnavailable, explain
+from server.credits.stripe.invoices import Invoice, Parameters, read_invoice
+from server.credits.stripe.webhooks import EVENT_TYPES, StripeEvent, read_event
+from server.failpoints import Failpoint
+
+# With telemetry the SDK would measure its calls and write a file about them into the home directory.
+stripe.enable_telemetry = False
+
+Answer = TypeVar("Answer")
+_RATE_LIMIT_ATTEMPTS = 4
+_PAGE_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class StripeAccount:
+    """The Stripe account of an API key, and the key's mode."""
+
+    account_id: str
+    livemode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEndpoint:
+    """A webhook endpoint that is registered at Stripe."""
+
+    endpoint_id: str
+    url: str
+    event_types: frozenset[str]
+    enabled: bool
+
+    @property
+    def is_configured(self) -> bool:
+        """True when the endpoint is enabled and subscribes to exactly EVENT_TYPES."""
+        return self.enabled and self.event_types == frozenset(EVENT_TYPES)
+
+
+class StripeClient:
+    """Calls the API of one Stripe account, in one event loop.
+
+    Every call may raise StripeUnavailable or StripeRefused. A call with a `key`, its idempotency key, may also raise
+    IdempotencyKeySpent; a call about an existing object may also raise StripeNotFound.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        base_url: str | None = None,
+        api_version: str | None = None,
+        timeout_seconds: float = 10.0,
+        network_retries: int = 2,
+        failpoint: Failpoint | None = None,
+    ) -> None:
+        """base_url and api_version default to Stripe's. A call, retries included, takes at most 3 * timeout_seconds."""
+        self.api_version = api_version or stripe.api_version
+        """The API version of Stripe's answers."""
+        self.livemode = api_key.startswith(("sk_live_", "rk_live_"))
+        self.deadline_seconds = 3 * timeout_seconds
+        """The longest that a call takes, retries included."""
+        self._failpoint = failpoint
+        self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=timeout_seconds))
+        self._stripe = stripe.StripeClient(
+            api_key,
+            stripe_version=api_version,
+            base_addresses={"api": base_url} if base_url else {},
+            max_network_retries=network_retries,
+            http_client=self._http,
+        ).v1
+
+    async def close(self) -> None:
+        """Close the connections. No call may follow."""
+        close: Callable[[], Awaitable[None]] = self._http.close_async
+        await close()
+
+    async def account(self) -> StripeAccount:
+        """Retrieve the account that the API key belongs to."""
+        fields = await self._call("account", self._stripe.accounts.retrieve_current_async)
+        return StripeAccount(account_id=fields["id"], livemode=self.livemode)
+
+    async def create_customer(self, parameters: Parameters, *, key: str) -> str:
+        """Create a customer; returns its id."""
+        customers = self._stripe.customers
+        fields = await self._call("create_customer", customers.create_async, parameters, _options(key))
+        return str(fields["id"])
+
+    async def update_customer(self, customer_id: str, parameters: Parameters) -> None:
+        """Set the customer's contact. Raises StripeNotFound also for a deleted customer."""
+        customers = self._stripe.customers
+        await self._call("update_customer", customers.update_async, customer_id, parameters)
+
+    async def create_invoice(self, parameters: Parameters, *, customer_id: str, key: str) -> Invoice:
+        """Create a draft without lines."""
+        values = {**parameters, "customer": customer_id}
+        return await self._invoice("create_invoice", self._stripe.invoices.create_async, values, _options(key))
+
+    async def create_item(self, parameters: Parameters, *, customer_id: str, invoice_id: str, key: str) -> None:
+        """Add a line to a draft."""
+        values = {**parameters, "customer": customer_id, "invoice": invoice_id}
+        await self._call("create_item", self._stripe.invoice_items.create_async, values, _options(key))
+
+    async def finalize(self, invoice_id: str, *, key: str) -> Invoice:
+        """Finalize the draft: the invoice gets its number and becomes payable."""
+        values = {"auto_advance": False, "expand": ["payments"]}
+        finalize = self._stripe.invoices.finalize_invoice_async
+        return await self._invoice("finalize", finalize, invoice_id, values, _options(key))
+
+    async def void(self, invoice_id: str) -> Invoice:
+        """Void the invoice, so that it can no longer be paid.
+
+        Raises StripeRefused while a payment is pending, and for an invoice that cannot be voided. Sends no idempotency
+        key: Stripe would repeat a refusal stored under it after the cause is gone.
+        """
+        values = {"expand": ["payments"]}
+        return await self._invoice("void", self._stripe.invoices.void_invoice_async, invoice_id, values)
+
+    async def delete_draft(self, invoice_id: str) -> None:
+        """Delete the draft. Raises StripeRefused when the invoice is no longer a draft."""
+        await self._call("delete_draft", self._stripe.invoices.delete_async, invoice_id)
+
+    async def retrieve(self, invoice_id: str) -> Invoice:
+        """Retrieve the invoice with its payments."""
+        values = {"expand": ["payments"]}
+        return await self._invoice("retrieve", self._stripe.invoices.retrieve_async, invoice_id, values)
+
+    async def list_invoices(self, *, customer_id: str | None, since: datetime) -> list[Invoice]:
+        """List the invoices created since then, of one customer or, with None, of all customers; newest first."""
+        values = {"created": {"gte": int(since.timestamp())}, "expand": ["data.payments"]}
+        if customer_id:
+            values["customer"] = customer_id
+        pages = self._pages("list_invoices", self._stripe.invoices.list_async, values)
+        return [_read(read_invoice, fields) async for fields in pages]
+
+    async def find_invoice_of_payment(self, payment_intent_id: str) -> str | None:
+        """Find the id of the invoice that a payment intent paid; None when there is none."""
+        values = {"payment": {"type": "payment_intent", "payment_intent": payment_intent_id}, "limit": 1}
+        payments = self._stripe.invoice_payments
+        fields = await self._call("find_invoice_of_payment", payments.list_async, values)
+        return next((str(payment["invoice"]) for payment in fields["data"]), None)
+
+    async def list_undelivered_events(self, *, since: datetime) -> list[StripeEvent]:
+        """List the events of EVENT_TYPES that were not delivered to every endpoint, newest first."""
+        values = {
+            "types": list(EVENT_TYPES),
+            "delivery_success": False,
+            "created": {"gte": int(since.timestamp())},
+        }
+        pages = self._pages("list_events", self._stripe.events.list_async, values)
+        return [_read(read_event, fields) async for fields in pages]
+
+    async def retrieve_event(self, event_id: str) -> StripeEvent:
+        """Retrieve an event. Stripe keeps events for 30 days."""
+        fields = await self._call("retrieve_event", self._stripe.events.retrieve_async, event_id)
+        return _read(read_event, fields)
+
+    async def list_webhook_endpoints(self) -> list[WebhookEndpoint]:
+        """List the account's endpoints in the mode of the API key."""
+        pages = self._pages("list_webhook_endpoints", self._stripe.webhook_endpoints.list_async, {})
+        return [_read(_read_endpoint, fields) async for fields in pages]
+
+    async def create_webhook_endpoint(self, url: str) -> str:
+        """Create an endpoint for EVENT_TYPES; returns its signing secret, which Stripe shows only once."""
+        values = {"url": url, "enabled_events": list(EVENT_TYPES)}
+        fields = await self._call("create_webhook_endpoint", self._stripe.webhook_endpoints.create_async, values)
+        return str(fields["secret"])
+
+    async def update_webhook_endpoint(self, endpoint_id: str) -> None:
+        """Enable an endpoint and subscribe it to exactly EVENT_TYPES."""
+        values = {"enabled_events": list(EVENT_TYPES), "disabled": False}
+        update = self._stripe.webhook_endpoints.update_async
+        await self._call("update_webhook_endpoint", update, endpoint_id, values)
+
+    async def _invoice(self, name: str, call: Callable[..., Awaitable[Any]], *arguments: object) -> Invoice:
+        return _read(read_invoice, await self._call(name, call, *arguments))
+
+    async def _pages(
+        self, name: str, call: Callable[..., Awaitable[Any]], values: Parameters
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        values = {**values, "limit": _PAGE_SIZE}
+        while True:
+            page = await self._call(name, call, values)
+            for fields in page["data"]:
+                yield fields
+            if not page["has_more"]:
+                return
+            values = {**values, "starting_after": page["data"][-1]["id"]}
+
+    async def _call(self, name: str, call: Callable[..., Awaitable[Any]], *arguments: object) -> Mapping[str, Any]:
+        """Make the call within the deadline; returns Stripe's answer as plain JSON."""
+        try:
+            async with asyncio.timeout(self.deadline_seconds):
+                answer = await _retry_rate_limited(call, *arguments)
+        except TRANSPORT_ERRORS as error:
+            raise explain(error) from error
+        if self._failpoint:
+            await self._failpoint(f"stripe {name}")
+        return _read(lambda stripe_object: stripe_object.to_dict(), answer)
+
+
+async def _retry_rate_limited(call: Callable[..., Awaitable[Answer]], *arguments: object) -> Answer:
+    """Make the call; retry it with growing pauses while Stripe answers 429, which the SDK does not retry."""
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(stripe.RateLimitError),
+        stop=stop_after_attempt(_RATE_LIMIT_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.25, max=4),
+        reraise=True,
+    ):
+        with attempt:
+            return await call(*arguments)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _read(read: Callable[[Any], Answer], answer: object) -> Answer:
+    """Apply `read` to Stripe's answer. Raises StripeUnavailable for an answer of an unexpected shape."""
+    try:
+        return read(answer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StripeUnavailable("the answer has an unexpected shape") from error
+
+
+def _options(key: str) -> stripe.RequestOptions:
+    return {"idempotency_key": key}
+
+
+def _read_endpoint(fields: Mapping[str, Any]) -> WebhookEndpoint:
+    return WebhookEndpoint(
+        fields["id"], fields["url"], frozenset(fields["enabled_events"]), fields["status"] == "enabled"
+    )

@@ -1,0 +1,143 @@
+"""Compares Stripe's invoices with the top-ups, in both directions. The audit compares the top-ups with the ledger."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+from server.credits.stripe.client import StripeClient
+from server.credits.stripe.invoices import Invoice, InvoiceStatus
+from server.credits.top_ups.state_machine import TopUpStatus, owner_of
+from server.postgres.pool import Pool, acquire
+from server.postgres.queries import load_queries
+
+SQL = load_queries(__file__)
+
+PERIOD = timedelta(days=35)
+_CLOCK_SKEW = timedelta(days=1)
+_S = TopUpStatus
+
+_AGREEING_STATUSES = {
+    InvoiceStatus.DRAFT: {_S.CREATING, _S.CANCELING, _S.REVIEW},
+    InvoiceStatus.OPEN: {_S.CREATING, _S.OPEN, _S.CANCELING, _S.REVIEW},
+    InvoiceStatus.PAID: {_S.PAID, _S.REVIEW},
+    InvoiceStatus.UNCOLLECTIBLE: {_S.UNCOLLECTIBLE, _S.CANCELING, _S.REVIEW},
+    InvoiceStatus.VOID: {_S.CANCELED, _S.EXPIRED, _S.FAILED, _S.REVIEW},
+}
+"""The statuses that a top-up may have, by the status of its invoice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One disagreement between Stripe and the top-ups, or one top-up that needs a person."""
+
+    kind: str
+    """A stable word, such as `status_differs`."""
+    organization_id: str
+    top_up_id: UUID
+    invoice_id: str | None
+    detail: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind}: organization {self.organization_id}, top-up {self.top_up_id},"
+            f" invoice {self.invoice_id or 'none'}: {self.detail}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """The result of a comparison."""
+
+    since: datetime
+    invoices: int
+    top_ups: int
+    drifts: tuple[Drift, ...]
+    """The disagreements."""
+    attention: tuple[Drift, ...]
+    """Top-ups that agree with Stripe and need a person: those in REVIEW or with a flag."""
+
+    @property
+    def holds(self) -> bool:
+        """True when there is no disagreement."""
+        return not self.drifts
+
+    def __str__(self) -> str:
+        head = f"{self.invoices} invoices at Stripe and {self.top_ups} top-ups here since {self.since:%Y-%m-%d}"
+        verdict = "all agree" if self.holds else f"{len(self.drifts)} do not agree"
+        lines = [f"{head}: {verdict}", *map(str, self.drifts)]
+        if self.attention:
+            lines += [f"{len(self.attention)} need a person:", *map(str, self.attention)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    organization_id: str
+    top_up_id: UUID
+    status: str
+    invoice_id: str | None
+    total: Decimal
+    failure_reason: str
+    flags: list[str]
+
+
+async def find_drift(pool: Pool, stripe_client: StripeClient, *, environment: str, now: datetime) -> DriftReport:
+    """Compare the invoices and top-ups of the last 35 days.
+
+    Compares a second time before it reports a disagreement, because a payment may have arrived between the two lists.
+    Raises StripeCallError and DatabaseUnavailable.
+    """
+    since = now - PERIOD
+    report = await _compare(pool, stripe_client, environment=environment, since=since)
+    if report.holds:
+        return report
+    again = await _compare(pool, stripe_client, environment=environment, since=since)
+    lasting = tuple(drift for drift in again.drifts if drift in report.drifts)
+    return DriftReport(since, again.invoices, again.top_ups, lasting, again.attention)
+
+
+async def _compare(pool: Pool, stripe_client: StripeClient, *, environment: str, since: datetime) -> DriftReport:
+    listed = await stripe_client.list_invoices(customer_id=None, since=since - _CLOCK_SKEW)
+    owned = [(owner, invoice) for invoice in listed if (owner := owner_of(invoice, environment))]
+    async with acquire(pool) as connection:
+        cursor = await connection.execute(SQL.list_since, {"since": since})
+        rows = [_Row(*row) for row in await cursor.fetchall()]
+    invoices = {invoice.invoice_id: invoice for _, invoice in owned}
+    drifts = [drift for row in rows for drift in _drifts_of(row, invoices)]
+    rows_by_id = {row.top_up_id: row for row in rows}
+    drifts += [
+        Drift("invoice_without_top_up", *owner, invoice.invoice_id, f"it is {invoice.status} at Stripe")
+        for owner, invoice in owned
+        if invoice.create_time >= since
+        and invoice.status is not InvoiceStatus.VOID
+        and (owner[1] not in rows_by_id or rows_by_id[owner[1]].invoice_id != invoice.invoice_id)
+    ]
+    attention = tuple(found for row in rows for found in _attention_of(row))
+    return DriftReport(since, len(owned), len(rows), tuple(drifts), attention)
+
+
+def _drifts_of(row: _Row, invoices: dict[str, Invoice]) -> Iterator[Drift]:
+    def drift(kind: str, detail: str) -> Drift:
+        return Drift(kind, row.organization_id, row.top_up_id, row.invoice_id, detail)
+
+    if row.invoice_id is None:
+        return
+    invoice = invoices.get(row.invoice_id)
+    if invoice is None:
+        # The draft of a canceled top-up is deleted; in these statuses the invoice was finalized and must exist.
+        if row.status in {TopUpStatus.OPEN, TopUpStatus.PAID, TopUpStatus.UNCOLLECTIBLE}:
+            yield drift("invoice_missing", f"it is {row.status} here")
+        return
+    if row.status not in _AGREEING_STATUSES[invoice.status]:
+        yield drift("status_differs", f"it is {row.status} here and {invoice.status} at Stripe")
+    if row.status == TopUpStatus.PAID and invoice.subtotal != row.total:
+        yield drift("amount_differs", f"{row.total} was ordered and {invoice.subtotal} was invoiced")
+
+
+def _attention_of(row: _Row) -> Iterator[Drift]:
+    if row.status == TopUpStatus.REVIEW:
+        yield Drift("review", row.organization_id, row.top_up_id, row.invoice_id, row.failure_reason)
+    for flag in row.flags:
+        yield Drift(flag.lower(), row.organization_id, row.top_up_id, row.invoice_id, f"it is {row.status}")

@@ -1,0 +1,1 @@
+"""Top-ups: purchases of credits. Each has one Stripe invoice."""

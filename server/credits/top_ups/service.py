@@ -1,0 +1,233 @@
+"""The operations on top-ups that callers and periodic jobs use: create, get, list, cancel, advance the due ones."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from server.credits.pricing import Pricing, Quote
+from server.credits.stripe.client import StripeClient
+from server.credits.stripe.errors import StripeCallError
+from server.credits.stripe.invoices import InvoiceOrder, invoice_parameters
+from server.credits.top_ups.state_machine import IN_WORK, TopUp, TopUpStatus, start_canceling
+from server.credits.top_ups.store import (
+    NEWEST,
+    TopUpStore,
+    find_by_request_id,
+    find_due_top_ups,
+    find_unfinished,
+    insert_top_up,
+    list_top_ups,
+)
+from server.credits.top_ups.worker import TopUpWorker
+from server.errors import RequestIdReused, TopUpAlreadyOpen, TopUpNotCancelable
+from server.ids import new_id
+from server.postgres.pool import Connection, acquire, retry_transient, transaction
+from server.postgres.queries import load_queries
+
+SQL = load_queries(__file__)
+_log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 0.05
+_LINKS_MAXIMUM_AGE = timedelta(minutes=1)
+_LINKS_TIMEOUT_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A caller's order. A repeated request_id is the same purchase, and must have the same contents."""
+
+    organization_id: str
+    request_id: UUID
+    credits: int
+    currency_code: str
+    billing_email: str
+    billing_name: str
+    """The name on the invoice; empty: the organization_id."""
+
+    def fingerprint(self) -> bytes:
+        """A SHA-256 digest of the contents, without the ids."""
+        contents = [self.credits, self.currency_code, self.billing_email, self.billing_name]
+        return hashlib.sha256(json.dumps(contents).encode()).digest()
+
+
+class TopUps:
+    """Purchases of credits. The work on a top-up continues in the background after the call that started it."""
+
+    def __init__(self, store: TopUpStore, stripe_client: StripeClient, pricing: Pricing) -> None:
+        self._store = store
+        self._stripe = stripe_client
+        self._pricing = pricing
+        self._worker = TopUpWorker(store, stripe_client)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def create(self, purchase: Purchase, *, created_by: str, wait_seconds: float) -> TopUp:
+        """Create a top-up and wait until Stripe has its invoice, at most wait_seconds; then it is still CREATING.
+
+        A repeat with the same request_id returns the same top-up. Cancelling the call does not stop the work.
+        Raises TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, RequestIdReused.
+        """
+
+        async def once() -> TopUp:
+            async with transaction(self._store.pool) as connection:
+                return await self._record(connection, purchase, created_by=created_by)
+
+        top_up = await retry_transient(once)
+        await self._store.failpoint("commit create")
+        return await self._work_and_wait(top_up, wait_seconds=wait_seconds)
+
+    async def get(self, organization_id: str, top_up_id: UUID) -> TopUp:
+        """Read a top-up. Refreshes links older than a minute, unless Stripe does not answer within 3 s.
+
+        Raises TopUpNotFound.
+        """
+        top_up = await self._store.read(organization_id, top_up_id)
+        oldest = self._store.clock() - _LINKS_MAXIMUM_AGE
+        if top_up.stripe_invoice_id is None or top_up.links_fetch_time is None or top_up.links_fetch_time > oldest:
+            return top_up
+        try:
+            async with asyncio.timeout(_LINKS_TIMEOUT_SECONDS):
+                invoice = await self._stripe.retrieve(top_up.stripe_invoice_id)
+        except (StripeCallError, TimeoutError) as error:
+            _log.warning("invoice links were not refreshed", top_up_id=str(top_up_id), why=type(error).__name__)
+            return top_up
+        # The invoice contains more than the links: a payment whose webhook is late is credited here.
+        return await self._store.apply_invoice(organization_id, top_up_id, invoice)
+
+    async def list(
+        self,
+        organization_id: str,
+        *,
+        statuses: Collection[TopUpStatus] = (),
+        before: UUID | None = None,
+        limit: int,
+    ) -> list[TopUp]:
+        """At most `limit` top-ups, newest first: those with an id below `before` and with one of the statuses.
+
+        None and empty statuses select all.
+        """
+        async with acquire(self._store.pool) as connection:
+            return await list_top_ups(
+                connection, organization_id, statuses=statuses or TopUpStatus, before=before or NEWEST, limit=limit
+            )
+
+    async def cancel(self, organization_id: str, top_up_id: UUID, *, wait_seconds: float) -> TopUp:
+        """Cancel a top-up and wait until its invoice is void, at most wait_seconds; then it is still CANCELING.
+
+        A payment that arrives first wins, and the top-up is PAID. A repeat changes nothing. Raises TopUpNotFound and
+        TopUpNotCancelable.
+        """
+
+        def edit(row: TopUp) -> TopUp:
+            if row.status in {TopUpStatus.CANCELED, TopUpStatus.CANCELING}:
+                return row
+            if row.status not in {TopUpStatus.CREATING, TopUpStatus.OPEN}:
+                raise TopUpNotCancelable(status=row.status.value)
+            return replace(start_canceling(row, TopUpStatus.CANCELED), next_check_time=self._store.clock())
+
+        top_up = await self._store.change(organization_id, top_up_id, edit, point="cancel")
+        return await self._work_and_wait(top_up, wait_seconds=wait_seconds)
+
+    async def advance_due(self, *, now: datetime, limit: int) -> int:
+        """Advance at most `limit` due top-ups; returns how many were due.
+
+        Due are those that a crash or an outage interrupted, and unpaid ones whose invoice is to be retrieved.
+        """
+        async with acquire(self._store.pool) as connection:
+            due = await find_due_top_ups(connection, now=now, limit=limit)
+        results = await asyncio.gather(*(self._worker.advance(*ids) for ids in due), return_exceptions=True)
+        for (_, top_up_id), result in zip(due, results, strict=True):
+            if isinstance(result, Exception):
+                _log.error("top-up was not advanced", top_up_id=str(top_up_id), exc_info=result)
+        return len(due)
+
+    async def close(self) -> None:
+        """Wait for the background work. Each step is short; a step not yet begun is left to a periodic job."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _record(self, connection: Connection, purchase: Purchase, *, created_by: str) -> TopUp:
+        # The account's lock serializes purchases; the unique constraints enforce the same rules.
+        await self._store.lock_account(connection, purchase.organization_id)
+        earlier = await find_by_request_id(connection, purchase.organization_id, purchase.request_id)
+        if earlier is not None:
+            if earlier.request_fingerprint != purchase.fingerprint():
+                raise RequestIdReused
+            return earlier
+        quote = self._pricing.quote(credits=purchase.credits, currency_code=purchase.currency_code)
+        unfinished = await find_unfinished(connection, purchase.organization_id)
+        if unfinished is not None:
+            raise TopUpAlreadyOpen(
+                top_up_id=str(unfinished.top_up_id), hosted_invoice_url=unfinished.hosted_invoice_url
+            )
+        top_up = self._new(purchase, quote, created_by=created_by)
+        await insert_top_up(connection, top_up)
+        await connection.execute(
+            SQL.set_default_alert_email,
+            {"organization_id": purchase.organization_id, "alert_email": purchase.billing_email},
+        )
+        return top_up
+
+    def _new(self, purchase: Purchase, quote: Quote, *, created_by: str) -> TopUp:
+        now, top_up_id, terms = self._store.clock(), new_id(), self._store.terms
+        order = InvoiceOrder(
+            environment=terms.environment,
+            organization_id=purchase.organization_id,
+            top_up_id=top_up_id,
+            credits=quote.credits,
+            currency_code=purchase.currency_code,
+            unit_price=quote.unit_price.amount,
+            total=quote.total.amount,
+            billing_email=purchase.billing_email,
+            billing_name=purchase.billing_name,
+            days_until_due=terms.days_until_due,
+            payment_method_types=terms.payment_method_types.get(purchase.currency_code, ()),
+        )
+        return TopUp(
+            organization_id=purchase.organization_id,
+            top_up_id=top_up_id,
+            status=TopUpStatus.CREATING,
+            end_status=None,
+            failure_reason="",
+            flags=(),
+            request_id=purchase.request_id,
+            request_fingerprint=purchase.fingerprint(),
+            credits=quote.credits,
+            currency_code=purchase.currency_code,
+            unit_price=quote.unit_price.amount,
+            total=quote.total.amount,
+            created_by=created_by,
+            create_time=now,
+            stripe_parameters=invoice_parameters(order),
+            attempt=1,
+            attempt_time=now,
+            next_check_time=now,
+        )
+
+    async def _work_and_wait(self, top_up: TopUp, *, wait_seconds: float) -> TopUp:
+        """Work on the top-up in a task and wait for it, at most wait_seconds; returns the top-up as last committed."""
+        if top_up.status not in IN_WORK:
+            return top_up
+        task = asyncio.create_task(self._work(top_up), name=f"top-up {top_up.top_up_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        await asyncio.wait({task}, timeout=wait_seconds)
+        return await self._store.read(top_up.organization_id, top_up.top_up_id)
+
+    async def _work(self, top_up: TopUp) -> None:
+        """Advance the top-up, or wait while another worker holds its lease."""
+        while await self._worker.advance(top_up.organization_id, top_up.top_up_id) is None:
+            current = await self._store.read(top_up.organization_id, top_up.top_up_id)
+            if current.status not in IN_WORK or current.lease_expire_time is None:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # A periodic job continues the work when the lease has ended.
+            _log.error("work on a top-up failed", task=task.get_name(), exc_info=error)

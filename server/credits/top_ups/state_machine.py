@@ -1,0 +1,252 @@
+"""The state machine of a top-up: its statuses, the transitions between them, and what an invoice makes of it.
+
+Functions here are pure: they take a TopUp and return the changed one. `store` commits it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from server.credits.stripe.invoices import Invoice, InvoiceStatus
+
+
+class TopUpStatus(StrEnum):
+    """The status of a top-up; pulsa.credit.v1.TopUpStatus defines each for callers."""
+
+    CREATING = "CREATING"
+    OPEN = "OPEN"
+    CANCELING = "CANCELING"
+    PAID = "PAID"
+    CANCELED = "CANCELED"
+    EXPIRED = "EXPIRED"
+    UNCOLLECTIBLE = "UNCOLLECTIBLE"
+    REVIEW = "REVIEW"
+    FAILED = "FAILED"
+
+
+class TopUpFlag(StrEnum):
+    """What happened to a top-up besides its status and needs a person, who corrects credits with AdjustCredits."""
+
+    REFUNDED = "REFUNDED"
+    DISPUTED = "DISPUTED"
+    OVERPAID = "OVERPAID"
+    CREDIT_NOTE = "CREDIT_NOTE"
+    SECOND_INVOICE = "SECOND_INVOICE"
+
+
+_S = TopUpStatus
+
+TRANSITIONS: Mapping[TopUpStatus, frozenset[TopUpStatus]] = {
+    _S.CREATING: frozenset({_S.OPEN, _S.PAID, _S.CANCELING, _S.UNCOLLECTIBLE, _S.REVIEW, _S.FAILED}),
+    _S.OPEN: frozenset({_S.PAID, _S.CANCELING, _S.CANCELED, _S.UNCOLLECTIBLE, _S.REVIEW}),
+    _S.CANCELING: frozenset({_S.PAID, _S.CANCELED, _S.EXPIRED, _S.REVIEW, _S.FAILED}),
+    _S.UNCOLLECTIBLE: frozenset({_S.PAID, _S.CANCELED, _S.REVIEW}),
+    # Payment wins over every end: a payment that Stripe reports for an ended top-up is still credited.
+    _S.CANCELED: frozenset({_S.PAID, _S.REVIEW}),
+    _S.EXPIRED: frozenset({_S.PAID, _S.REVIEW}),
+    _S.FAILED: frozenset({_S.PAID, _S.REVIEW}),
+    _S.PAID: frozenset(),
+    _S.REVIEW: frozenset(),  # until a person decides
+}
+"""Every allowed change of status. The README's diagram is checked against it."""
+
+IN_WORK = frozenset({_S.CREATING, _S.CANCELING})
+"""Calls to Stripe are pending; after a crash a worker must continue them."""
+
+UNFINISHED = IN_WORK | {_S.OPEN}
+"""An organization has at most one top-up in these; a partial unique index enforces it."""
+
+PAYABLE = frozenset({_S.OPEN, _S.UNCOLLECTIBLE})
+"""The invoice can be paid at any time; it is polled at Stripe, in case a webhook is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopUp:
+    """One purchase of credits through one Stripe invoice."""
+
+    organization_id: str
+    top_up_id: UUID
+    status: TopUpStatus
+    end_status: TopUpStatus | None
+    """The status after CANCELING, unless the invoice is paid first; None in every other status."""
+    failure_reason: str
+    """A stable word, set in FAILED and REVIEW and in a CANCELING that leads to one of them; empty otherwise."""
+    flags: tuple[str, ...]
+    """Values of TopUpFlag."""
+    request_id: UUID
+    request_fingerprint: bytes
+    credits: int
+    currency_code: str
+    unit_price: Decimal
+    total: Decimal
+    """Before tax."""
+    created_by: str
+    create_time: datetime
+    stripe_parameters: dict[str, Any]
+    """The parameters of its Stripe calls, from `invoice_parameters` of server.credits.stripe.invoices."""
+    attempt: int
+    """Part of the idempotency keys. Incremented only after the results of the previous attempt were looked up."""
+    attempt_time: datetime
+    next_check_time: datetime
+    """No worker claims it before this time."""
+    stripe_customer_id: str | None = None
+    stripe_invoice_id: str | None = None
+    invoice_number: str = ""
+    invoice_total: Decimal | None = None
+    """The invoice's total including tax; set once it is OPEN."""
+    hosted_invoice_url: str = ""
+    invoice_pdf_url: str = ""
+    links_fetch_time: datetime | None = None
+    due_time: datetime | None = None
+    paid_time: datetime | None = None
+    cancel_time: datetime | None = None
+    lease_expire_time: datetime | None = None
+    """When the worker's lease ends; None when no worker holds one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopUpTerms:
+    """The settings of this deployment's top-ups."""
+
+    environment: str
+    """Marks this deployment's invoices among those of other deployments in the same Stripe account."""
+    livemode: bool
+    days_until_due: int = 7
+    expire_grace: timedelta = timedelta(days=1)
+    """The time between an invoice's due time and voiding it unpaid."""
+    trust_out_of_band: bool = False
+    """Credit an invoice that a person marked as paid in Stripe's dashboard, without a payment through Stripe."""
+    payment_method_types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stripe payment method types by currency code."""
+    lease: timedelta = timedelta(seconds=60)
+    """The time after a worker's last step until another may take over; longer than one Stripe call takes."""
+    key_lifetime: timedelta = timedelta(hours=23)
+    """How long a key is reused. Stripe keeps idempotency keys for 24 hours."""
+
+
+def decide(top_up: TopUp, invoice: Invoice, terms: TopUpTerms, *, now: datetime) -> TopUp:
+    """Return the top-up that follows from its invoice; when it becomes PAID, the caller adds its credits.
+
+    Never leaves PAID or REVIEW. Applying the same invoice again, or an older version of it, changes no status.
+    """
+    top_up = _with_invoice_fields(top_up, invoice, now=now)
+    if top_up.status in {TopUpStatus.PAID, TopUpStatus.REVIEW}:
+        return top_up
+    match invoice.status:
+        case InvoiceStatus.PAID:
+            return _paid(top_up, invoice, terms, now=now)
+        case InvoiceStatus.VOID:
+            return _voided(top_up, now=now)
+        case InvoiceStatus.UNCOLLECTIBLE if top_up.status in {TopUpStatus.CREATING, TopUpStatus.OPEN}:
+            return _moved(top_up, TopUpStatus.UNCOLLECTIBLE)
+        case InvoiceStatus.OPEN if top_up.status is TopUpStatus.CREATING:
+            return _opened(top_up, invoice, terms)
+        case _:
+            return top_up
+
+
+def owner_of(invoice: Invoice, environment: str) -> tuple[str, UUID] | None:
+    """The organization_id and top_up_id in an invoice's metadata; None for an invoice of another origin."""
+    metadata = invoice.metadata
+    if metadata.get("environment") != environment or not metadata.get("organization_id"):
+        return None
+    try:
+        return metadata["organization_id"], UUID(metadata["top_up_id"])
+    except (KeyError, ValueError):
+        return None
+
+
+def start_canceling(top_up: TopUp, end_status: TopUpStatus, *, reason: str = "") -> TopUp:
+    """Move a top-up to CANCELING: its invoice is to be voided, and then it gets end_status."""
+    return replace(top_up, status=TopUpStatus.CANCELING, end_status=end_status, failure_reason=reason)
+
+
+def finish_canceling(top_up: TopUp, *, now: datetime) -> TopUp:
+    """Move a CANCELING top-up, whose invoice can no longer be paid, to its end_status.
+
+    Raises ValueError for a top-up in another status.
+    """
+    if top_up.end_status is None:
+        raise ValueError("only a CANCELING top-up has an end_status")
+    ended = _moved(top_up, top_up.end_status, reason=top_up.failure_reason)
+    return replace(ended, cancel_time=now if ended.status in {TopUpStatus.CANCELED, TopUpStatus.EXPIRED} else None)
+
+
+def _paid(top_up: TopUp, invoice: Invoice, terms: TopUpTerms, *, now: datetime) -> TopUp:
+    reason = _mismatch(top_up, invoice, terms) or _missing_money(top_up, invoice, terms)
+    if reason:
+        return replace(_moved(top_up, TopUpStatus.REVIEW, reason=reason), cancel_time=None)
+    return replace(_moved(top_up, TopUpStatus.PAID), paid_time=now, cancel_time=None)
+
+
+def _opened(top_up: TopUp, invoice: Invoice, terms: TopUpTerms) -> TopUp:
+    reason = _mismatch(top_up, invoice, terms)
+    if not reason and invoice.amount_due != invoice.total:
+        reason = "amount_due_mismatch"
+    if reason:
+        return start_canceling(top_up, TopUpStatus.REVIEW, reason=reason)
+    return replace(_moved(top_up, TopUpStatus.OPEN), invoice_total=invoice.total)
+
+
+def _voided(top_up: TopUp, *, now: datetime) -> TopUp:
+    if top_up.status is TopUpStatus.CANCELING:
+        return finish_canceling(top_up, now=now)
+    if top_up.status is TopUpStatus.CREATING:
+        return _moved(top_up, TopUpStatus.FAILED, reason="invoice_voided")
+    if top_up.status in PAYABLE:
+        return replace(_moved(top_up, TopUpStatus.CANCELED), cancel_time=now)
+    return top_up
+
+
+def _mismatch(top_up: TopUp, invoice: Invoice, terms: TopUpTerms) -> str:
+    """The reason why the invoice differs from the order; empty when it matches. Only tax may be added."""
+    checks = {
+        "livemode_mismatch": invoice.livemode == terms.livemode,
+        "customer_mismatch": invoice.customer_id == top_up.stripe_customer_id,
+        "currency_mismatch": invoice.currency_code == top_up.currency_code,
+        "amount_mismatch": invoice.subtotal == top_up.total,
+        "total_mismatch": invoice.total >= invoice.subtotal and invoice.discount == 0,
+        "total_changed": top_up.invoice_total in {None, invoice.total},
+        "customer_balance_applied": invoice.starting_balance == 0,
+    }
+    return next((reason for reason, holds in checks.items() if not holds), "")
+
+
+def _missing_money(top_up: TopUp, invoice: Invoice, terms: TopUpTerms) -> str:
+    """The reason why a PAID invoice does not prove a payment through Stripe; empty when it does."""
+    checks = {
+        "credit_note": invoice.amount_credited == 0,
+        "amount_not_paid": invoice.amount_paid >= invoice.total,
+        "paid_out_of_band": terms.trust_out_of_band or invoice.paid_through_stripe >= invoice.total,
+        "refunded": TopUpFlag.REFUNDED not in top_up.flags,
+        "disputed": TopUpFlag.DISPUTED not in top_up.flags,
+    }
+    return next((reason for reason, holds in checks.items() if not holds), "")
+
+
+def _with_invoice_fields(top_up: TopUp, invoice: Invoice, *, now: datetime) -> TopUp:
+    """Copy the invoice's id, number, URLs and due time, and set the flags that its amounts show."""
+    flags = dict.fromkeys(top_up.flags)
+    if invoice.amount_overpaid > 0:
+        flags[TopUpFlag.OVERPAID] = None
+    if invoice.amount_credited > 0:
+        flags[TopUpFlag.CREDIT_NOTE] = None
+    top_up = replace(top_up, flags=tuple(flags), stripe_invoice_id=invoice.invoice_id)
+    if not invoice.number:
+        return top_up
+    return replace(
+        top_up,
+        invoice_number=invoice.number,
+        hosted_invoice_url=invoice.hosted_invoice_url,
+        invoice_pdf_url=invoice.invoice_pdf_url,
+        links_fetch_time=now,
+        due_time=invoice.due_time,
+    )
+
+
+def _moved(top_up: TopUp, status: TopUpStatus, *, reason: str = "") -> TopUp:
+    return replace(top_up, status=status, end_status=None, failure_reason=reason)

@@ -1,0 +1,282 @@
+"""The rows of top-ups: TopUpStore, whose methods are one transaction each, and the statements that they run.
+
+The statements are functions that join the caller's transaction. Lock order: the account first, then the top-up. A
+transaction that needs only the top-up locks only the top-up.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter
+from psycopg.types.json import Jsonb
+
+from server.clock import Clock, utc_now
+from server.credits.accounts import Account, lock_or_create_account
+from server.credits.ledger import LedgerEntryKind, append_entry
+from server.credits.stripe.invoices import Invoice, InvoiceStatus
+from server.credits.top_ups.state_machine import TRANSITIONS, TopUp, TopUpFlag, TopUpStatus, TopUpTerms, decide
+from server.errors import TopUpNotFound
+from server.failpoints import Failpoint
+from server.ids import new_id
+from server.postgres.columns import TableColumns
+from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
+from server.postgres.queries import load_queries
+
+SQL = load_queries(__file__, top_up=TableColumns(TopUp))
+_log = structlog.get_logger(__name__)
+
+NEWEST = UUID(int=2**128 - 1)
+"""Greater than every id: the `before` of a first page."""
+
+ATTENTION = Counter("pulsa_top_ups_needing_attention", "Top-ups that a person must examine, by reason.", ["why"])
+
+Edit = Callable[[TopUp], TopUp]
+"""Returns the changed top-up. It must be repeatable: it runs again after a lost connection."""
+InTransaction = Callable[[Connection], Awaitable[None]]
+"""Runs further statements in a transaction before it commits."""
+
+
+class TopUpStore:
+    """Reads and changes top-ups. Each method is one transaction, which is retried after a lost connection."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        terms: TopUpTerms,
+        *,
+        low_balance_threshold: int,
+        clock: Clock = utc_now,
+        failpoint: Failpoint | None = None,
+    ) -> None:
+        """low_balance_threshold is the threshold of accounts that this store creates."""
+        self.pool = pool
+        self.terms = terms
+        self.clock = clock
+        self._low_balance_threshold = low_balance_threshold
+        self._failpoint = failpoint
+
+    async def failpoint(self, name: str) -> None:
+        """Await the failpoint under this name; without one, do nothing."""
+        if self._failpoint:
+            await self._failpoint(name)
+
+    async def lock_account(self, connection: Connection, organization_id: str) -> Account:
+        """Lock the organization's account, and create it first if there is none. Call it before locking a top-up."""
+        return await lock_or_create_account(
+            connection, organization_id, low_balance_threshold=self._low_balance_threshold, now=self.clock()
+        )
+
+    async def read(self, organization_id: str, top_up_id: UUID) -> TopUp:
+        """Read the top-up as last committed. Raises TopUpNotFound."""
+        async with acquire(self.pool) as connection:
+            top_up = await find_top_up(connection, organization_id, top_up_id)
+        if top_up is None:
+            raise TopUpNotFound
+        return top_up
+
+    async def change(self, organization_id: str, top_up_id: UUID, edit: Edit, *, point: str) -> TopUp:
+        """Lock the top-up, apply `edit` and commit; returns the committed top-up. Raises TopUpNotFound.
+
+        Then awaits the failpoint `commit {point}`.
+        """
+
+        async def once() -> tuple[TopUp, TopUp]:
+            async with transaction(self.pool) as connection:
+                before = await lock_top_up(connection, organization_id, top_up_id)
+                if before is None:
+                    raise TopUpNotFound
+                after = edit(before)
+                await write_top_up(connection, before=before, after=after)
+                return before, after
+
+        return await self._committed(*await retry_transient(once), point=point)
+
+    async def set_customer(self, top_up: TopUp, customer_id: str | None, *, edit: Edit) -> TopUp:
+        """Set the Stripe customer of the account and of the top-up (None clears both), and apply `edit` to the top-up.
+
+        Commits both in one transaction. Raises TopUpNotFound.
+        """
+
+        async def once() -> tuple[TopUp, TopUp]:
+            async with transaction(self.pool) as connection:
+                account = await self.lock_account(connection, top_up.organization_id)
+                values = {"organization_id": account.organization_id, "stripe_customer_id": customer_id}
+                await connection.execute(SQL.write_customer, values)
+                before = await lock_top_up(connection, top_up.organization_id, top_up.top_up_id)
+                if before is None:
+                    raise TopUpNotFound
+                after = replace(edit(before), stripe_customer_id=customer_id)
+                await write_top_up(connection, before=before, after=after)
+                return before, after
+
+        return await self._committed(*await retry_transient(once), point="customer")
+
+    async def apply_invoice(
+        self,
+        organization_id: str,
+        top_up_id: UUID,
+        invoice: Invoice,
+        *,
+        flag: TopUpFlag | None = None,
+        in_transaction: InTransaction | None = None,
+    ) -> TopUp:
+        """Apply the invoice to the top-up; when it becomes PAID, add its credits in the same transaction, once.
+
+        `flag` is added to the top-up's flags; `in_transaction` runs before the commit. An invoice other than the
+        top-up's own only adds the flag SECOND_INVOICE. Raises TopUpNotFound.
+        """
+
+        async def once() -> tuple[TopUp, TopUp]:
+            async with transaction(self.pool) as connection:
+                # The account is locked for a payment only, because every send of the organization needs its lock.
+                paid = invoice.status is InvoiceStatus.PAID
+                account = await self.lock_account(connection, organization_id) if paid else None
+                before = await lock_top_up(connection, organization_id, top_up_id)
+                if before is None:
+                    raise TopUpNotFound
+                after = self._decide(_flagged(before, flag) if flag else before, invoice)
+                if account and after.status is TopUpStatus.PAID and before.status is not TopUpStatus.PAID:
+                    await self._credit(connection, account, after)
+                await write_top_up(connection, before=before, after=after)
+                if in_transaction:
+                    await in_transaction(connection)
+                return before, after
+
+        return await self._committed(*await retry_transient(once), point="apply invoice")
+
+    def _decide(self, top_up: TopUp, invoice: Invoice) -> TopUp:
+        if top_up.stripe_invoice_id in {None, invoice.invoice_id}:
+            return decide(top_up, invoice, self.terms, now=self.clock())
+        return _flagged(top_up, TopUpFlag.SECOND_INVOICE)
+
+    async def _credit(self, connection: Connection, account: Account, top_up: TopUp) -> None:
+        now = self.clock()
+        await append_entry(
+            connection,
+            account,
+            kind=LedgerEntryKind.TOP_UP,
+            credits=top_up.credits,
+            reference_id=top_up.top_up_id,
+            now=now,
+        )
+        if account.alert_email is None:
+            return
+        details = {
+            "credits": top_up.credits,
+            "available_credits": account.available_credits,
+            "currency_code": top_up.currency_code,
+            "total": str(top_up.invoice_total or top_up.total),
+            "invoice_number": top_up.invoice_number,
+        }
+        await connection.execute(
+            SQL.insert_payment_notice,
+            {
+                "organization_id": top_up.organization_id,
+                "notice_id": new_id(),
+                "reference_id": str(top_up.top_up_id),
+                "email": account.alert_email,
+                "details": Jsonb(details),
+                "now": now,
+            },
+        )
+
+    async def _committed(self, before: TopUp, after: TopUp, *, point: str) -> TopUp:
+        """Await the failpoint, then report a new REVIEW and new flags to the log and the metric."""
+        await self.failpoint(f"commit {point}")
+        if after.status is TopUpStatus.REVIEW and before.status is not TopUpStatus.REVIEW:
+            _report_attention(after, after.failure_reason)
+        for flag in set(after.flags) - set(before.flags):
+            _report_attention(after, flag)
+        return after
+
+
+async def insert_top_up(connection: Connection, top_up: TopUp) -> None:
+    """Insert a new top-up. Unique constraints reject a second unfinished one and a second one with its request_id."""
+    await connection.execute(SQL.insert_top_up, _values(top_up))
+
+
+async def find_top_up(connection: Connection, organization_id: str, top_up_id: UUID) -> TopUp | None:
+    """Read a top-up, or None."""
+    return await _fetch_one(connection, SQL.find_top_up, organization_id, top_up_id)
+
+
+async def lock_top_up(connection: Connection, organization_id: str, top_up_id: UUID) -> TopUp | None:
+    """Read a top-up, or None, and lock it until this transaction ends."""
+    return await _fetch_one(connection, SQL.lock_top_up, organization_id, top_up_id)
+
+
+async def list_top_ups(
+    connection: Connection, organization_id: str, *, statuses: Iterable[TopUpStatus], before: UUID, limit: int
+) -> list[TopUp]:
+    """At most `limit` top-ups in these statuses whose id is below `before`, newest first."""
+    cursor = await connection.execute(
+        SQL.list_top_ups,
+        {"organization_id": organization_id, "statuses": list(statuses), "before": before, "limit": limit},
+    )
+    return [_top_up(row) for row in await cursor.fetchall()]
+
+
+async def find_by_request_id(connection: Connection, organization_id: str, request_id: UUID) -> TopUp | None:
+    """The top-up that was created with this request_id, or None."""
+    cursor = await connection.execute(
+        SQL.find_by_request_id, {"organization_id": organization_id, "request_id": request_id}
+    )
+    row = await cursor.fetchone()
+    return await find_top_up(connection, organization_id, row[0]) if row else None
+
+
+async def find_unfinished(connection: Connection, organization_id: str) -> TopUp | None:
+    """The organization's one top-up that is CREATING, OPEN or CANCELING, or None."""
+    cursor = await connection.execute(SQL.find_unfinished, {"organization_id": organization_id})
+    row = await cursor.fetchone()
+    return await find_top_up(connection, organization_id, row[0]) if row else None
+
+
+async def find_due_top_ups(connection: Connection, *, now: datetime, limit: int) -> list[tuple[str, UUID]]:
+    """The organization_id and top_up_id of at most `limit` unleased top-ups that are due, longest due first."""
+    cursor = await connection.execute(SQL.find_due_top_ups, {"now": now, "limit": limit})
+    return [(row[0], row[1]) for row in await cursor.fetchall()]
+
+
+async def write_top_up(connection: Connection, *, before: TopUp, after: TopUp) -> None:
+    """Store a top-up that was changed under its lock. Raises ValueError for a change outside TRANSITIONS."""
+    if after.status is not before.status and after.status not in TRANSITIONS[before.status]:
+        raise ValueError(f"a top-up cannot go from {before.status} to {after.status}")
+    if after != before:
+        await connection.execute(SQL.write_top_up, _values(after))
+
+
+async def _fetch_one(connection: Connection, query: str, organization_id: str, top_up_id: UUID) -> TopUp | None:
+    cursor = await connection.execute(query, {"organization_id": organization_id, "top_up_id": top_up_id})
+    row = await cursor.fetchone()
+    return _top_up(row) if row else None
+
+
+def _top_up(row: tuple[Any, ...]) -> TopUp:
+    organization_id, top_up_id, status, end_status, failure_reason, flags, *rest = row
+    end = TopUpStatus(end_status) if end_status else None
+    return TopUp(organization_id, top_up_id, TopUpStatus(status), end, failure_reason, tuple(flags), *rest)
+
+
+def _values(top_up: TopUp) -> dict[str, Any]:
+    return asdict(top_up) | {"flags": list(top_up.flags), "stripe_parameters": Jsonb(top_up.stripe_parameters)}
+
+
+def _flagged(top_up: TopUp, flag: TopUpFlag) -> TopUp:
+    return replace(top_up, flags=tuple(dict.fromkeys([*top_up.flags, flag])))
+
+
+def _report_attention(top_up: TopUp, reason: str) -> None:
+    ATTENTION.labels(why=reason.lower()).inc()
+    _log.error(
+        "top-up needs attention",
+        why=reason.lower(),
+        organization_id=top_up.organization_id,
+        top_up_id=str(top_up.top_up_id),
+        invoice_id=top_up.stripe_invoice_id,
+        status=top_up.status.value,
+    )

@@ -1,0 +1,86 @@
+-- insert_top_up
+INSERT INTO top_ups (
+    organization_id, top_up_id, request_id, request_fingerprint, status, credits, currency_code, unit_price, total,
+    created_by, create_time, stripe_parameters, attempt_time, next_check_time
+) VALUES (
+    %(organization_id)s, %(top_up_id)s, %(request_id)s, %(request_fingerprint)s, %(status)s, %(credits)s,
+    %(currency_code)s, %(unit_price)s, %(total)s, %(created_by)s, %(create_time)s, %(stripe_parameters)s,
+    %(attempt_time)s, %(next_check_time)s
+);
+
+-- find_top_up
+SELECT {top_up}
+FROM top_ups
+WHERE organization_id = %(organization_id)s AND top_up_id = %(top_up_id)s;
+
+-- lock_top_up
+SELECT {top_up}
+FROM top_ups
+WHERE organization_id = %(organization_id)s AND top_up_id = %(top_up_id)s
+FOR NO KEY UPDATE;
+
+-- list_top_ups
+-- Ids are ordered by time, so that this order is newest first.
+SELECT {top_up}
+FROM top_ups
+WHERE organization_id = %(organization_id)s
+    AND status = ANY(%(statuses)s)
+    AND top_up_id < %(before)s
+ORDER BY top_up_id DESC
+LIMIT %(limit)s;
+
+-- find_by_request_id
+SELECT top_up_id
+FROM top_ups
+WHERE organization_id = %(organization_id)s AND request_id = %(request_id)s;
+
+-- find_unfinished
+SELECT top_up_id
+FROM top_ups
+WHERE organization_id = %(organization_id)s AND status IN ('CREATING', 'OPEN', 'CANCELING');
+
+-- find_due_top_ups
+-- Without locks: a worker claims each top-up in a transaction of its own.
+SELECT organization_id, top_up_id
+FROM top_ups
+WHERE status IN ('CREATING', 'OPEN', 'CANCELING', 'UNCOLLECTIBLE')
+    AND next_check_time <= %(now)s
+    AND (lease_expire_time IS NULL OR lease_expire_time <= %(now)s)
+ORDER BY next_check_time
+LIMIT %(limit)s;
+
+-- write_top_up
+UPDATE top_ups
+SET status = %(status)s,
+    end_status = %(end_status)s,
+    failure_reason = %(failure_reason)s,
+    flags = %(flags)s,
+    attempt = %(attempt)s,
+    attempt_time = %(attempt_time)s,
+    stripe_customer_id = %(stripe_customer_id)s,
+    stripe_invoice_id = %(stripe_invoice_id)s,
+    invoice_number = %(invoice_number)s,
+    invoice_total = %(invoice_total)s,
+    hosted_invoice_url = %(hosted_invoice_url)s,
+    invoice_pdf_url = %(invoice_pdf_url)s,
+    links_fetch_time = %(links_fetch_time)s,
+    due_time = %(due_time)s,
+    paid_time = %(paid_time)s,
+    cancel_time = %(cancel_time)s,
+    lease_expire_time = %(lease_expire_time)s,
+    next_check_time = %(next_check_time)s
+WHERE organization_id = %(organization_id)s AND top_up_id = %(top_up_id)s;
+
+-- write_customer
+UPDATE accounts
+SET stripe_customer_id = %(stripe_customer_id)s
+WHERE organization_id = %(organization_id)s;
+
+-- insert_payment_notice
+-- The unique constraint one_notice_per_cause admits one confirmation per top-up, even if the payment is applied twice.
+INSERT INTO notices (
+    organization_id, notice_id, kind, reference_id, email, details, next_attempt_time, create_time
+) VALUES (
+    %(organization_id)s, %(notice_id)s, 'PAYMENT_CONFIRMED', %(reference_id)s, %(email)s, %(details)s, %(now)s, %(now)s
+)
+ON CONFLICT DO NOTHING;

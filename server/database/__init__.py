@@ -1,1 +1,0 @@
-"""The cellar: pool, batcher, named queries, migrations and the embedded PostgreSQL."""

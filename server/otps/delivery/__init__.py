@@ -1,0 +1,1 @@
+"""Delivery of accepted sends: outbox, dispatcher, outcomes, and providers' delivery reports."""

@@ -1,0 +1,182 @@
+"""The dispatcher: runs delivery jobs, outside of any transaction, and stores their outcomes."""
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine, Mapping, Sequence
+from datetime import timedelta
+
+import structlog
+
+from server.clock import Clock, utc_now
+from server.errors import DatabaseUnavailable
+from server.logs import safe_traceback
+from server.otps.crypto import Crypto
+from server.otps.delivery.outbox import DeliveryJob
+from server.otps.delivery.outcome_policy import DeliveryResult
+from server.otps.delivery.outcomes import Outcomes
+from server.otps.otp import OtpStatus
+from server.providers.provider import Channel, Outcome, OutcomeKind, Provider
+
+_log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Runs delivery jobs with bounded concurrency. Jobs that do not fit into its queue stay in the outbox.
+
+    A delivery's outbox row is removed in the transaction that stores its outcome. A job that is dropped, or lost in a
+    crash, is therefore taken over by a periodic job once its lease has expired.
+
+    A worker waits for its provider, but not until the outcome is stored: the recorder stores outcomes in batches. A job
+    keeps its concurrency slot until its outcome is stored, so a crash repeats at most `concurrency` messages. Workers
+    and the recorder end when there is no work.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[Channel, Provider],
+        crypto: Crypto,
+        outcomes: Outcomes,
+        *,
+        concurrency: int,
+        queue: int,
+        fresh_for: timedelta = timedelta(seconds=1),
+        clock: Clock = utc_now,
+    ) -> None:
+        """`queue` is the longest length of the queue.
+
+        A job that waited longer than `fresh_for` has its lease renewed before it is sent, and is not sent when another
+        replica has taken it over. `fresh_for` must be shorter than any lease.
+        """
+        self._providers = providers
+        self._crypto = crypto
+        self._outcomes = outcomes
+        self._queue_limit = queue
+        self._fresh_for = fresh_for
+        self._clock = clock
+        self._free_slots = concurrency
+        self._full_batch = concurrency / 2  # results that are stored without lingering; the other slots send meanwhile
+        self._queue: deque[DeliveryJob] = deque()
+        self._results: list[DeliveryResult] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._worker_is_starting = False
+        self._recorder_is_running = False
+
+    def enqueue(self, jobs: Sequence[DeliveryJob]) -> int:
+        """Queue as many jobs as fit, in order; returns how many."""
+        taken = jobs[: self.free_places]
+        self._queue.extend(taken)
+        self._start_worker()
+        return len(taken)
+
+    @property
+    def free_places(self) -> int:
+        """How many more jobs fit into the queue."""
+        return max(0, self._queue_limit - len(self._queue))
+
+    async def idle(self) -> None:
+        """Wait until no job is queued or running."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Finish the queued jobs within `timeout_seconds`, then stop; the rest stays in the outbox."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.idle()
+        except TimeoutError:
+            _log.warning("deliveries left in the outbox", count=len(self._queue))
+        self._queue_limit = 0
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_worker(self) -> None:
+        """Start a worker, unless one is starting already: each worker starts the next.
+
+        If providers answer without waiting, a single worker runs every job.
+        """
+        if self._queue and self._free_slots and not self._worker_is_starting:
+            self._worker_is_starting = True
+            self._start(self._work())
+
+    async def _work(self) -> None:
+        self._worker_is_starting = False
+        while self._queue and self._free_slots:
+            job = self._queue.popleft()
+            self._free_slots -= 1
+            self._start_worker()
+            result = await self._run(job)
+            if result is None:
+                self._free_slots += 1
+                continue
+            self._results.append(result)
+            if not self._recorder_is_running:
+                self._recorder_is_running = True
+                self._start(self._record())
+
+    async def _run(self, job: DeliveryJob) -> DeliveryResult | None:
+        """The result of the job; None when another replica took it over, or it stays in the outbox."""
+        try:
+            if self._clock() - job.read_time >= self._fresh_for:
+                renewed = await self._outcomes.renew(job)
+                if renewed is None:
+                    return None
+                job = renewed
+            return DeliveryResult(job, await self._deliver(job))
+        except DatabaseUnavailable:
+            _log.warning("a delivery was left in the outbox: no database")
+        except Exception as error:  # noqa: BLE001 - a worker must survive any job; the delivery stays in the outbox
+            _log.error("a delivery job failed", trace=safe_traceback(error))
+        return None
+
+    async def _deliver(self, job: DeliveryJob) -> Outcome:
+        otp, delivery = job.otp, job.delivery
+        if (status := otp.status_at(self._clock())) is not OtpStatus.PENDING:
+            return _refusal(OutcomeKind.REJECTED_DESTINATION, f"otp_{status.lower()}")
+        provider = self._providers.get(delivery.channel)
+        if provider is None:
+            return _refusal(OutcomeKind.REJECTED_CONFIGURATION, "channel_not_configured")
+        try:
+            code = self._crypto.code_of(otp)
+        except KeyError:
+            code = ""
+        if not code or not job.destination:
+            return _refusal(OutcomeKind.REJECTED_CONFIGURATION, "key_missing")
+        return await provider.deliver(job.message(code))
+
+    async def _record(self) -> None:
+        """Store results in batches until there are none, and release the concurrency slots of their jobs."""
+        while self._results:
+            if len(self._results) < self._full_batch:
+                await asyncio.sleep(self._outcomes.linger_seconds)
+            results, self._results = self._results, []
+            for batch in self._outcomes.batches(results):
+                fallbacks = await self._store(batch)
+                self._free_slots += len(batch)
+                self.enqueue(fallbacks)
+        self._recorder_is_running = False
+
+    async def _store(self, results: Sequence[DeliveryResult]) -> Sequence[DeliveryJob]:
+        """Store results and return the fallbacks to send; retried until the database is available.
+
+        A result that is not stored would send its message again.
+        """
+        while True:
+            try:
+                return await self._outcomes.record(results)
+            except DatabaseUnavailable as error:
+                _log.warning("outcomes wait for the database", count=len(results))
+                await asyncio.sleep(error.retry_after_seconds)
+            except Exception as error:  # noqa: BLE001 - the recorder must survive any result; the deliveries stay in the outbox
+                _log.error("outcomes were not stored", count=len(results), trace=safe_traceback(error))
+                return []
+
+
+def _refusal(kind: OutcomeKind, failure_reason: str) -> Outcome:
+    """The outcome of a delivery for which no provider was called."""
+    return Outcome(kind, provider="", failure_reason=failure_reason)

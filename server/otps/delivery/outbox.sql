@@ -1,0 +1,44 @@
+-- find_due_organizations
+-- Reads the whole outbox without locks. It is small: it holds only deliveries without a final outcome.
+SELECT organization_id
+FROM outbox
+WHERE next_attempt_time <= %(now)s
+GROUP BY organization_id
+ORDER BY min(next_attempt_time)
+LIMIT %(limit)s;
+
+-- lock_due_deliveries
+-- Skips deliveries that another replica is claiming.
+SELECT outbox.fallbacks_sealed, outbox.attempts,
+    {delivery:delivery}, {otp:otp}
+FROM outbox
+JOIN deliveries AS delivery ON delivery.organization_id = outbox.organization_id
+    AND delivery.delivery_id = outbox.delivery_id
+JOIN otps AS otp ON otp.organization_id = outbox.organization_id AND otp.otp_id = outbox.otp_id
+WHERE outbox.organization_id = %(organization_id)s
+    AND delivery.organization_id = %(organization_id)s
+    AND otp.organization_id = %(organization_id)s
+    AND outbox.next_attempt_time <= %(now)s
+ORDER BY outbox.next_attempt_time
+LIMIT %(limit)s
+FOR UPDATE OF outbox SKIP LOCKED;
+
+-- set_lease
+UPDATE outbox
+SET next_attempt_time = %(lease_expire_time)s
+WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(delivery_ids)s);
+
+-- renew_leases
+-- Only while this replica holds the lease: a replica that took over has changed next_attempt_time.
+UPDATE outbox
+SET next_attempt_time = %(new_lease_expire_time)s
+FROM unnest(
+    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(otp_ids)s::uuid[], %(lease_expire_times)s::timestamptz[]
+) AS leased (organization_id, delivery_id, otp_id, lease_expire_time)
+JOIN otps USING (organization_id, otp_id)
+WHERE outbox.organization_id = leased.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND outbox.delivery_id = leased.delivery_id
+    AND outbox.next_attempt_time = leased.lease_expire_time
+    AND otps.organization_id = ANY(%(organization_ids)s) -- shard
+RETURNING outbox.organization_id, outbox.delivery_id, otps.status;

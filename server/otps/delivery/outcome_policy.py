@@ -1,0 +1,118 @@
+"""Decides what follows from the outcome of a provider call: a final status, a retry, or a refund and a fallback."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from server.credits.ledger import LedgerEntry, LedgerEntryKind
+from server.errors import RetryLater
+from server.otps.admission import Admitted, Refused, Send, SendLimits, State, admit
+from server.otps.delivery.outbox import DeliveryJob, DeliveryKey
+from server.otps.otp import DeliveryStatus
+from server.providers.provider import Outcome, OutcomeKind
+
+_STATUSES = {
+    OutcomeKind.ACCEPTED: DeliveryStatus.SENT,
+    OutcomeKind.REJECTED_DESTINATION: DeliveryStatus.FAILED,
+    OutcomeKind.REJECTED_CONFIGURATION: DeliveryStatus.FAILED,
+    OutcomeKind.NOT_SENT: DeliveryStatus.FAILED,
+    OutcomeKind.UNKNOWN: DeliveryStatus.UNKNOWN,
+}
+_MAY_HAVE_SENT = (OutcomeKind.ACCEPTED, OutcomeKind.UNKNOWN)
+_FIRST_RETRY = timedelta(seconds=1)
+_LONGEST_RETRY = timedelta(seconds=30)
+_RETRIES_WITH_FALLBACK = timedelta(seconds=20)
+"""How long a delivery with a fallback is retried: the person is waiting, and the fallback may work."""
+
+
+class DeliveryResult(NamedTuple):
+    """The outcome of one delivery job."""
+
+    job: DeliveryJob
+    outcome: Outcome
+
+    @property
+    def status(self) -> DeliveryStatus:
+        """The delivery's final status, if it is not retried."""
+        return _STATUSES[self.outcome.kind]
+
+    def next_attempt_time(self, now: datetime) -> datetime | None:
+        """When to retry; None when a retry could not work, or might send the message twice."""
+        if self.outcome.kind is not OutcomeKind.NOT_SENT:
+            return None
+        job = self.job
+        wait = min(_FIRST_RETRY * 2 ** min(job.attempts, 10), _LONGEST_RETRY)
+        if self.outcome.retry_after_seconds is not None:
+            wait = max(wait, timedelta(seconds=self.outcome.retry_after_seconds))
+        end = job.otp.expire_time
+        if job.fallbacks_sealed is not None:
+            end = min(end, job.delivery.create_time + _RETRIES_WITH_FALLBACK)
+        return now + wait if now + wait < end else None
+
+
+def one_result_per_delivery(results: Iterable[DeliveryResult]) -> list[DeliveryResult]:
+    """Choose one result for each delivery: one that may have sent the message, else that of the latest lease."""
+    chosen: dict[DeliveryKey, DeliveryResult] = {}
+    for result in sorted(results, key=_precedence):
+        chosen[result.job.key] = result
+    return list(chosen.values())
+
+
+def _precedence(result: DeliveryResult) -> tuple[bool, datetime]:
+    return result.outcome.kind in _MAY_HAVE_SENT, result.job.lease_expire_time
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDelivery:
+    """A delivery that definitely failed, and its fallbacks, in order."""
+
+    result: DeliveryResult
+    fallbacks: Sequence[Send]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The refunds and fallbacks of failed deliveries."""
+
+    refunds: list[LedgerEntry] = field(default_factory=list)
+    fallbacks: list[Admitted] = field(default_factory=list)
+    """Admitted sends, at most one for each failed delivery."""
+
+
+def resolve_failed(failed: Sequence[FailedDelivery], state: State, *, now: datetime, limits: SendLimits) -> Resolution:
+    """Refund each failed delivery, and admit the first of its fallbacks that can be admitted.
+
+    Decides as if the failures had come one after another. A fallback is admitted like any send, but without the
+    cooldown and the organization's rate limit: the caller made one request. A fallback beyond another limit is skipped.
+    No fallback is sent when the account cannot pay for it or the OTP is no longer pending.
+    """
+    limits = replace(limits, cooldown=timedelta(), sends_per_organization_per_minute=0)
+    resolution = Resolution()
+    for failure in failed:
+        resolution.refunds.append(_refund(failure.result, state, now))
+        for send in failure.fallbacks:
+            (decision,) = admit([send], state, now=now, limits=limits)
+            if isinstance(decision, Admitted):
+                resolution.fallbacks.append(decision)
+            if not isinstance(decision, Refused) or not isinstance(decision.error, RetryLater):
+                break
+    return resolution
+
+
+def _refund(result: DeliveryResult, state: State, now: datetime) -> LedgerEntry:
+    """Refund a delivery's credits to its account; the ledger entry refers to the delivery."""
+    delivery = result.job.delivery
+    account = state.accounts[delivery.organization_id]
+    account.refund(delivery.credits)
+    return LedgerEntry(
+        organization_id=delivery.organization_id,
+        sequence=account.last_sequence,
+        kind=LedgerEntryKind.REFUND,
+        credits=delivery.credits,
+        balance_after=account.available_credits,
+        reference_id=delivery.delivery_id,
+        reason="",
+        created_by="",
+        create_time=now,
+    )

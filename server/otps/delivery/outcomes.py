@@ -1,0 +1,229 @@
+"""Stores the outcomes of deliveries, refunds those that definitely failed, and admits their fallbacks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from server.clock import Clock, utc_now
+from server.credits.accounts import lock_accounts, write_balances
+from server.credits.ledger import insert_entries
+from server.errors import ChannelNotConfigured, DestinationBlocked
+from server.ids import new_id
+from server.otps.admission import DAY, Send, SendLimits, State
+from server.otps.delivery import outbox
+from server.otps.delivery.outbox import DeliveryJob, DeliveryKey, job_for
+from server.otps.delivery.outcome_policy import (
+    DeliveryResult,
+    FailedDelivery,
+    one_result_per_delivery,
+    resolve_failed,
+)
+from server.otps.otp import DeliveryStatus
+from server.otps.recipients import RawDestination, RecipientResolver
+from server.otps.send import read_state, record
+from server.otps.sms_pumping import subtract_failed
+from server.postgres.batcher import Batcher, Batching
+from server.postgres.columns import Array, texts, times, uuids
+from server.postgres.pipeline import Executor, Pipeline, Rows
+from server.postgres.pool import Pool, pipelined_transaction, retry_transient
+from server.postgres.queries import load_queries
+
+SQL = load_queries(__file__)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fallbacks:
+    """The dependencies of sending fallbacks."""
+
+    recipients: RecipientResolver
+    limits: SendLimits
+
+
+class Outcomes:
+    """Stores outcomes in batches. The first final outcome of a delivery is stored; a later one changes nothing."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        batching: Batching,
+        lease: timedelta,
+        fallbacks: Fallbacks | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        """`lease` is that of renewed jobs and of fallbacks. Without `fallbacks`, none is sent after a failure."""
+        self._pool = pool
+        self._lease = lease
+        self._recipients = fallbacks.recipients if fallbacks else None
+        self._limits = fallbacks.limits if fallbacks else SendLimits()
+        self.linger_seconds = batching.linger_seconds
+        self._clock = clock
+        self._batching = batching
+        self._renewer: Batcher[DeliveryJob, DeliveryJob | None] = Batcher(self._renew, batching)
+
+    def batches(self, results: Sequence[DeliveryResult]) -> list[Sequence[DeliveryResult]]:
+        """Split results into batches, each for one transaction."""
+        groups: dict[str, list[DeliveryResult]] = {}
+        for result in results:
+            groups.setdefault(result.job.key[0] if self._batching.by_organization else "", []).append(result)
+        size = self._batching.size
+        return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+    async def record(self, results: Sequence[DeliveryResult]) -> list[DeliveryJob]:
+        """Commit the outcomes: SENT, FAILED and refunded, UNKNOWN, or postponed to the next attempt.
+
+        Returns the jobs of the fallbacks to send, which are charged and recorded. A failure or postponement of a
+        delivery that another replica took over is ignored. Raises DatabaseUnavailable.
+        """
+        return await retry_transient(lambda: self._transact(one_result_per_delivery(results)))
+
+    async def renew(self, job: DeliveryJob) -> DeliveryJob | None:
+        """Renew a job's lease and read its OTP's status; None when another replica took the delivery over."""
+        return await self._renewer.submit(job.delivery.organization_id, job)
+
+    async def _renew(self, jobs: Sequence[DeliveryJob]) -> Sequence[DeliveryJob | None]:
+        async def once() -> dict[DeliveryKey, DeliveryJob]:
+            async with pipelined_transaction(self._pool) as pipeline:
+                return await outbox.renew(pipeline, jobs, lease=self._lease, now=self._clock())
+
+        renewed = await retry_transient(once)
+        return [renewed.get(job.key) for job in jobs]
+
+    async def _transact(self, results: Sequence[DeliveryResult]) -> list[DeliveryJob]:
+        now = self._clock()
+        postponed: list[tuple[DeliveryResult, datetime]] = []
+        failed: list[FailedDelivery] = []
+        final: list[DeliveryResult] = []
+        for result in results:
+            if time := result.next_attempt_time(now):
+                postponed.append((result, time))
+            elif result.status is DeliveryStatus.FAILED:
+                failed.append(FailedDelivery(result, list(self._fallback_sends(result.job))))
+            else:
+                final.append(result)
+        fallbacks: list[DeliveryJob] = []
+        async with pipelined_transaction(self._pool) as pipeline:
+            # Failures first, as they lock accounts: every transaction locks accounts, then outbox, then deliveries.
+            if failed:
+                fallbacks = await self._fail(pipeline, failed)
+            if final:
+                keys = _keys([result.job for result in final])
+                await pipeline.execute(SQL.remove_from_outbox, keys)
+                await _record_final(pipeline, final, keys, now=now)
+            if postponed:
+                await _postpone(pipeline, postponed)
+        return fallbacks
+
+    def _fallback_sends(self, job: DeliveryJob) -> Iterator[Send]:
+        """The fallbacks of a delivery as sends, in order, each with the fallbacks that come after it.
+
+        Skips a fallback whose channel is no longer configured or whose destination is no longer allowed.
+        """
+        if self._recipients is None:
+            return
+        organization_id = job.delivery.organization_id
+        fallbacks = self._recipients.open_fallbacks(organization_id, job.fallbacks_sealed)
+        for position, (channel, destination) in enumerate(fallbacks, start=1):
+            try:
+                recipient = self._recipients.resolve(organization_id, RawDestination(channel, destination, "fallbacks"))
+            except (ChannelNotConfigured, DestinationBlocked) as error:
+                _log.warning("a fallback was skipped", channel=channel.value, reason=error.reason)
+                continue
+            delivery_id = new_id()
+            yield Send(
+                # No call requested this send, but every delivery needs a unique request_id.
+                request_id=delivery_id,
+                request_fingerprint=b"",
+                delivery_id=delivery_id,
+                otp=job.otp,
+                recipient=recipient,
+                resend=True,
+                fallbacks_sealed=self._recipients.reseal_fallbacks(organization_id, fallbacks[position:]),
+            )
+
+    async def _fail(self, pipeline: Pipeline, failed: Sequence[FailedDelivery]) -> list[DeliveryJob]:
+        """Store and refund the failures whose lease this replica still holds, and admit their fallbacks."""
+        accounts = await lock_accounts(pipeline, {failure.result.job.key[0] for failure in failed})
+        failed = await _record_leased(pipeline, failed, now=self._clock())
+        await subtract_failed(pipeline, [failure.result.job.delivery for failure in failed])
+        sends = [send for failure in failed for send in failure.fallbacks]
+        state = await read_state(pipeline, sends, since=self._clock() - DAY) if sends else State({})
+        state.accounts = accounts
+        # After the locks, as waiting for them takes time: the OTP may have expired.
+        now = self._clock()
+        resolution = resolve_failed(failed, state, now=now, limits=self._limits)
+        if resolution.refunds:
+            await insert_entries(pipeline, resolution.refunds, now=now)
+            await write_balances(pipeline, list(accounts.values()))
+        if resolution.fallbacks:
+            await record(
+                pipeline,
+                resolution.fallbacks,
+                state,
+                now=now,
+                lease_expire_time=now + self._lease,
+            )
+        return [job_for(admitted, lease=self._lease) for admitted in resolution.fallbacks]
+
+
+async def _record_leased(
+    connection: Executor, failed: Sequence[FailedDelivery], *, now: datetime
+) -> list[FailedDelivery]:
+    """Store the failures of deliveries whose lease this replica still holds; returns those that were stored."""
+    jobs = [failure.result.job for failure in failed]
+    lease_keys = {**_keys(jobs), "lease_expire_times": _lease_expire_times(jobs)}
+    leased = await _fetch_keys(await connection.execute(SQL.remove_leased, lease_keys))
+    results = [failure.result for failure in failed if failure.result.job.key in leased]
+    if not results:
+        return []
+    keys = _keys([result.job for result in results])
+    recorded = await _fetch_keys(await _record_final(connection, results, keys, now=now))
+    return [failure for failure in failed if failure.result.job.key in recorded]
+
+
+async def _record_final(
+    connection: Executor, results: Sequence[DeliveryResult], keys: Mapping[str, Array], *, now: datetime
+) -> Rows:
+    """Store final outcomes of deliveries that are QUEUED; the rows are the keys of those."""
+    return await connection.execute(
+        SQL.record_outcomes,
+        {
+            **keys,
+            "statuses": texts(result.status.value for result in results),
+            "providers": texts(result.outcome.provider for result in results),
+            "provider_message_ids": texts(result.outcome.provider_message_id for result in results),
+            "failure_reasons": texts(result.outcome.failure_reason for result in results),
+            "now": now,
+        },
+    )
+
+
+async def _postpone(connection: Executor, postponed: Sequence[tuple[DeliveryResult, datetime]]) -> None:
+    jobs = [result.job for result, _ in postponed]
+    await connection.execute(
+        SQL.postpone_attempts,
+        {
+            **_keys(jobs),
+            "lease_expire_times": _lease_expire_times(jobs),
+            "next_attempt_times": times(time for _, time in postponed),
+        },
+    )
+
+
+def _keys(jobs: Sequence[DeliveryJob]) -> dict[str, Array]:
+    return {
+        "organization_ids": texts(job.delivery.organization_id for job in jobs),
+        "delivery_ids": uuids(job.delivery.delivery_id for job in jobs),
+    }
+
+
+def _lease_expire_times(jobs: Sequence[DeliveryJob]) -> Array:
+    return times(job.lease_expire_time for job in jobs)
+
+
+async def _fetch_keys(rows: Rows) -> set[DeliveryKey]:
+    return {(row[0], row[1]) for row in await rows.fetchall()}

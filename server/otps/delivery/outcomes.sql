@@ -1,0 +1,48 @@
+-- remove_from_outbox
+DELETE FROM outbox
+USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS final (organization_id, delivery_id)
+WHERE outbox.organization_id = final.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND outbox.delivery_id = final.delivery_id;
+
+-- remove_leased
+-- Only while this replica holds the lease: a replica that took over has changed next_attempt_time, and may be sending.
+DELETE FROM outbox
+USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(lease_expire_times)s::timestamptz[])
+    AS leased (organization_id, delivery_id, lease_expire_time)
+WHERE outbox.organization_id = leased.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND outbox.delivery_id = leased.delivery_id
+    AND outbox.next_attempt_time = leased.lease_expire_time
+RETURNING outbox.organization_id, outbox.delivery_id;
+
+-- record_outcomes
+UPDATE deliveries
+SET status = final.status,
+    provider = final.provider,
+    provider_message_id = final.provider_message_id,
+    failure_reason = final.failure_reason,
+    refunded = final.status = 'FAILED',
+    update_time = %(now)s
+FROM unnest(
+    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(statuses)s::text[], %(providers)s::text[],
+    %(provider_message_ids)s::text[], %(failure_reasons)s::text[]
+) AS final (organization_id, delivery_id, status, provider, provider_message_id, failure_reason)
+WHERE deliveries.organization_id = final.organization_id
+    AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
+    AND deliveries.delivery_id = final.delivery_id
+    AND deliveries.status = 'QUEUED'
+RETURNING deliveries.organization_id, deliveries.delivery_id;
+
+-- postpone_attempts
+UPDATE outbox
+SET attempts = outbox.attempts + 1,
+    next_attempt_time = postponed.next_attempt_time
+FROM unnest(
+    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(lease_expire_times)s::timestamptz[],
+    %(next_attempt_times)s::timestamptz[]
+) AS postponed (organization_id, delivery_id, lease_expire_time, next_attempt_time)
+WHERE outbox.organization_id = postponed.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND outbox.delivery_id = postponed.delivery_id
+    AND outbox.next_attempt_time = postponed.lease_expire_time;

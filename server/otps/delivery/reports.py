@@ -1,0 +1,99 @@
+"""Delivery reports: a provider's later report on a message that it accepted or may have accepted."""
+
+from datetime import datetime
+from uuid import UUID
+
+from server.credits.accounts import lock_accounts
+from server.credits.ledger import LedgerEntryKind, append_entry
+from server.errors import DeliveryNotFound
+from server.otps.otp import DELIVERY_COLUMNS, Delivery, DeliveryStatus, delivery_from_row
+from server.postgres.pool import Connection, Pool, retry_transient, transaction
+from server.postgres.queries import load_queries
+
+SQL = load_queries(__file__, delivery=DELIVERY_COLUMNS)
+
+_REPLACES = {
+    DeliveryStatus.SENT: {DeliveryStatus.QUEUED, DeliveryStatus.UNKNOWN},
+    DeliveryStatus.DELIVERED: {DeliveryStatus.QUEUED, DeliveryStatus.UNKNOWN, DeliveryStatus.SENT},
+    DeliveryStatus.FAILED: {DeliveryStatus.QUEUED, DeliveryStatus.UNKNOWN, DeliveryStatus.SENT},
+}
+"""The statuses that a reported status replaces. Any other report is late, repeated or out of order: it is ignored."""
+
+
+async def report_delivery(
+    pool: Pool,
+    organization_id: str,
+    delivery_id: UUID,
+    *,
+    status: DeliveryStatus,
+    failure_reason: str,
+    refund_accepted: bool,
+    now: datetime,
+) -> Delivery:
+    """Apply a report; returns the delivery after it.
+
+    A failure refunds the credits once: of an UNKNOWN delivery always, of one that the provider had accepted only with
+    refund_accepted. A QUEUED delivery counts as accepted: the report arrived before the answer to the provider call.
+    Raises DeliveryNotFound, also for a delivery of another organization, and DatabaseUnavailable.
+    """
+
+    async def once() -> Delivery:
+        async with transaction(pool) as connection:
+            return await _apply(
+                connection,
+                organization_id,
+                delivery_id,
+                status=status,
+                failure_reason=failure_reason,
+                refund_accepted=refund_accepted,
+                now=now,
+            )
+
+    return await retry_transient(once)
+
+
+async def _apply(
+    connection: Connection,
+    organization_id: str,
+    delivery_id: UUID,
+    *,
+    status: DeliveryStatus,
+    failure_reason: str,
+    refund_accepted: bool,
+    now: datetime,
+) -> Delivery:
+    key = {"organization_id": organization_id, "delivery_id": delivery_id}
+    failed = status is DeliveryStatus.FAILED
+    # Every transaction locks accounts, then outbox, then deliveries. Only a failure may need the account.
+    accounts = await lock_accounts(connection, [organization_id]) if failed else {}
+    await connection.execute(SQL.lock_outbox, key)
+    row = await (await connection.execute(SQL.lock_delivery, key)).fetchone()
+    if row is None:
+        raise DeliveryNotFound
+    delivery = delivery_from_row(row)
+    if delivery.status not in _REPLACES[status]:
+        return delivery
+    delivery.refunded = failed and (delivery.status is DeliveryStatus.UNKNOWN or refund_accepted)
+    delivery.status = status
+    delivery.failure_reason = failure_reason if failed else ""
+    await connection.execute(
+        SQL.write_report,
+        {
+            **key,
+            "status": delivery.status.value,
+            "refunded": delivery.refunded,
+            "failure_reason": delivery.failure_reason,
+            "now": now,
+        },
+    )
+    await connection.execute(SQL.remove_from_outbox, key)
+    if delivery.refunded:
+        await append_entry(
+            connection,
+            accounts[organization_id],
+            kind=LedgerEntryKind.REFUND,
+            credits=delivery.credits,
+            reference_id=delivery_id,
+            now=now,
+        )
+    return delivery

@@ -1,0 +1,20 @@
+-- lock_outbox
+SELECT 1
+FROM outbox
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
+FOR UPDATE;
+
+-- lock_delivery
+SELECT {delivery}
+FROM deliveries
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
+FOR NO KEY UPDATE;
+
+-- write_report
+UPDATE deliveries
+SET status = %(status)s, refunded = %(refunded)s, failure_reason = %(failure_reason)s, update_time = %(now)s
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;
+
+-- remove_from_outbox
+DELETE FROM outbox
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;

@@ -1,0 +1,456 @@
+"""Sends OTPs: prepares a send from a request, admits it under the account's lock, and writes what was admitted."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from operator import attrgetter
+from typing import NamedTuple
+from uuid import UUID
+
+from server.clock import Clock, utc_now
+from server.credits.accounts import (
+    expect_unchanged,
+    fetch_accounts,
+    insert_low_balance_notices,
+    queue_lock_accounts,
+    queue_read_accounts,
+    write_balances,
+)
+from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
+from server.errors import DomainError, OtpNotFound
+from server.ids import new_id
+from server.otps.account_cache import AccountCache
+from server.otps.admission import DAY, Admitted, Decision, RecentSend, Refused, Replayed, Send, SendLimits, State, admit
+from server.otps.crypto import Crypto
+from server.otps.otp import (
+    DELIVERY_COLUMNS,
+    Delivery,
+    Otp,
+    OtpRecord,
+    OtpStatus,
+    Recipient,
+    delivery_from_row,
+    read_otp,
+)
+from server.otps.recipients import RawDestination, RecipientResolver
+from server.otps.sms_pumping import add_unverified, fetch_unverified, queue_read_unverified
+from server.postgres.columns import (
+    BIGINT,
+    BOOLEAN,
+    BYTEA,
+    JSONB,
+    SMALLINT,
+    TEXT,
+    TIMESTAMPTZ,
+    UUIDS,
+    RowSource,
+    byteas,
+    texts,
+    uuids,
+)
+from server.postgres.pipeline import EXPECTATION_ERRORS, Executor, Pipeline, Rows
+from server.postgres.pool import Pool, acquire, pipelined_transaction, retry_transient, transaction
+from server.postgres.queries import load_queries
+from server.providers.provider import Channel, Message
+from server.providers.sms_segments import segments
+from server.providers.templates import Templates, load_templates
+
+_NEW_OTPS: RowSource[Otp] = RowSource(
+    organization_id=TEXT,
+    otp_id=UUIDS,
+    purpose=TEXT,
+    locale=TEXT,
+    destination_digest=BYTEA,
+    code_key_id=TEXT,
+    code_length=SMALLINT,
+    context_digest=BYTEA,
+    web_otp_domain=TEXT,
+    metadata=(JSONB, lambda otp: json.dumps(otp.metadata)),
+    max_attempts=SMALLINT,
+    create_time=TIMESTAMPTZ,
+    expire_time=TIMESTAMPTZ,
+    to_phone=(BOOLEAN, lambda otp: "true" if otp.to_phone else "false"),
+)
+_NEW_DELIVERIES: RowSource[Delivery] = RowSource(
+    organization_id=TEXT,
+    delivery_id=UUIDS,
+    otp_id=UUIDS,
+    request_id=UUIDS,
+    request_fingerprint=BYTEA,
+    purpose=TEXT,
+    channel=(TEXT, attrgetter("channel.value")),
+    destination_digest=BYTEA,
+    destination_sealed=BYTEA,
+    masked_destination=TEXT,
+    credits=BIGINT,
+    ledger_sequence=BIGINT,
+    balance_after=BIGINT,
+    areas=TEXT,
+)
+_NEW_OUTBOX: RowSource[Admitted] = RowSource(
+    organization_id=(TEXT, attrgetter("delivery.organization_id")),
+    delivery_id=(UUIDS, attrgetter("delivery.delivery_id")),
+    otp_id=(UUIDS, attrgetter("delivery.otp_id")),
+    fallbacks_sealed=(BYTEA, attrgetter("send.fallbacks_sealed")),
+)
+SQL = load_queries(
+    __file__, delivery=DELIVERY_COLUMNS, new_otp=_NEW_OTPS, new_delivery=_NEW_DELIVERIES, new_outbox=_NEW_OUTBOX
+)
+
+
+class SendRequest(NamedTuple):
+    """A request to send a new OTP."""
+
+    organization_id: str
+    request_id: UUID
+    request: bytes
+    """The serialized request: a repeat of the request_id with other bytes is refused."""
+    destination: RawDestination
+    fallbacks: Sequence[RawDestination]
+    purpose: str
+    locale: str
+    code_length: int
+    ttl: timedelta
+    max_attempts: int
+    context: str
+    web_otp_domain: str
+    metadata: dict[str, str]
+    deadline: datetime | None = None
+
+
+class ResendRequest(NamedTuple):
+    """A request to send an existing OTP once more."""
+
+    organization_id: str
+    request_id: UUID
+    request: bytes
+    otp_id: UUID
+    destination: RawDestination | None
+    """None: the destination of the last delivery."""
+    deadline: datetime | None = None
+
+
+class Accepted(NamedTuple):
+    """A send that was accepted, now or by an earlier call with the same request_id."""
+
+    record: OtpRecord
+    delivery: Delivery
+    low_balance: bool
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a send would do if it came now."""
+
+    channel: Channel
+    credits: int = 0
+    """The price: 0 when the send is refused before its price is known, or its request_id was accepted before."""
+    masked_destination: str = ""
+    """Empty for a destination that is not valid."""
+    segments: int = 0
+    """SMS segments of the message; 0 for other channels."""
+    refusal: DomainError | None = None
+
+
+class Sender:
+    """Accepts sends: an accepted send is charged, recorded and dispatched; a refused send changes nothing.
+
+    Idempotent: a request_id is accepted once, however often it is repeated and on any replica.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        crypto: Crypto,
+        recipients: RecipientResolver,
+        *,
+        limits: SendLimits,
+        lease: timedelta,
+        dispatch: Callable[[Sequence[Admitted]], None],
+        templates: Templates | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        """`dispatch` gets the accepted sends right after the commit, and must send them before `lease` has passed.
+
+        `templates` are the message texts, for the segment count of a preview; None: the built-in texts.
+        """
+        self._pool = pool
+        self._crypto = crypto
+        self._recipients = recipients
+        self._limits = limits
+        self._lease = lease
+        self._dispatch = dispatch
+        self._templates = templates or load_templates(None)
+        self._clock = clock
+        self._accounts = AccountCache()
+
+    def prepare(self, request: SendRequest) -> Send:
+        """Build the send of a new OTP. Raises ChannelNotConfigured, InvalidDestination or DestinationBlocked."""
+        recipient = self._recipients.resolve(request.organization_id, request.destination)
+        now = self._clock()
+        otp = Otp(
+            organization_id=request.organization_id,
+            otp_id=new_id(),
+            purpose=request.purpose,
+            locale=request.locale,
+            destination_digest=recipient.destination_digest,
+            code_key_id=self._crypto.current_key_id,
+            code_length=request.code_length,
+            context_digest=self._crypto.context_digest(request.context),
+            web_otp_domain=request.web_otp_domain,
+            metadata=request.metadata,
+            status=OtpStatus.PENDING,
+            attempts=0,
+            max_attempts=request.max_attempts,
+            create_time=now,
+            expire_time=now + request.ttl,
+            to_phone=bool(recipient.areas) or any(raw.channel is not Channel.EMAIL for raw in request.fallbacks),
+        )
+        return Send(
+            request_id=request.request_id,
+            request_fingerprint=self._crypto.fingerprint(request.request),
+            delivery_id=new_id(),
+            otp=otp,
+            recipient=recipient,
+            fallbacks_sealed=self._recipients.seal_fallbacks(request.organization_id, request.fallbacks),
+            deadline=request.deadline,
+        )
+
+    async def prepare_resend(self, request: ResendRequest) -> Send:
+        """Build a further send of an OTP: the same code, and its wrong attempts stay counted.
+
+        Raises OtpNotFound, and what `prepare` raises.
+        """
+        async with acquire(self._pool) as connection:
+            otp_record = await read_otp(connection, request.organization_id, request.otp_id)
+        if request.destination is None:
+            recipient = self._last_recipient(otp_record)
+        else:
+            recipient = self._recipients.resolve(request.organization_id, request.destination)
+        return Send(
+            request_id=request.request_id,
+            request_fingerprint=self._crypto.fingerprint(request.request),
+            delivery_id=new_id(),
+            otp=otp_record.otp,
+            recipient=recipient,
+            earlier_deliveries=otp_record.deliveries,
+            resend=True,
+            deadline=request.deadline,
+        )
+
+    async def accept(self, sends: Sequence[Send]) -> list[Accepted | Replayed | DomainError]:
+        """Accept or refuse each send, in order: Accepted, Replayed for a repeated request_id, or the error.
+
+        Raises DatabaseUnavailable; the caller may repeat the sends.
+        """
+        # Safe to run again after a lost connection, as every request_id is accepted once.
+        decisions = await retry_transient(lambda: self._transact(sends))
+        decisions = list(map(_resolve_lost_commit, sends, decisions))
+        # One turn of the event loop after the callers get their answers, so that dispatching delays no answer.
+        loop = asyncio.get_running_loop()
+        admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
+        loop.call_soon(loop.call_soon, self._dispatch, admitted)
+        return list(map(_result, decisions))
+
+    async def replay(self, replayed: Replayed) -> Accepted:
+        """The answer to a repeated request_id: the first delivery, and the OTP's current record."""
+        delivery = replayed.delivery
+        async with acquire(self._pool) as connection:
+            otp_record = await read_otp(connection, delivery.organization_id, delivery.otp_id)
+        return Accepted(otp_record, delivery, replayed.low_balance, replayed=True)
+
+    async def preview(self, request: SendRequest) -> Preview:
+        """What the request would do now. Writes and reserves nothing."""
+        preview = Preview(request.destination.channel)
+        try:
+            recipient = self._recipients.resolve(request.organization_id, request.destination)
+            preview = replace(preview, credits=recipient.credits, masked_destination=recipient.masked_destination)
+            send = self.prepare(request)
+            preview = replace(preview, segments=self._segments(send))
+        except DomainError as error:
+            return replace(preview, refusal=error)
+        decision = await self._decide_read_only(send)
+        if isinstance(decision, Refused):
+            return replace(preview, refusal=decision.error)
+        return replace(preview, credits=0) if isinstance(decision, Replayed) else preview
+
+    async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
+        if len(sends) == 1 and (cached := self._accounts.checkout(sends[0])):
+            accepted = await self._accept_cached(sends[0], cached)
+            if accepted is not None:
+                return [accepted]
+        async with pipelined_transaction(self._pool) as pipeline:
+            state = await read_state(pipeline, sends, since=self._clock() - DAY)
+            # After the locks, as waiting for them takes time: a deadline may have passed.
+            now = self._clock()
+            decisions = admit(sends, state, now=now, limits=self._limits)
+            admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
+            if admitted:
+                await record(pipeline, admitted, state, now=now, lease_expire_time=now + self._lease)
+        if len(sends) == 1:
+            self._accounts.update(state, entries=len(admitted))
+        return decisions
+
+    async def _accept_cached(self, send: Send, state: State) -> Admitted | None:
+        """Accept a lone send on the cached account, in one round trip; None when it must take the normal path.
+
+        Nothing is written then. The cached account may be stale, so it never refuses a send. The send takes the
+        normal path when the account has changed, the destination had recent sends, the request_id was accepted
+        before, or `admit` refuses it.
+        """
+        otp, recipient = send.otp, send.recipient
+        try:
+            async with pipelined_transaction(self._pool) as pipeline:
+                now = self._clock()
+                await expect_unchanged(pipeline, state.accounts[otp.organization_id])
+                pipeline.flush()
+                await pipeline.execute(
+                    SQL.expect_no_sends,
+                    {
+                        "organization_id": otp.organization_id,
+                        "digest": recipient.destination_digest,
+                        "since": now - DAY,
+                    },
+                )
+                [decision] = admit([send], state, now=now, limits=self._limits)
+                if not isinstance(decision, Admitted):
+                    return None
+                await record(pipeline, [decision], state, now=now, lease_expire_time=now + self._lease)
+        except EXPECTATION_ERRORS:
+            return None
+        self._accounts.confirm(state)
+        return decision
+
+    async def _decide_read_only(self, send: Send) -> Decision:
+        async with transaction(self._pool) as connection:
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            state = await read_state(connection, [send], since=self._clock() - DAY, accounts=queue_read_accounts)
+            return admit([send], state, now=self._clock(), limits=self._limits)[0]
+
+    def _last_recipient(self, otp_record: OtpRecord) -> Recipient:
+        last = otp_record.deliveries[-1]
+        if last.destination_sealed is None:
+            # Retention erased the destination: the code expired long before.
+            raise OtpNotFound
+        destination = self._crypto.unseal(last.destination_sealed, organization_id=last.organization_id)
+        return self._recipients.resolve(last.organization_id, RawDestination(last.channel, destination, "destination"))
+
+    def _segments(self, send: Send) -> int:
+        """SMS segments of the message, the same for every code of this length; 0 for other channels."""
+        if send.recipient.channel is not Channel.SMS:
+            return 0
+        otp = send.otp
+        message = Message(
+            delivery_id=send.delivery_id,
+            channel=send.recipient.channel,
+            destination=send.recipient.destination,
+            code="0" * otp.code_length,
+            purpose=otp.purpose,
+            locale=otp.locale,
+            expire_time=otp.expire_time,
+            web_otp_domain=otp.web_otp_domain,
+            reference="",
+        )
+        return segments(self._templates.render(message, now=otp.create_time).text).count
+
+
+async def read_state(
+    connection: Executor,
+    sends: Sequence[Send],
+    *,
+    since: datetime,
+    accounts: Callable[[Executor, Iterable[str]], Awaitable[Rows]] = queue_lock_accounts,
+) -> State:
+    """Read what decisions on these sends depend on, in one round trip (two with a resend).
+
+    `accounts` reads the accounts, before everything else; by default it locks them.
+    """
+    requests = {(send.otp.organization_id, send.request_id) for send in sends}
+    destinations = {(send.otp.organization_id, send.recipient.destination_digest) for send in sends}
+    resent = {(send.otp.organization_id, send.otp.otp_id) for send in sends if send.resend}
+    account_rows = await accounts(connection, (send.otp.organization_id for send in sends))
+    earlier = await connection.execute(
+        SQL.find_requests,
+        {"organization_ids": texts(key[0] for key in requests), "request_ids": uuids(key[1] for key in requests)},
+    )
+    recent = await connection.execute(
+        SQL.find_recent_sends,
+        {
+            "organization_ids": texts(key[0] for key in destinations),
+            "digests": byteas(key[1] for key in destinations),
+            "since": since,
+        },
+    )
+    unverified = await queue_read_unverified(connection, sends)
+    state = State(await fetch_accounts(account_rows))
+    state.unverified = await fetch_unverified(unverified)
+    for delivery in map(delivery_from_row, await earlier.fetchall()):
+        state.deliveries[delivery.organization_id, delivery.request_id] = delivery
+    for organization_id, digest, create_time, purpose in await recent.fetchall():
+        state.recent_sends.setdefault((organization_id, digest), []).append(RecentSend(create_time, purpose))
+    if resent:
+        statuses = await connection.execute(
+            SQL.find_otp_statuses,
+            {"organization_ids": texts(key[0] for key in resent), "otp_ids": uuids(key[1] for key in resent)},
+        )
+        state.otp_statuses = {(row[0], row[1]): OtpStatus(row[2]) for row in await statuses.fetchall()}
+    return state
+
+
+async def record(
+    pipeline: Pipeline,
+    admitted: Sequence[Admitted],
+    state: State,
+    *,
+    now: datetime,
+    lease_expire_time: datetime,
+) -> None:
+    """Write admitted sends: balances, ledger entries, OTPs, deliveries, outbox rows, unverified credits, notices.
+
+    No other replica sends them before lease_expire_time. The statements and the COMMIT share one round trip.
+    """
+    deliveries = [each.delivery for each in admitted]
+    changed = {delivery.organization_id for delivery in deliveries}
+    await write_balances(pipeline, [state.accounts[organization_id] for organization_id in changed])
+    await insert_entries(pipeline, [_entry(delivery) for delivery in deliveries], now=now)
+    pipeline.flush()
+    if otps := [each.send.otp for each in admitted if not each.send.resend]:
+        await _NEW_OTPS.write(pipeline, SQL.insert_otps, otps)
+    await _NEW_DELIVERIES.write(pipeline, SQL.insert_deliveries, deliveries, now=now)
+    await _NEW_OUTBOX.write(pipeline, SQL.insert_outbox, admitted, lease_expire_time=lease_expire_time)
+    await add_unverified(pipeline, admitted, state.unverified)
+    await insert_low_balance_notices(pipeline, state.newly_low, now=now)
+
+
+def _resolve_lost_commit(send: Send, decision: Decision) -> Decision:
+    """Admitted instead of Replayed for a send whose own delivery is stored: the answer to its COMMIT was lost."""
+    if isinstance(decision, Replayed) and decision.delivery.delivery_id == send.delivery_id:
+        return Admitted(send, decision.delivery, decision.low_balance)
+    return decision
+
+
+def _result(decision: Decision) -> Accepted | Replayed | DomainError:
+    if isinstance(decision, Refused):
+        return decision.error
+    if isinstance(decision, Replayed):
+        return decision
+    send, delivery = decision.send, decision.delivery
+    otp_record = OtpRecord(send.otp, [*send.earlier_deliveries, delivery])
+    return Accepted(otp_record, delivery, decision.low_balance, replayed=False)
+
+
+def _entry(delivery: Delivery) -> LedgerEntry:
+    return LedgerEntry(
+        organization_id=delivery.organization_id,
+        sequence=delivery.ledger_sequence,
+        kind=LedgerEntryKind.SEND,
+        credits=-delivery.credits,
+        balance_after=delivery.balance_after,
+        reference_id=delivery.delivery_id,
+        reason="",
+        created_by="",
+        create_time=delivery.create_time,
+    )

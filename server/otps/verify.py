@@ -1,0 +1,123 @@
+"""Verifies codes in batches: what a guess changes is committed before it is answered."""
+
+import hmac
+from collections.abc import Sequence
+from datetime import datetime
+from operator import attrgetter
+
+from server.clock import Clock, utc_now
+from server.errors import DomainError
+from server.otps.admission import DestinationKey
+from server.otps.crypto import Crypto
+from server.otps.guess_policy import Guess, GuessBudget, GuessLimits, GuessState, judge
+from server.otps.otp import OTP_COLUMNS, Otp, OtpStatus, otp_from_row
+from server.otps.sms_pumping import subtract_verified
+from server.postgres.columns import SMALLINT, TEXT, TIMESTAMPTZ, UUIDS, RowSource, byteas, texts, times, uuids
+from server.postgres.pipeline import Executor, Rows
+from server.postgres.pool import Pool, pipelined_transaction, retry_transient
+from server.postgres.queries import load_queries
+
+_GUESSED: RowSource[Otp] = RowSource(
+    organization_id=TEXT,
+    otp_id=UUIDS,
+    status=(TEXT, attrgetter("status.value")),
+    attempts=SMALLINT,
+    verify_time=TIMESTAMPTZ,
+    verify_request_id=UUIDS,
+)
+SQL = load_queries(__file__, otp=OTP_COLUMNS, guessed_otp=_GUESSED)
+
+
+class Verifier:
+    """Verifies guesses. An OTP is verified once, by the right code; a repeat of that request_id gets the OTP again."""
+
+    def __init__(self, pool: Pool, crypto: Crypto, *, limits: GuessLimits, clock: Clock = utc_now) -> None:
+        self._pool = pool
+        self._crypto = crypto
+        self._limits = limits
+        self._clock = clock
+
+    async def verify(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+        """For each guess, in order, the verified OTP or an error.
+
+        The errors are WrongCode, TooManyGuesses, OtpNotFound, DeadlineExceeded, and that of an OTP that is no longer
+        pending. Raises DatabaseUnavailable.
+        """
+        return await retry_transient(lambda: self._transact(guesses))
+
+    def context_digest(self, context: str) -> bytes:
+        """The digest of a context, for Guess.context_digest."""
+        return self._crypto.context_digest(context)
+
+    async def _transact(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+        async with pipelined_transaction(self._pool) as pipeline:
+            state, now = await self._lock(pipeline, guesses)
+            decisions = judge(guesses, state, now=now, limits=self._limits)
+            if changed := list(state.changed_otps.values()):
+                await _GUESSED.write(pipeline, SQL.write_otps, changed)
+                if to_phones := [otp for otp in changed if otp.to_phone and otp.status is OtpStatus.VERIFIED]:
+                    await subtract_verified(pipeline, to_phones)
+            if state.changed_budgets:
+                await _write_budgets(pipeline, state.changed_budgets)
+        return decisions
+
+    async def _lock(self, connection: Executor, guesses: Sequence[Guess]) -> tuple[GuessState, datetime]:
+        """Lock the OTPs and budgets of the guesses and set `right` on each guess; the time is that after locking."""
+        keys = {
+            "organization_ids": texts(guess.organization_id for guess in guesses),
+            "otp_ids": uuids(guess.otp_id for guess in guesses),
+        }
+        otps = await connection.execute(SQL.lock_otps, keys)
+        budgets = await connection.execute(SQL.lock_guess_budgets, keys)
+        state = GuessState(
+            {(row[0], row[1]): otp_from_row(row) for row in await otps.fetchall()}, await _fetch_budgets(budgets)
+        )
+        # After the locks, as waiting for them takes time.
+        now = self._clock()
+        wrong = set()
+        for guess in guesses:
+            otp = state.otps.get((guess.organization_id, guess.otp_id))
+            guess.right = otp is not None and self._is_right(guess, otp)
+            if otp is not None and not guess.right and otp.status_at(now) is OtpStatus.PENDING:
+                wrong.add((guess.organization_id, otp.destination_digest))
+        if missing := sorted(wrong - state.budgets.keys()):
+            await connection.execute(
+                SQL.create_guess_budgets,
+                {
+                    "organization_ids": texts(key[0] for key in missing),
+                    "destination_digests": byteas(key[1] for key in missing),
+                    "now": now,
+                },
+            )
+            state.budgets = await _fetch_budgets(await connection.execute(SQL.lock_guess_budgets, keys))
+        return state, now
+
+    def _is_right(self, guess: Guess, otp: Otp) -> bool:
+        try:
+            code = self._crypto.code_of(otp)
+        except KeyError:
+            # Its key was removed from the key ring: no code is right. The batch's other guesses are not affected.
+            return False
+        same_context = hmac.compare_digest(otp.context_digest, guess.context_digest)
+        return hmac.compare_digest(code.encode(), guess.code.encode()) and same_context
+
+
+async def _fetch_budgets(rows: Rows) -> dict[DestinationKey, GuessBudget]:
+    return {(row[0], row[1]): GuessBudget(*row[2:]) for row in await rows.fetchall()}
+
+
+async def _write_budgets(connection: Executor, budgets: dict[DestinationKey, GuessBudget]) -> None:
+    await connection.execute(
+        SQL.write_guess_budgets,
+        {
+            "organization_ids": texts(key[0] for key in budgets),
+            "destination_digests": byteas(key[1] for key in budgets),
+            # As text, since an array in PostgreSQL cannot hold arrays of different lengths.
+            "wrong_guess_times": texts(_array_text(budget.wrong_guess_times) for budget in budgets.values()),
+            "last_guess_times": times(budget.wrong_guess_times[-1] for budget in budgets.values()),
+        },
+    )
+
+
+def _array_text(values: Sequence[datetime]) -> str:
+    return f"{{{','.join(value.isoformat() for value in values)}}}"

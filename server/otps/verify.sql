@@ -1,0 +1,53 @@
+-- lock_otps
+SELECT {otp}
+FROM otps
+WHERE (organization_id, otp_id) IN (
+        SELECT organization_id, otp_id
+        FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
+    )
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+ORDER BY organization_id, otp_id
+FOR NO KEY UPDATE;
+
+-- lock_guess_budgets
+-- After the OTPs. A destination without wrong guesses has no row, and a right guess needs none: it comes before them.
+SELECT organization_id, destination_digest, wrong_guess_times
+FROM guess_budgets
+WHERE (organization_id, destination_digest) IN (
+        SELECT otps.organization_id, otps.destination_digest
+        FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
+        JOIN otps USING (organization_id, otp_id)
+    )
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+ORDER BY organization_id, destination_digest
+FOR NO KEY UPDATE;
+
+-- write_otps
+UPDATE otps
+SET status = guessed.status,
+    attempts = guessed.attempts,
+    verify_time = guessed.verify_time,
+    verify_request_id = guessed.verify_request_id
+FROM {guessed_otp:rows} AS guessed ({guessed_otp})
+WHERE otps.organization_id = guessed.organization_id
+    AND otps.organization_id = ANY(%(organization_id)s) -- shard
+    AND otps.otp_id = guessed.otp_id;
+
+-- create_guess_budgets
+INSERT INTO guess_budgets (organization_id, destination_digest, last_guess_time)
+SELECT missing.organization_id, missing.destination_digest, %(now)s
+FROM unnest(%(organization_ids)s::text[], %(destination_digests)s::bytea[])
+    AS missing (organization_id, destination_digest)
+ON CONFLICT DO NOTHING;
+
+-- write_guess_budgets
+UPDATE guess_budgets
+SET wrong_guess_times = guessed.wrong_guess_times::timestamptz[],
+    last_guess_time = guessed.last_guess_time
+FROM unnest(
+    %(organization_ids)s::text[], %(destination_digests)s::bytea[], %(wrong_guess_times)s::text[],
+    %(last_guess_times)s::timestamptz[]
+) AS guessed (organization_id, destination_digest, wrong_guess_times, last_guess_time)
+WHERE guess_budgets.organization_id = guessed.organization_id
+    AND guess_budgets.organization_id = ANY(%(organization_ids)s) -- shard
+    AND guess_budgets.destination_digest = guessed.destination_digest;

@@ -1,1 +1,0 @@
-"""The window to Stripe: the only importer of its SDK."""

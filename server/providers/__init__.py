@@ -1,0 +1,1 @@
+"""Message providers: one module each (console, smtp, whatsapp, twilio, vonage), their guard, routing and templates."""

@@ -1,0 +1,195 @@
+"""The guard around each provider: limits its concurrency, opens a circuit breaker, and counts outcomes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from server.providers.provider import Message, Outcome, OutcomeKind, Provider
+
+_log = structlog.get_logger()
+
+OUTCOMES = Counter(
+    "pulsa_channel_outcomes",
+    "Outcomes of deliveries by provider, including those that the guard refused without calling the provider.",
+    ["provider", "outcome"],
+)
+SECONDS = Histogram(
+    "pulsa_channel_seconds",
+    "Duration of a provider call.",
+    ["provider"],
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
+)
+
+# Refusals that concern one country, template or pair of numbers: the breaker does not count them, as other messages can
+# be sent.
+_NOT_COUNTED = frozenset(
+    {"twilio_21408", "twilio_30007", "whatsapp_131056"}
+    | {f"whatsapp_{code}" for code in (132000, 132001, 132005, 132007, 132008, 132012, 132015, 132016)}
+)
+# Meta's spam limit, which every further attempt makes worse: opens the breaker after one failure.
+_OPENS_IMMEDIATELY = frozenset({"whatsapp_131048"})
+# A refused destination shows that the provider works.
+_SUCCESSES = frozenset({OutcomeKind.ACCEPTED, OutcomeKind.REJECTED_DESTINATION})
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSettings:
+    """When a circuit breaker opens, and for how long."""
+
+    failures_to_open: int = 5
+    """Failures in a row after which it opens: REJECTED_CONFIGURATION, NOT_SENT and UNKNOWN."""
+    cooldown_seconds: float = 30.0
+    """After this one message is sent as a probe. The provider's Retry-After applies if it is longer."""
+
+
+class Breaker:
+    """A circuit breaker: closed while the provider works, opened by failures in a row, closed again by one probe."""
+
+    def __init__(self, provider_name: str, settings: BreakerSettings, *, clock: Callable[[], float]) -> None:
+        """`clock` returns monotonic seconds."""
+        self._provider_name = provider_name
+        self._settings = settings
+        self._clock = clock
+        self._failures = 0
+        self._cause: Outcome | None = None
+        self._probe_time = 0.0
+        self._probing = False
+
+    def refusal(self) -> Outcome | None:
+        """The outcome without calling the provider; None when it may be called: `record` or `abandon` must follow.
+
+        Opened by a refused configuration, the breaker returns REJECTED_CONFIGURATION, so that the next provider or a
+        refund follows without a retry. Opened by another failure, it returns NOT_SENT with the rest of the cooldown.
+        """
+        if self._cause is None:
+            return None
+        remaining = self._probe_time - self._clock()
+        if remaining <= 0 and not self._probing:
+            self._probing = True
+            return None
+        misconfigured = self._cause.kind is OutcomeKind.REJECTED_CONFIGURATION
+        return Outcome(
+            OutcomeKind.REJECTED_CONFIGURATION if misconfigured else OutcomeKind.NOT_SENT,
+            self._provider_name,
+            failure_reason="circuit_open",
+            retry_after_seconds=None if misconfigured else max(remaining, 1.0),
+        )
+
+    def record(self, outcome: Outcome) -> None:
+        """Count the outcome of a provider call."""
+        self._probing = False
+        if outcome.kind in _SUCCESSES or outcome.failure_reason in _NOT_COUNTED:
+            self._close()
+            return
+        self._failures += 1
+        enough = self._failures >= self._settings.failures_to_open
+        if enough or self._cause is not None or outcome.failure_reason in _OPENS_IMMEDIATELY:
+            self._open(outcome)
+
+    def abandon(self) -> None:
+        """End a call without an outcome: if it was the probe, another probe may be sent."""
+        self._probing = False
+
+    def _open(self, cause: Outcome) -> None:
+        cooldown_seconds = max(self._settings.cooldown_seconds, cause.retry_after_seconds or 0.0)
+        if self._cause is None:
+            _log.error(
+                "provider stopped: it failed too often",
+                provider=self._provider_name,
+                outcome=cause.kind.value,
+                reason=cause.failure_reason,
+                cooldown_seconds=cooldown_seconds,
+            )
+        self._cause = cause
+        self._probe_time = self._clock() + cooldown_seconds
+
+    def _close(self) -> None:
+        if self._cause is not None:
+            _log.warning("provider works again", provider=self._provider_name)
+        self._cause = None
+        self._failures = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """The limits of one provider."""
+
+    concurrency: int = 50
+    """Calls of the provider at the same time."""
+    wait_seconds: float = 5.0
+    """Longest wait for a concurrency slot. The sum with the provider's timeout must be less than a delivery's lease."""
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
+
+
+class Guard:
+    """A Provider that calls another one, unless its breaker is open or its slots are taken. `deliver` never raises."""
+
+    def __init__(
+        self, provider: Provider, settings: GuardSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock` returns monotonic seconds."""
+        self.name = provider.name
+        self._provider = provider
+        self._wait_seconds = settings.wait_seconds
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._breaker = Breaker(provider.name, settings.breaker, clock=clock)
+        # Looked up once: looking labels up for each message costs more than counting it.
+        self._outcomes = {kind: OUTCOMES.labels(provider.name, kind.value) for kind in OutcomeKind}
+        self._seconds = SECONDS.labels(provider.name)
+
+    async def deliver(self, message: Message) -> Outcome:
+        """The outcome of the provider call, or of the guard.
+
+        The guard's failure reasons: `busy` (no slot became free in time), `otp_expired` (before a slot was free),
+        `circuit_open` (see Breaker.refusal), and `crashed` (the provider raised).
+        """
+        if self._slots.locked():
+            has_slot = await self._wait_for_slot()
+        else:
+            has_slot = await self._slots.acquire()  # does not wait, so it needs no costly timeout
+        if has_slot:
+            try:
+                outcome = await self._call(message)
+            finally:
+                self._slots.release()
+        else:
+            outcome = Outcome(OutcomeKind.NOT_SENT, self.name, failure_reason="busy", retry_after_seconds=1.0)
+        self._outcomes[outcome.kind].inc()
+        return outcome
+
+    async def close(self) -> None:
+        """Close the provider."""
+        await self._provider.close()
+
+    async def _wait_for_slot(self) -> bool:
+        """Whether a slot became free in time; it is acquired then."""
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await self._slots.acquire()
+        except TimeoutError:
+            return False
+
+    async def _call(self, message: Message) -> Outcome:
+        """Call the provider, unless the OTP has expired or the breaker is open; the breaker counts the outcome."""
+        if message.expire_time <= datetime.now(UTC):
+            return Outcome(OutcomeKind.NOT_SENT, self.name, failure_reason="otp_expired")
+        if refusal := self._breaker.refusal():
+            return refusal
+        outcome, began = None, time.perf_counter()
+        try:
+            outcome = await self._provider.deliver(message)
+        except Exception as error:  # noqa: BLE001 - a bug here; its text may quote the message, so it is not logged
+            _log.error("delivery crashed", provider=self.name, error=type(error).__name__)
+            outcome = Outcome(OutcomeKind.UNKNOWN, self.name, failure_reason="crashed")
+        finally:
+            self._seconds.observe(time.perf_counter() - began)
+            if outcome is None:
+                self._breaker.abandon()
+            else:
+                self._breaker.record(outcome)
+        return outcome

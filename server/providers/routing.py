@@ -1,0 +1,112 @@
+"""Opens the providers of each channel from the settings; a Route tries several of one channel in order."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import SecretStr
+
+from server.providers.console import Console
+from server.providers.guard import BreakerSettings, Guard, GuardSettings
+from server.providers.provider import Channel, Message, Outcome, OutcomeKind, Provider
+from server.providers.smtp import Smtp, SmtpSettings
+from server.providers.templates import Templates
+from server.providers.twilio import Twilio, TwilioSettings
+from server.providers.vonage import Vonage, VonageSettings
+from server.providers.whatsapp import WhatsApp, WhatsAppSettings
+from server.settings import Group, Settings
+
+_TRY_NEXT = frozenset({OutcomeKind.NOT_SENT, OutcomeKind.REJECTED_CONFIGURATION})
+
+
+class Route:
+    """The providers of one channel, in order of preference.
+
+    The next provider is called only after NOT_SENT and REJECTED_CONFIGURATION: after ACCEPTED or UNKNOWN it could send
+    a second message, and REJECTED_DESTINATION it would repeat. A delivery may take as long as all of them together.
+    """
+
+    def __init__(self, providers: Sequence[Provider]) -> None:
+        """Raises ValueError without a provider."""
+        if not providers:
+            raise ValueError("a route needs a provider")
+        self._providers = tuple(providers)
+        self.name = "+".join(provider.name for provider in providers)
+
+    async def deliver(self, message: Message) -> Outcome:
+        """The first outcome that is final; else the NOT_SENT with the earliest retry; else the first outcome."""
+        refusals = []
+        for provider in self._providers:
+            outcome = await provider.deliver(message)
+            if outcome.kind not in _TRY_NEXT:
+                return outcome
+            refusals.append(outcome)
+        transient = [outcome for outcome in refusals if outcome.kind is OutcomeKind.NOT_SENT]
+        return min(transient, key=lambda outcome: outcome.retry_after_seconds or 0.0) if transient else refusals[0]
+
+    async def close(self) -> None:
+        """Close every provider."""
+        for provider in self._providers:
+            await provider.close()
+
+
+def open_providers(settings: Settings, templates: Templates, *, console: Console | None) -> dict[Channel, Provider]:
+    """The provider, or the Route of providers, of each channel that has one; each provider is behind a Guard.
+
+    Opens no connections. `console` is the console provider of a development machine, None elsewhere. Raises ValueError,
+    which names the setting, when a provider lacks a required setting.
+    """
+    openers: Mapping[str, Callable[[], Provider]] = {
+        "console": lambda: _required_console(console),
+        "smtp": lambda: _open_smtp(settings, templates),
+        "whatsapp": lambda: WhatsApp(
+            WhatsAppSettings(**_group_values(settings, "whatsapp", "phone_number_id", "access_token", "template_name"))
+        ),
+        "twilio": lambda: Twilio(
+            TwilioSettings(**_group_values(settings, "twilio", "account_sid", "auth_token", "sender")), templates
+        ),
+        "vonage": lambda: Vonage(
+            VonageSettings(**_group_values(settings, "vonage", "api_key", "api_secret", "sender")), templates
+        ),
+    }
+    channel = settings.channel
+    guard = GuardSettings(
+        concurrency=channel.concurrency,
+        wait_seconds=channel.wait_seconds,
+        breaker=BreakerSettings(channel.failures_to_open, channel.cooldown_seconds),
+    )
+    names_by_channel = {Channel.EMAIL: channel.email, Channel.WHATSAPP: channel.whatsapp, Channel.SMS: channel.sms}
+    opened: dict[Channel, Provider] = {}
+    for of_channel, names in names_by_channel.items():
+        guarded = [Guard(openers[name](), guard) for name in names]
+        if guarded:
+            opened[of_channel] = guarded[0] if len(guarded) == 1 else Route(guarded)
+    return opened
+
+
+def open_mailer(settings: Settings, templates: Templates, *, console: Console | None) -> Smtp | Console | None:
+    """The provider that mails billing contacts: the first one of the e-mail channel; None without one."""
+    if not settings.channel.email:
+        return None
+    if settings.channel.email[0] == "console":
+        return _required_console(console)
+    return _open_smtp(settings, templates)
+
+
+def _open_smtp(settings: Settings, templates: Templates) -> Smtp:
+    return Smtp(SmtpSettings(**_group_values(settings, "smtp", "host", "sender")), templates)
+
+
+def _required_console(console: Console | None) -> Console:
+    if console is None:
+        raise ValueError("PULSA_CHANNEL_CONSOLE: must be true for the provider console, which is for development only")
+    return console
+
+
+def _group_values(settings: Settings, group: str, *required: str) -> dict[str, Any]:
+    """The values of a group of settings, secrets revealed. Raises ValueError when a required one is empty."""
+    chosen: Group = getattr(settings, group)
+    values = {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in chosen}
+    for name in required:
+        if not values[name]:
+            raise ValueError(f"PULSA_{group.upper()}_{name.upper()}: is needed by the provider {group}")
+    return values

@@ -1,0 +1,95 @@
+"""The provider twilio: SMS by Twilio's Messages resource, https://www.twilio.com/docs/messaging/api/message-resource."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+import aiohttp
+
+from server.providers.http import HttpClient, NoReply, Reply, kind_of_status, message_id
+from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.templates import Templates
+
+# https://www.twilio.com/docs/api/errors. Only codes that mean something else than their HTTP status.
+_KINDS: Mapping[int | None, OutcomeKind] = {
+    **dict.fromkeys((21211, 21610, 21612, 21614, 30005, 30006), OutcomeKind.REJECTED_DESTINATION),
+    **dict.fromkeys((20003, 21408, 21606, 21608, 30007), OutcomeKind.REJECTED_CONFIGURATION),
+    20429: OutcomeKind.NOT_SENT,
+}
+_CREATED = 201
+_LONGEST_VALIDITY_SECONDS = 36000
+
+
+@dataclass(frozen=True, slots=True)
+class TwilioSettings:
+    """A Twilio account and its sender."""
+
+    account_sid: str
+    auth_token: str = field(repr=False)
+    sender: str
+    """A number in E.164, an alphanumeric sender id, or a messaging service's SID (`MG…`)."""
+    api_key_sid: str = ""
+    """The SID of an API key, whose secret `auth_token` is; empty: `auth_token` is the account's."""
+    status_callback_url: str = ""
+    """Where Twilio posts delivery reports, with the query parameter `reference`; empty: no reports."""
+    base_url: str = "https://api.twilio.com"
+    timeout_seconds: float = 10.0
+
+
+class Twilio:
+    """Sends SMS. Twilio has no idempotency key, so a lost response is UNKNOWN."""
+
+    name = "twilio"
+
+    def __init__(self, settings: TwilioSettings, templates: Templates) -> None:
+        """Opens no connections."""
+        self._settings = settings
+        self._templates = templates
+        authorization = aiohttp.encode_basic_auth(settings.api_key_sid or settings.account_sid, settings.auth_token)
+        self._http = HttpClient(
+            settings.base_url,
+            timeout_seconds=settings.timeout_seconds,
+            credentials={"Authorization": authorization},
+        )
+
+    async def deliver(self, message: Message) -> Outcome:
+        """Create the message at Twilio; ACCEPTED means that Twilio queued it."""
+        path = f"/2010-04-01/Accounts/{self._settings.account_sid}/Messages.json"
+        reply = await self._http.post(path, form=self._form(message))
+        if isinstance(reply, NoReply):
+            return Outcome(reply.kind, self.name, failure_reason=reply.failure_reason)
+        return self._outcome(reply)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.close()
+
+    def _form(self, message: Message) -> dict[str, str]:
+        settings = self._settings
+        remaining = int((message.expire_time - datetime.now(UTC)).total_seconds())
+        form = {
+            "To": message.destination,
+            "MessagingServiceSid" if settings.sender.startswith("MG") else "From": settings.sender,
+            "Body": self._templates.render(message).text,
+            # By default Twilio retries for ten hours, long after the code has expired.
+            "ValidityPeriod": str(min(max(remaining, 1), _LONGEST_VALIDITY_SECONDS)),
+        }
+        if settings.status_callback_url:
+            form["StatusCallback"] = _with_reference(settings.status_callback_url, message.reference)
+        return form
+
+    def _outcome(self, reply: Reply) -> Outcome:
+        body = reply.body or {}
+        sid = message_id(body.get("sid"))
+        # An error response has "code"; a message that failed while it was created has "error_code".
+        code = next((value for value in (body.get("code"), body.get("error_code")) if isinstance(value, int)), None)
+        if reply.status == _CREATED and sid and code is None:
+            return Outcome(OutcomeKind.ACCEPTED, self.name, provider_message_id=sid)
+        reason = f"twilio_http_{reply.status}" if code is None else f"twilio_{code}"
+        kind = _KINDS.get(code, kind_of_status(reply.status))
+        return Outcome(kind, self.name, sid, reason, reply.retry_after_seconds)
+
+
+def _with_reference(url: str, reference: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{urlencode({'reference': reference})}"

@@ -1,0 +1,115 @@
+"""The provider whatsapp: WhatsApp by Meta's Cloud API, https://developers.facebook.com/docs/whatsapp/cloud-api/reference/messages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from server.providers.http import HttpClient, Json, NoReply, Reply, message_id
+from server.providers.provider import Message, Outcome, OutcomeKind
+
+# https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes. By code only: HTTP statuses and titles
+# change. A mistyped setting gets 100 or 33 (a wrong parameter or phone number id).
+_DESTINATION = (131026, 131021, 131030, 130497, 131049)
+_CONFIGURATION = (
+    *(0, 3, 10, 33, 100, 190, *range(200, 300), 368),
+    *(131005, 131008, 131009, 131031, 131037, 131042, 131045),
+    *(132000, 132001, 132005, 132007, 132008, 132012, 132015, 132016, 133010),
+)
+_TRANSIENT = (2, 4, 80007, 130429, 131016, 131048, 131056, 131057)
+_KINDS: Mapping[int, OutcomeKind] = {
+    **dict.fromkeys(_DESTINATION, OutcomeKind.REJECTED_DESTINATION),
+    **dict.fromkeys(_CONFIGURATION, OutcomeKind.REJECTED_CONFIGURATION),
+    **dict.fromkeys(_TRANSIENT, OutcomeKind.NOT_SENT),
+    # Meta's general errors do not say whether the message was sent. A code that is not listed is UNKNOWN too.
+    **dict.fromkeys((1, 131000, 135000), OutcomeKind.UNKNOWN),
+}
+_PAIR_LIMIT = 131056
+_PAIR_LIMIT_SECONDS = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class WhatsAppSettings:
+    """A business phone number and its authentication template."""
+
+    phone_number_id: str
+    access_token: str = field(repr=False)
+    template_name: str
+    """An approved template of category AUTHENTICATION with a one-tap or copy-code button."""
+    template_languages: tuple[str, ...] = ("en",)
+    """Its approved languages, in Meta's spelling (`en`, `id`, `pt_BR`); the first is the default."""
+    version: str = "v23.0"
+    base_url: str = "https://graph.facebook.com"
+    timeout_seconds: float = 10.0
+
+
+class WhatsApp:
+    """Sends the template with the code. Meta posts delivery reports to its webhook.
+
+    Meta's message id contains the recipient's number in Base64, so provider_message_id is its SHA-256
+    (`printf %s wamid.… | sha256sum`).
+    """
+
+    name = "whatsapp"
+
+    def __init__(self, settings: WhatsAppSettings) -> None:
+        """Opens no connections."""
+        self._settings = settings
+        self._languages = {language.lower(): language for language in settings.template_languages}
+        self._http = HttpClient(
+            settings.base_url,
+            timeout_seconds=settings.timeout_seconds,
+            credentials={"Authorization": f"Bearer {settings.access_token}"},
+        )
+
+    async def deliver(self, message: Message) -> Outcome:
+        """Submit the message; ACCEPTED means that Meta accepted it, or holds it for later."""
+        path = f"/{self._settings.version}/{self._settings.phone_number_id}/messages"
+        reply = await self._http.post(path, document=self._document(message))
+        if isinstance(reply, NoReply):
+            return Outcome(reply.kind, self.name, failure_reason=reply.failure_reason)
+        return self._outcome(reply)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.close()
+
+    def _document(self, message: Message) -> Json:
+        code = [{"type": "text", "text": message.code}]
+        return {
+            "messaging_product": "whatsapp",
+            "recipient_type": "individual",
+            "to": message.destination.removeprefix("+"),
+            "type": "template",
+            # Returned in Meta's delivery reports.
+            "biz_opaque_callback_data": message.reference,
+            "template": {
+                "name": self._settings.template_name,
+                "language": {"code": self._language(message.locale)},
+                "components": [
+                    {"type": "body", "parameters": code},
+                    # "url" for a copy-code button too: "copy_code" is valid in a template, but not in a message.
+                    {"type": "button", "sub_type": "url", "index": "0", "parameters": code},
+                ],
+            },
+        }
+
+    def _language(self, locale: str) -> str:
+        """The approved language that fits the locale best, or the default: Meta refuses any other."""
+        candidate = locale.lower().replace("-", "_")
+        while candidate:
+            if candidate in self._languages:
+                return self._languages[candidate]
+            candidate = candidate.rpartition("_")[0]
+        return self._settings.template_languages[0]
+
+    def _outcome(self, reply: Reply) -> Outcome:
+        body = reply.body or {}
+        error = body.get("error")
+        if isinstance(error, dict) and isinstance(code := error.get("code"), int):
+            retry_after = _PAIR_LIMIT_SECONDS if code == _PAIR_LIMIT else reply.retry_after_seconds
+            return Outcome(_KINDS.get(code, OutcomeKind.UNKNOWN), self.name, "", f"whatsapp_{code}", retry_after)
+        messages = body.get("messages")
+        first = messages[0] if isinstance(messages, list) and messages else None
+        if error is None and isinstance(first, dict) and (provider_id := message_id(first.get("id"))):
+            return Outcome(OutcomeKind.ACCEPTED, self.name, sha256(provider_id.encode()).hexdigest())
+        return Outcome(OutcomeKind.UNKNOWN, self.name, failure_reason=f"whatsapp_http_{reply.status}")

@@ -1,0 +1,226 @@
+"""`demo`: runs a scenario with a top-up and three sends, over gRPC and HTTP only. `make demo` runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from uuid import uuid4
+
+import grpc
+from pulsa.client import PulsaClient, connect
+from pulsa.credit.v1 import credit_service_pb2 as credit
+from pulsa.credit.v1.top_up_pb2 import TopUpStatus
+from pulsa.errors import PulsaError
+from pulsa.otp.v1 import otp_service_pb2 as otp
+from pulsa.otp.v1.destination_pb2 import Destination
+
+from server.api.auth import mint
+from server.api.permissions import ALL_PERMISSIONS
+from server.cli.token import development_key
+from server.environment import load_settings
+from server.settings import Settings
+
+_START_SECONDS: Final = 90
+_WAIT_SECONDS: Final = 10
+"""For a payment to be credited, or a message to arrive."""
+_HOUR_SECONDS: Final = 3600
+# The balance after the top-up, the e-mail, the WhatsApp message and the SMS.
+_BALANCES: Final = (1000, 999, 997, 994)
+
+
+class StepFailedError(Exception):
+    """A step of the scenario had another result than expected."""
+
+
+def demo() -> int:
+    """Run the scenario against the server of `make run` if it listens, else against one started for it.
+
+    Returns the exit code: 0 if every step had its expected result.
+    """
+    settings = load_settings(os.environ)
+    try:
+        with _server(settings):
+            _run(settings)
+    except (StepFailedError, PulsaError) as error:
+        print(f"  FAILED: {error}", file=sys.stderr)
+        return 1
+    print("\nEvery step held.")
+    return 0
+
+
+def _run(settings: Settings) -> None:
+    organization = f"demo-{uuid4().hex[:8]}"
+    token = mint(
+        development_key(settings.data).private_key(),
+        subject="demo",
+        organization_id=organization,
+        permissions=sorted(ALL_PERMISSIONS),
+        lifetime_seconds=_HOUR_SECONDS,
+    )
+    with connect(settings.listen, token=token) as pulsa:
+        _Scenario(pulsa, organization, settings).run()
+
+
+class _Scenario:
+    """Prints each step with the balance after it."""
+
+    def __init__(self, pulsa: PulsaClient, organization: str, settings: Settings) -> None:
+        self._pulsa = pulsa
+        self._organization = organization
+        self._messages = f"http://127.0.0.1:{settings.sandbox.messages_port}/messages"
+
+    def run(self) -> None:
+        """Run every step in order. Raises StepFailedError or PulsaError at the first unexpected result."""
+        balance = self._balance()
+        _require(
+            balance.available_credits == 0 and balance.low_balance, "a new organization has no credits, which is low"
+        )
+        self._print("a new organization: balance 0, low-balance warning on")
+        self._expect_refusal("INSUFFICIENT_CREDITS", lambda: self._send(email="you@example.com"))
+        self._print("a send without credits is refused")
+        top_up = self._create_top_up()
+        self._print(f"a top-up of 1000 credits is open: {top_up.hosted_invoice_url}")
+        self._expect_refusal("TOP_UP_ALREADY_OPEN", self._create_top_up)
+        self._print("a second top-up is refused while one is unpaid")
+        with urllib.request.urlopen(f"{top_up.hosted_invoice_url}/pay", data=b""):  # noqa: S310 - the stand-in's
+            self._await_balance(_BALANCES[0])
+        self._print("the invoice was paid on its hosted page, and the credits were added")
+        first = self._run_sends()
+        self._run_guesses(first)
+        self._check_history(top_up.top_up_id)
+
+    def _run_sends(self) -> str:
+        sends = []
+        for balance, step, destination in zip(
+            _BALANCES[1:],
+            ("an e-mail costs 1 credit", "a WhatsApp message costs 2", "an SMS costs 3"),
+            ({"email": "you@example.com"}, {"whatsapp": "+6281234567890"}, {"sms": "+6281298765432"}),
+            strict=True,
+        ):
+            sends.append(self._send(**destination))
+            _require(sends[-1].available_credits == balance, step)
+            self._print(step)
+        return sends[0].otp.otp_id
+
+    def _run_guesses(self, otp_id: str) -> None:
+        code = _read_code(self._messages, "you@example.com")
+        wrong = str((int(code) + 1) % 10 ** len(code)).zfill(len(code))
+        refusal = self._expect_refusal("WRONG_CODE", lambda: self._verify(otp_id, wrong))
+        _require(refusal.metadata["attempts_remaining"] == "4", "the wrong code is counted")
+        self._print("a wrong code is counted: 4 attempts remain")
+        self._verify(otp_id, code)
+        self._print("the correct code is accepted")
+        self._expect_refusal("OTP_ALREADY_VERIFIED", lambda: self._verify(otp_id, code))
+        self._print("the same code is refused the second time")
+
+    def _check_history(self, top_up_id: str) -> None:
+        listed = self._pulsa.credits.ListTopUps(credit.ListTopUpsRequest(organization_id=self._organization))
+        _require([each.top_up_id for each in listed.top_ups] == [top_up_id], "the history lists the one top-up")
+        paid = listed.top_ups[0]
+        _require(paid.status == TopUpStatus.TOP_UP_STATUS_PAID, "the top-up is PAID in the history")
+        with urllib.request.urlopen(paid.invoice_pdf_url) as pdf:  # noqa: S310 - a file of the stand-in
+            _require(pdf.read(5) == b"%PDF-", "the invoice's PDF can be downloaded")
+        self._print(f"the history lists invoice {paid.invoice_number}, PAID, with its PDF: {paid.invoice_pdf_url}")
+        audit = self._pulsa.credits.VerifyLedger(credit.VerifyLedgerRequest(organization_id=self._organization))
+        _require(audit.holds and audit.entry_count == len(_BALANCES), f"the ledger is correct: {list(audit.findings)}")
+        self._print("the ledger was verified: all 4 entries are correct")
+
+    def _balance(self) -> Any:
+        return self._pulsa.credits.GetBalance(credit.GetBalanceRequest(organization_id=self._organization)).balance
+
+    def _await_balance(self, credits: int) -> None:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while self._balance().available_credits != credits:
+            _require(time.monotonic() < deadline, f"the balance is {credits} within {_WAIT_SECONDS} seconds")
+            time.sleep(0.05)
+
+    def _create_top_up(self) -> Any:
+        request = credit.CreateTopUpRequest(
+            organization_id=self._organization,
+            request_id=str(uuid4()),
+            credits=1000,
+            currency_code="IDR",
+            billing_email="billing@example.com",
+        )
+        return self._pulsa.credits.CreateTopUp(request).top_up
+
+    def _send(self, **destination: str) -> otp.SendOtpResponse:
+        return self._pulsa.otps.SendOtp(
+            otp.SendOtpRequest(
+                organization_id=self._organization,
+                request_id=str(uuid4()),
+                destination=Destination(**destination),
+                purpose="login",
+            )
+        )
+
+    def _verify(self, otp_id: str, code: str) -> otp.VerifyOtpResponse:
+        return self._pulsa.otps.VerifyOtp(
+            otp.VerifyOtpRequest(organization_id=self._organization, request_id=str(uuid4()), otp_id=otp_id, code=code)
+        )
+
+    def _expect_refusal(self, reason: str, call: Callable[[], object]) -> PulsaError:
+        try:
+            call()
+        except PulsaError as error:
+            _require(error.reason == reason, f"refused with {reason}, not {error.reason}")
+            return error
+        raise StepFailedError(f"expected a refusal with {reason}, but the call succeeded")
+
+    def _print(self, step: str) -> None:
+        print(f"  {self._balance().available_credits:>5} credits   {step}", flush=True)
+
+
+def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - an assertion that is not switched off
+    if not holds:
+        raise StepFailedError(f"expected that {what}")
+
+
+def _read_code(messages: str, destination: str) -> str:
+    """The code of the newest message to a destination, once it has arrived."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    query = urllib.parse.urlencode({"to": destination})
+    while True:
+        with urllib.request.urlopen(f"{messages}?{query}") as page:  # noqa: S310 - a page of the development server
+            found = json.load(page)
+        if found:
+            return str(found[0]["code"])
+        _require(time.monotonic() < deadline, "the message arrives")
+        time.sleep(0.05)
+
+
+@contextmanager
+def _server(settings: Settings) -> Iterator[None]:
+    """Use the server of `make run` if it listens, else run one for the block."""
+    if _listens(settings.listen, seconds=0.5):
+        print(f"Using the server at {settings.listen}:\n")
+        yield
+        return
+    print("Starting a server …\n", flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "server", "dev"], stdout=subprocess.DEVNULL)
+    try:
+        if not _listens(settings.listen, seconds=_START_SECONDS, process=process):
+            raise StepFailedError("the server did not start; `make run` shows why")
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(_START_SECONDS)
+
+
+def _listens(address: str, *, seconds: float, process: "subprocess.Popen[bytes] | None" = None) -> bool:
+    deadline = time.monotonic() + seconds
+    with grpc.insecure_channel(address, options=[("grpc.max_reconnect_backoff_ms", 200)]) as channel:
+        while time.monotonic() < deadline and (process is None or process.poll() is None):
+            try:
+                grpc.channel_ready_future(channel).result(timeout=0.5)
+            except grpc.FutureTimeoutError:
+                continue
+            return True
+    return False

@@ -1,0 +1,169 @@
+"""`dev`: the whole server with stand-ins for its providers, and no configuration. `make run` runs it."""
+
+import os
+import secrets
+import sys
+from base64 import b64encode
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from server.api.auth import ANY_ORGANIZATION, mint
+from server.api.permissions import ALL_PERMISSIONS, STRIPE_RELAY
+from server.cli.database import database
+from server.cli.serve import wait_for_stop_signal
+from server.cli.token import DevelopmentKey, development_key
+from server.composition import running
+from server.environment import load_settings
+from server.failpoints import Failpoint, kill_at
+from server.logs import configure_logging
+from server.metrics import serve_metrics
+from server.providers.console import Console
+from server.sandbox.messages import message_page
+from server.sandbox.stripe import start_stripe_sandbox
+from server.settings import KEY_BYTES, Settings
+from server.webhook.relay import Relay
+from server.webhook.sidecar import PATH, start_sidecar
+
+ORGANIZATION: Final = "demo"
+_STRIPE_KEY: Final = "sk_test_sandbox"
+_WEBHOOK_SECRET: Final = "whsec_sandbox"  # noqa: S105 - of the stand-in
+_DAY_SECONDS: Final = 24 * 60 * 60
+
+_WELCOME: Final = """
+Pulsa is running, with stand-ins for Stripe and the message providers.
+
+  gRPC       {grpc}
+  webhook    http://{webhook}/stripe/webhook
+  Stripe     http://127.0.0.1:{stripe}   (a stand-in; its invoices have a Pay button)
+  messages   http://127.0.0.1:{messages}/messages
+  metrics    http://{metrics}/metrics
+
+A token for the organization "{organization}", valid for a day:
+
+  export TOKEN={token}
+
+To try in another terminal, in this folder. The balance of the organization:
+
+  {curl} -d '{{"organization_id": "{organization}"}}' \\
+    http://{grpc}/pulsa.credit.v1.CreditService/GetBalance
+
+A top-up: open its hostedInvoiceUrl in a browser and press Pay, and the balance is 1000:
+
+  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$({uuid})'", \
+"credits": 1000, "currency_code": "IDR", "billing_email": "billing@example.com"}}' \\
+    http://{grpc}/pulsa.credit.v1.CreditService/CreateTopUp
+
+A send, once the top-up is paid; its message appears here:
+
+  {curl} -d '{{"organization_id": "{organization}", "request_id": "'$({uuid})'", \
+"destination": {{"email": "you@example.com"}}, "purpose": "login"}}' \\
+    http://{grpc}/pulsa.otp.v1.OtpService/SendOtp
+
+`make demo` in another terminal runs a whole scenario. Ctrl-C stops everything.
+"""
+_UUID: Final = "python3 -c 'import uuid; print(uuid.uuid4())'"
+_CURL: Final = '.venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer $TOKEN"'
+
+
+def dev() -> None:
+    """Run everything until Ctrl-C or SIGTERM. State is kept in the data folder."""
+    given = load_settings(os.environ)
+    data = given.data
+    key = development_key(data)
+    settings = load_settings(
+        os.environ,
+        {
+            "environment": "development",
+            "reflection": True,
+            "lame_duck_seconds": 0,
+            "log": {"level": "warning", "format": "console"},
+            "token": {"keys": key.public_key_file},
+            "secret": _secrets(data),
+            "stripe": {
+                "api_key": _STRIPE_KEY,
+                "webhook_secrets": _WEBHOOK_SECRET,
+                "base_url": f"http://127.0.0.1:{given.sandbox.stripe_port}",
+            },
+            "channel": {"email": "console", "whatsapp": "console", "sms": "console"},
+        },
+    )
+    configure_logging(level=settings.log.level, style=settings.log.format)
+    print("Starting PostgreSQL …", flush=True)
+    with database(settings) as url:
+        uvloop.run(_run(settings, url, key))
+
+
+async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
+    console = Console(sys.stdout)
+    async with AsyncExitStack() as stack:
+        stripe = await start_stripe_sandbox(
+            port=settings.sandbox.stripe_port,
+            api_key=_STRIPE_KEY,
+            webhook_secret=_WEBHOOK_SECRET,
+            webhook_url=f"http://{settings.webhook.listen}{PATH}",
+            state_file=settings.data / "stripe.json",
+        )
+        stack.push_async_callback(stripe.close)
+        await stack.enter_async_context(message_page(console, port=settings.sandbox.messages_port))
+        serve_metrics(settings.metrics.listen)
+        failpoint = _failpoint(settings.sandbox.failpoint)
+        await stack.enter_async_context(running(settings, database_url=url, console=console, failpoint=failpoint))
+        relay = Relay(
+            settings.listen,
+            token=lambda: _token(key, "sidecar", ANY_ORGANIZATION, STRIPE_RELAY),
+            credentials=None,
+            timeout_seconds=settings.webhook.timeout_seconds,
+        )
+        host, _, port = settings.webhook.listen.rpartition(":")
+        sidecar = await start_sidecar(relay, host=host, port=int(port))
+        stack.push_async_callback(sidecar.stop)
+        _welcome(settings, key)
+        await wait_for_stop_signal()
+        print("\nStopping …", flush=True)
+
+
+def _welcome(settings: Settings, key: DevelopmentKey) -> None:
+    token = _token(key, "developer", ORGANIZATION, *sorted(ALL_PERMISSIONS))
+    print(
+        _WELCOME.format(
+            grpc=settings.listen,
+            webhook=settings.webhook.listen,
+            stripe=settings.sandbox.stripe_port,
+            messages=settings.sandbox.messages_port,
+            metrics=settings.metrics.listen,
+            organization=ORGANIZATION,
+            token=token,
+            curl=_CURL,
+            uuid=_UUID,
+        ),
+        flush=True,
+    )
+
+
+def _token(key: DevelopmentKey, subject: str, organization_id: str, *permissions: str) -> str:
+    return mint(
+        key.private_key(),
+        subject=subject,
+        organization_id=organization_id,
+        permissions=permissions,
+        lifetime_seconds=_DAY_SECONDS,
+    )
+
+
+def _failpoint(setting: str) -> Failpoint | None:
+    """PULSA_SANDBOX_FAILPOINT names a failpoint and, after #, at which occurrence the process kills itself."""
+    name, _, occurrence = setting.partition("#")
+    return kill_at(name, occurrence=int(occurrence or 1)) if name else None
+
+
+def _secrets(folder: Path) -> dict[str, str]:
+    """The encryption and digest keys of the data folder, generated on first use."""
+    file = folder / "development-secrets"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text("\n".join(b64encode(secrets.token_bytes(KEY_BYTES)).decode() for _ in range(2)))
+    ring_key, digest_key = file.read_text().split()
+    return {"keys": f"development:{ring_key}", "digest_key": digest_key}

@@ -1,0 +1,389 @@
+"""An invoice from its draft to its end: items, finalize, payment, void, refund, dispute and credit note.
+
+Functions over the account's state; none knows HTTP.
+"""
+
+from decimal import ROUND_HALF_UP, Decimal
+from http import HTTPStatus
+from typing import Any
+
+from server.sandbox.stripe import objects
+from server.sandbox.stripe.account import Object, StripeAccount
+from server.sandbox.stripe.errors import ApiError, not_allowed
+
+_SECONDS_PER_DAY = 86_400
+_LARGEST_AMOUNTS = {"idr": 999_999_999_999}
+_LARGEST_AMOUNT = 99_999_999
+_PAYABLE = {"open", "uncollectible"}
+_NOT_PAYABLE = {
+    "draft": "Draft invoices can't be paid.",
+    "paid": "Invoice is already paid",
+    "void": "Voided invoices cannot be paid.",
+}
+
+
+def create_customer(account: StripeAccount, given: Object) -> Object:
+    """Create a customer with the given fields."""
+    customer = account.add(objects.new_customer(account) | given)
+    account.emit("customer.created", customer)
+    return customer
+
+
+def update_fields(account: StripeAccount, resource: Object, given: Object) -> Object:
+    """Set fields of an object. Metadata is merged; an empty value removes its entry."""
+    if "metadata" in given:
+        merged = resource["metadata"] | given["metadata"] if given["metadata"] else {}
+        given = given | {"metadata": {name: value for name, value in merged.items() if value != ""}}
+    previous = {name: resource.get(name) for name in given}
+    resource.update(given)
+    if resource["object"] in {"customer", "invoice"}:
+        account.emit(f"{resource['object']}.updated", resource, previous=previous)
+    return resource
+
+
+def create_invoice(account: StripeAccount, given: Object) -> Object:
+    """Create a draft without the customer's pending items (`pending_invoice_items_behavior` is always exclude here)."""
+    customer = account.find("customer", given["customer"], param="customer")
+    currency = given.get("currency") or customer["currency"] or "usd"
+    _require_currency(currency)
+    by_mail = given.get("collection_method") == "send_invoice"
+    if by_mail and not {"days_until_due", "due_date"} & set(given):
+        raise ApiError("An invoice with collection_method=send_invoice needs days_until_due or due_date.")
+    invoice = objects.new_invoice(account, customer, currency=currency)
+    _set_fields(invoice, given)
+    account.private[invoice["id"]] = {
+        "days_until_due": given.get("days_until_due"),
+        "tax_percent": account.settings["tax_percent"],
+        "payment_pending": False,
+        "payments": [],
+        "token": None,
+    }
+    account.add(invoice)
+    _compute_totals(account, invoice)
+    account.emit("invoice.created", invoice)
+    return invoice
+
+
+def update_invoice(account: StripeAccount, invoice: Object, given: Object) -> Object:
+    """Change a draft; after finalizing only `metadata` and `auto_advance` may change."""
+    if invoice["status"] != "draft" and set(given) - {"metadata", "auto_advance"}:
+        raise not_allowed("Finalized invoices can't be updated in this way", code="invoice_not_editable")
+    if "days_until_due" in given:
+        account.private[invoice["id"]]["days_until_due"] = given["days_until_due"]
+    own = {name: value for name, value in given.items() if name in invoice and name != "payment_settings"}
+    _set_fields(invoice, {name: given[name] for name in ("payment_settings",) if name in given})
+    return update_fields(account, invoice, own)
+
+
+def add_item(account: StripeAccount, given: Object) -> Object:
+    """Add a line to a draft: `amount`, or `unit_amount_decimal` times `quantity`, rounded half up."""
+    invoice = account.find("invoice", given["invoice"], param="invoice")
+    if invoice["status"] != "draft":
+        raise not_allowed("You can only add invoice items to draft invoices.", code="invoice_not_editable")
+    if given.get("customer", invoice["customer"]) != invoice["customer"]:
+        raise ApiError("The invoice belongs to another customer.", param="customer")
+    if given.get("currency", invoice["currency"]) != invoice["currency"]:
+        raise ApiError("The currency of the invoice item must match that of the invoice.", param="currency")
+    quantity = given.get("quantity", 1)
+    if ("amount" in given) == ("unit_amount_decimal" in given):
+        raise ApiError("You must give exactly one of amount and unit_amount_decimal.", param="amount")
+    unit_amount = given.get("unit_amount_decimal", Decimal(given.get("amount", 0)))
+    amount = given["amount"] if "amount" in given else _rounded(unit_amount * quantity)
+    if abs(amount) > _LARGEST_AMOUNTS.get(invoice["currency"], _LARGEST_AMOUNT):
+        raise ApiError("The amount is too large.", code="amount_too_large", param="amount")
+    item = objects.new_item(account, invoice, amount=amount, unit_amount=unit_amount, quantity=quantity)
+    item.update({name: given[name] for name in ("description", "metadata") if name in given})
+    account.add(item)
+    invoice["lines"]["data"].append(objects.new_line(account, item))
+    invoice["lines"]["total_count"] += 1
+    _compute_totals(account, invoice)
+    account.emit("invoiceitem.created", item)
+    return item
+
+
+def finalize(account: StripeAccount, invoice: Object) -> Object:
+    """Make a draft payable: with number, dates and hosted links, and a default payment for the amount due.
+
+    The customer's balance is used up. An amount below the currency's minimum charge is added to that balance instead,
+    nothing is due, and the invoice is paid at once with `amount_paid` 0.
+    """
+    if invoice["status"] != "draft":
+        raise not_allowed("This invoice is already finalized, you can't re-finalize a non-draft invoice.")
+    _compute_totals(account, invoice)
+    customer = account.find("customer", invoice["customer"])
+    owed = invoice["total"] + customer["balance"]
+    chargeable = owed >= account.settings["minimum_charges"].get(invoice["currency"], 1)
+    customer["balance"] = 0 if chargeable else owed
+    customer["currency"] = customer["currency"] or invoice["currency"]
+    invoice.update(
+        amount_due=owed if chargeable else 0,
+        amount_remaining=owed if chargeable else 0,
+        ending_balance=customer["balance"],
+        number=f"{customer['invoice_prefix']}-{customer['next_invoice_sequence']:04}",
+        status="open",
+    )
+    customer["next_invoice_sequence"] += 1
+    _set_dates(account, invoice)
+    renew_links(account, invoice)
+    payment = objects.new_payment(account, invoice, amount=invoice["amount_due"], payment_type="payment_intent")
+    account.add(payment | {"is_default": True})
+    account.private[invoice["id"]]["payments"].append(payment["id"])
+    account.emit("invoice.finalized", invoice)
+    _mark_paid_if_nothing_due(account, invoice)
+    return invoice
+
+
+def renew_links(account: StripeAccount, invoice: Object) -> None:
+    """Create new links to the hosted page and the PDF; the earlier links expire."""
+    token = account.new_id("test_")
+    account.tokens[token] = invoice["id"]
+    account.private[invoice["id"]]["token"] = token
+    account.set_links(invoice, token)
+
+
+def receive_payment(
+    account: StripeAccount, invoice: Object, *, amount: int | None = None, out_of_band: bool = False
+) -> Object:
+    """Record money: the amount remaining, or `amount` minor units, which may be less (stays open) or more (overpaid).
+
+    Out of band: a person recorded it in the dashboard, so there is a payment record and no charge.
+    """
+    if invoice["status"] not in _PAYABLE:
+        raise not_allowed(_NOT_PAYABLE[invoice["status"]])
+    arrived = invoice["amount_remaining"] if amount is None else amount
+    applied = min(arrived, invoice["amount_remaining"])
+    _record_payment(account, invoice, amount=applied, arrived=arrived, out_of_band=out_of_band)
+    account.private[invoice["id"]]["payment_pending"] = False
+    invoice["attempted"] = True
+    invoice["attempt_count"] += 1
+    invoice["amount_paid"] += applied
+    invoice["amount_remaining"] -= applied
+    _mark_paid_if_nothing_due(account, invoice)
+    if arrived > applied:
+        overpay(account, invoice, amount=arrived - applied)
+    return invoice
+
+
+def overpay(account: StripeAccount, invoice: Object, *, amount: int) -> None:
+    """Record `amount` minor units more than was due: they become credit of the customer."""
+    invoice["amount_overpaid"] += amount
+    account.find("customer", invoice["customer"])["balance"] -= amount
+    account.emit("invoice.overpaid", invoice)
+
+
+def fail_payment(account: StripeAccount, invoice: Object) -> None:
+    """Record a refused payment attempt; the invoice stays open."""
+    account.private[invoice["id"]]["payment_pending"] = False
+    invoice["attempted"] = True
+    invoice["attempt_count"] += 1
+    account.emit("invoice.payment_failed", invoice)
+
+
+def pay(account: StripeAccount, invoice: Object, *, payment_method: str | None) -> Object:
+    """The API's pay: every payment method works except `pm_card_chargeDeclined`; without one the call is refused."""
+    if payment_method is None:
+        raise not_allowed("This customer has no default payment method.", code="resource_missing")
+    if payment_method == "pm_card_chargeDeclined":
+        fail_payment(account, invoice)
+        status = HTTPStatus.PAYMENT_REQUIRED
+        raise ApiError("Your card was declined.", status=status, kind="card_error", code="card_declined", stored=True)
+    return receive_payment(account, invoice)
+
+
+def void(account: StripeAccount, invoice: Object) -> Object:
+    """Void an unpaid invoice, and give the balance that it used up back to the customer.
+
+    Refused while a payment is pending. Which code Stripe then answers could not be checked without an account.
+    """
+    if invoice["status"] not in _PAYABLE:
+        raise not_allowed(f"You can only void an open or uncollectible invoice; this one is {invoice['status']}.")
+    if account.private[invoice["id"]]["payment_pending"]:
+        message = "This invoice can't be voided while a payment for it is processing."
+        raise not_allowed(message, code="payment_intent_unexpected_state")
+    account.find("customer", invoice["customer"])["balance"] += invoice["starting_balance"] - invoice["ending_balance"]
+    invoice["status"] = "void"
+    invoice["status_transitions"]["voided_at"] = account.now()
+    _cancel_open_payments(account, invoice)
+    account.emit("invoice.voided", invoice)
+    return invoice
+
+
+def mark_uncollectible(account: StripeAccount, invoice: Object) -> Object:
+    """Mark an open invoice as not expected to be paid; it may still be paid or voided."""
+    if invoice["status"] != "open":
+        raise not_allowed(f"You can only mark an open invoice as uncollectible; this one is {invoice['status']}.")
+    invoice["status"] = "uncollectible"
+    invoice["status_transitions"]["marked_uncollectible_at"] = account.now()
+    account.emit("invoice.marked_uncollectible", invoice)
+    return invoice
+
+
+def delete_draft(account: StripeAccount, invoice: Object) -> Object:
+    """Delete a draft."""
+    if invoice["status"] != "draft":
+        raise not_allowed("You can only delete draft invoices.")
+    del account.objects["invoice"][invoice["id"]]
+    account.emit("invoice.deleted", invoice)
+    return {"id": invoice["id"], "object": "invoice", "deleted": True}
+
+
+def create_credit_note(account: StripeAccount, invoice: Object, *, amount: int | None = None) -> Object:
+    """Issue a credit note: it lowers what is due on an open invoice (zero: paid without money)."""
+    before_payment = invoice["status"] in _PAYABLE
+    amount = (invoice["amount_remaining"] if before_payment else invoice["total"]) if amount is None else amount
+    note = account.add(objects.new_credit_note(account, invoice, amount=amount, before_payment=before_payment))
+    if before_payment:
+        invoice["pre_payment_credit_notes_amount"] += amount
+        invoice["amount_due"] -= amount
+        invoice["amount_remaining"] -= amount
+    else:
+        invoice["post_payment_credit_notes_amount"] += amount
+    account.emit("credit_note.created", note)
+    _mark_paid_if_nothing_due(account, invoice)
+    return note
+
+
+def refund(account: StripeAccount, invoice: Object, *, amount: int | None = None) -> Object:
+    """Refund the payer: the whole charge, or `amount` minor units."""
+    charge = _latest_charge(account, invoice)
+    amount = charge["amount"] - charge["amount_refunded"] if amount is None else amount
+    refunded = account.add(objects.new_refund(account, charge, amount=amount))
+    previous = {"amount_refunded": charge["amount_refunded"]}
+    charge["amount_refunded"] += amount
+    charge["refunded"] = charge["amount_refunded"] >= charge["amount"]
+    account.emit("charge.refunded", charge, previous=previous)
+    return refunded
+
+
+def dispute(account: StripeAccount, invoice: Object) -> Object:
+    """Open a dispute: the payer's bank withholds the money until it is closed."""
+    charge = _latest_charge(account, invoice)
+    charge["disputed"] = True
+    opened = account.add(objects.new_dispute(account, charge))
+    account.emit("charge.dispute.created", opened)
+    return opened
+
+
+def close_dispute(account: StripeAccount, invoice: Object, *, outcome: str = "lost") -> Object:
+    """Close the open dispute: `won` or `lost`, seen from the merchant."""
+    charge = _latest_charge(account, invoice)
+    for opened in account.objects["dispute"].values():
+        if opened["charge"] == charge["id"] and opened["status"] == "needs_response":
+            opened["status"] = outcome
+            account.emit("charge.dispute.closed", opened)
+            return opened
+    raise not_allowed("This invoice's charge has no open dispute.")
+
+
+def payments_of(account: StripeAccount, invoice: Object) -> list[Object]:
+    """Every payment of an invoice, oldest first."""
+    return [account.find("invoice_payment", identifier) for identifier in account.private[invoice["id"]]["payments"]]
+
+
+def _compute_totals(account: StripeAccount, invoice: Object) -> None:
+    """Set a draft's totals: lines, tax on top, and the customer's balance (positive: owed, negative: credit)."""
+    customer = account.find("customer", invoice["customer"])
+    subtotal = sum(line["amount"] for line in invoice["lines"]["data"])
+    percent = Decimal(account.private[invoice["id"]]["tax_percent"])
+    tax = _rounded(Decimal(subtotal) * percent / 100)
+    due = max(0, subtotal + tax + customer["balance"])
+    invoice.update(
+        amount_due=due,
+        amount_remaining=due,
+        starting_balance=customer["balance"],
+        subtotal=subtotal,
+        subtotal_excluding_tax=subtotal,
+        total=subtotal + tax,
+        total_excluding_tax=subtotal,
+        total_taxes=[_tax(account, amount=tax, taxable=subtotal)] if tax else [],
+    )
+
+
+def _rounded(amount: Decimal) -> int:
+    """The nearest minor unit, half up."""
+    return int(amount.quantize(Decimal(1), rounding=ROUND_HALF_UP))
+
+
+def _mark_paid_if_nothing_due(account: StripeAccount, invoice: Object) -> None:
+    """Mark an open invoice with nothing left to pay as paid, whether or not money arrived."""
+    if invoice["status"] in _PAYABLE and invoice["amount_remaining"] == 0:
+        invoice["status"] = "paid"
+        invoice["attempted"] = True
+        invoice["status_transitions"]["paid_at"] = account.now()
+        _cancel_open_payments(account, invoice)
+        account.emit("invoice.paid", invoice)
+        account.emit("invoice.payment_succeeded", invoice)
+
+
+def _latest_charge(account: StripeAccount, invoice: Object) -> Object:
+    """The latest charge for an invoice; refused when no money came through Stripe."""
+    intents = {payment["payment"].get("payment_intent") for payment in payments_of(account, invoice)} - {None}
+    for charge in reversed(account.objects["charge"].values()):
+        if charge["payment_intent"] in intents:
+            return charge
+    raise not_allowed("This invoice has no charge.")
+
+
+def _set_fields(invoice: Object, given: Object) -> None:
+    for name, value in given.items():
+        if name in {"automatic_tax", "payment_settings"}:
+            invoice[name].update(_with_booleans(value))
+        elif name in invoice:
+            invoice[name] = value
+
+
+def _with_booleans(value: Any) -> Any:
+    booleans = {"true": True, "false": False}
+    if isinstance(value, dict):
+        return {name: _with_booleans(inner) for name, inner in value.items()}
+    return booleans.get(value, value) if isinstance(value, str) else value
+
+
+def _set_dates(account: StripeAccount, invoice: Object) -> None:
+    now, days = account.now(), account.private[invoice["id"]]["days_until_due"]
+    invoice["effective_at"] = invoice["status_transitions"]["finalized_at"] = now
+    if days is not None:
+        invoice["due_date"] = now + days * _SECONDS_PER_DAY
+
+
+def _tax(account: StripeAccount, *, amount: int, taxable: int) -> Object:
+    return {
+        "amount": amount,
+        "tax_behavior": "exclusive",
+        "tax_rate_details": {"tax_rate": account.new_id("txr_")},
+        "taxability_reason": "standard_rated",
+        "taxable_amount": taxable,
+        "type": "tax_rate_details",
+    }
+
+
+def _require_currency(currency: str) -> None:
+    if not (currency.isascii() and currency.isalpha() and currency.islower() and len(currency) == len("usd")):
+        raise ApiError(f"Invalid currency: {currency}", param="currency")
+
+
+def _record_payment(account: StripeAccount, invoice: Object, *, amount: int, arrived: int, out_of_band: bool) -> None:
+    default = next((payment for payment in payments_of(account, invoice) if payment["status"] == "open"), None)
+    whole = amount == invoice["amount_remaining"]
+    if default and whole and not out_of_band:
+        payment = default
+    else:
+        payment_type = "payment_record" if out_of_band else "payment_intent"
+        payment = account.add(objects.new_payment(account, invoice, amount=amount, payment_type=payment_type))
+        account.private[invoice["id"]]["payments"].append(payment["id"])
+        if default:
+            default["amount_requested"] -= amount
+    payment.update(amount_paid=amount, status="paid")
+    payment["status_transitions"]["paid_at"] = account.now()
+    if not out_of_band:
+        intent = payment["payment"]["payment_intent"]
+        charge = objects.new_charge(account, invoice, amount=arrived, payment_intent=intent)
+        account.emit("charge.succeeded", account.add(charge))
+    account.emit("invoice_payment.paid", payment)
+
+
+def _cancel_open_payments(account: StripeAccount, invoice: Object) -> None:
+    for payment in payments_of(account, invoice):
+        if payment["status"] == "open":
+            payment["status"] = "canceled"
+            payment["status_transitions"]["canceled_at"] = account.now()

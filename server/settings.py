@@ -1,0 +1,463 @@
+"""Every setting: its type, default and meaning. server.environment reads them from environment variables.
+
+A name is `PULSA_`, the group and the field below, joined by `_`: `PULSA_STRIPE_API_KEY` is `settings.stripe.api_key`.
+With `_FILE` appended, it names a file that holds the value; meant for secrets.
+"""
+
+import json
+import re
+from base64 import b64decode
+from binascii import Error as Base64Error
+from pathlib import Path
+from typing import Annotated, Literal
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+KEY_BYTES = 32
+"""Length of each encryption key and of the digest key."""
+ADDRESS = r"^\S+:\d{1,5}$"
+"""Pattern of `host:port`."""
+_AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
+
+
+def _words(value: object) -> object:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _json(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _is_database(value: SecretStr | None) -> SecretStr | None:
+    try:
+        conninfo_to_dict(value.get_secret_value() if value else "")
+    except ProgrammingError:  # its text quotes the URL, password included
+        raise ValueError("not a PostgreSQL URL") from None
+    return value
+
+
+def _are_areas(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_AREA.fullmatch(area) for area in value):
+        raise ValueError("must be country codes such as ID, or number prefixes such as +62812")
+    return value
+
+
+Words = BeforeValidator(_words)
+"""A list, separated by commas."""
+Json = BeforeValidator(_json)
+"""A JSON value."""
+AreAreas = AfterValidator(_are_areas)
+"""Country codes (ISO 3166-1 alpha-2, or 001 for numbers of no country) and number prefixes (E.164)."""
+IsDatabase = AfterValidator(_is_database)
+"""A connection URL that psycopg accepts."""
+
+
+class Group(BaseModel):
+    """A group of related settings; immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Log(Group):
+    """The log, on standard error. It never contains a destination, a code or a secret."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="lowest level that is logged"
+    )
+    format: Literal["json", "console"] = Field(
+        default="json", description="json: one JSON object per line; console: text for a terminal"
+    )
+
+
+class Metrics(Group):
+    """Prometheus metrics over HTTP, at /metrics."""
+
+    listen: str = Field(
+        default="127.0.0.1:9464",
+        pattern=f"^off$|{ADDRESS}",
+        description="host:port of the metrics endpoint; off: no endpoint",
+    )
+
+
+class Database(Group):
+    """PostgreSQL 15 or newer."""
+
+    url: Annotated[SecretStr | None, IsDatabase] = Field(
+        default=None, description="PostgreSQL URL; unset: start an embedded server in PULSA_DATA"
+    )
+    owner_url: Annotated[SecretStr | None, IsDatabase] = Field(
+        default=None, description="PostgreSQL URL of the schema owner, for migrations; unset: PULSA_DATABASE_URL"
+    )
+    connections: int = Field(default=8, ge=2, le=200, description="size of the connection pool of each process")
+    timeout_seconds: float = Field(default=5, gt=0, le=60, description="maximum wait for a connection, in seconds")
+    citus: bool = Field(
+        default=False,
+        description="PULSA_DATABASE_URL is a Citus coordinator; a transaction then spans one organization only",
+    )
+    migrate: bool = Field(default=True, description="apply missing migrations at start")
+
+
+class Tls(Group):
+    """TLS on the gRPC port. Changed files are reloaded without a restart."""
+
+    certificate: Path | None = Field(
+        default=None, description="PEM file of the server's certificate chain; unset: no TLS"
+    )
+    key: Path | None = Field(default=None, description="PEM file of the certificate's private key")
+    client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the CAs that sign client certificates; set: clients must present one (mutual TLS)",
+    )
+
+
+class Token(Group):
+    """Verification of bearer tokens."""
+
+    keys: Path | None = Field(
+        default=None,
+        description="JWKS or PEM file of the public keys that tokens are verified with; reloaded when it changes",
+    )
+    audience: str = Field(default="pulsa", min_length=1, description="required `aud` claim")
+    leeway_seconds: float = Field(
+        default=30, ge=0, le=300, description="allowed clock skew for `exp` and `nbf`, in seconds"
+    )
+
+
+class Secret(Group):
+    """Keys that encrypt codes and destinations, and the key of digests."""
+
+    keys: SecretStr | None = Field(
+        default=None,
+        description="encryption keys as id:base64 of 32 bytes, separated by commas, oldest first: the last one "
+        "encrypts, all of them decrypt",
+    )
+    digest_key: SecretStr | None = Field(
+        default=None,
+        description="key of destination digests, base64 of 32 bytes; changing it resets limits per destination",
+    )
+
+    def key_ring(self) -> dict[str, bytes]:
+        """The encryption keys by id, oldest first. Raises ValueError when PULSA_SECRET_KEYS is unset or malformed."""
+        if self.keys is None:
+            raise ValueError("PULSA_SECRET_KEYS: is needed")
+        ring = {}
+        for entry in self.keys.get_secret_value().split(","):
+            name, _, value = entry.strip().partition(":")
+            if not name or name in ring:
+                raise ValueError("PULSA_SECRET_KEYS: must be id:base64 entries with distinct ids")
+            ring[name] = _key("PULSA_SECRET_KEYS", value)
+        return ring
+
+    def digest(self) -> bytes:
+        """The digest key. Raises ValueError when PULSA_SECRET_DIGEST_KEY is unset or malformed."""
+        if self.digest_key is None:
+            raise ValueError("PULSA_SECRET_DIGEST_KEY: is needed")
+        return _key("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value())
+
+
+class Limit(Group):
+    """Rate limits and concurrency limits. 0 disables a limit on sends."""
+
+    cooldown_seconds: float = Field(
+        default=30, ge=0, le=3600, description="minimum seconds between sends to one destination for one purpose"
+    )
+    sends_per_destination_per_hour: int = Field(
+        default=10, ge=0, description="maximum sends to one destination within any hour"
+    )
+    sends_per_destination_per_day: int = Field(
+        default=30, ge=0, description="maximum sends to one destination within any 24 hours"
+    )
+    sends_per_organization_per_minute: int = Field(
+        default=60_000, ge=0, description="maximum sends of one organization per minute"
+    )
+    unverified_credits_per_country: int = Field(
+        default=3000,
+        ge=0,
+        description="maximum credits that an organization may spend, per window, on sends to one country's phone "
+        "numbers that end without a verified code",
+    )
+    unverified_credits_per_prefix: int = Field(
+        default=0,
+        ge=0,
+        description="the same limit for numbers with a common prefix, in addition to the country's; 0: no limit",
+    )
+    unverified_prefix_digits: int = Field(
+        default=7, ge=2, le=14, description="length of a common prefix in digits, without the plus sign: +6281234 has 7"
+    )
+    unverified_window_hours: float = Field(
+        default=24, gt=0, le=720, description="length of the window of unverified credits, in hours"
+    )
+    areas: Annotated[tuple[str, ...], AreAreas, Words] = Field(
+        default=(), description="countries (ID) or number prefixes (+62812) that sends are allowed to; unset: all"
+    )
+    blocked_areas: Annotated[tuple[str, ...], AreAreas, Words] = Field(
+        default=(), description="countries or number prefixes that sends are refused to, also within PULSA_LIMIT_AREAS"
+    )
+    wrong_guesses: int = Field(
+        default=50,
+        ge=1,
+        le=100,
+        description="maximum wrong codes per destination within any PULSA_LIMIT_GUESS_WINDOW_HOURS",
+    )
+    guess_window_hours: float = Field(default=24, gt=0, le=720, description="how long a wrong code counts, in hours")
+    free_guesses: int = Field(
+        default=10,
+        ge=1,
+        description="wrong codes before delays between guesses start; each further wrong code doubles the delay",
+    )
+    calls_at_once: int = Field(
+        default=512, ge=1, description="maximum calls in flight per process; further calls get RESOURCE_EXHAUSTED"
+    )
+    calls_waiting: int = Field(
+        default=600,
+        ge=1,
+        description="queued calls per process above which gRPC starts to cancel; at 125 % it cancels all. A larger "
+        "value lets more callers of a burst receive RetryInfo, at the price of latency under sustained overload",
+    )
+    streams_at_once: int = Field(default=1000, ge=1, description="maximum WatchBalance streams per process")
+
+
+class Delivery(Group):
+    """Deliveries, batches and retention."""
+
+    lease_seconds: float = Field(
+        default=60, ge=5, description="seconds after which another replica takes over an unfinished delivery"
+    )
+    concurrency: int = Field(default=200, ge=1, description="maximum deliveries in progress per process")
+    queue: int = Field(
+        default=10_000,
+        ge=1,
+        description="maximum deliveries queued in memory per process; the others wait in the database",
+    )
+    refund_reported_failures: bool = Field(
+        default=False, description="refund a delivery that is reported as failed after the provider had accepted it"
+    )
+    batch_size: int = Field(default=96, ge=1, le=5000, description="maximum calls per transaction")
+    linger_ms: float = Field(
+        default=20,
+        ge=0,
+        le=100,
+        description="maximum milliseconds that a batch collects calls; a single call never waits",
+    )
+    destination_days: int = Field(default=30, ge=1, description="days after which encrypted destinations are erased")
+    retention_days: int = Field(
+        default=90,
+        ge=1,
+        description="days after which OTPs, deliveries, notices and Stripe events are deleted; ledger entries are kept",
+    )
+
+
+class Stripe(Group):
+    """The Stripe account whose invoices sell credits."""
+
+    api_key: SecretStr | None = Field(default=None, description="secret or restricted API key")
+    webhook_secrets: SecretStr | None = Field(
+        default=None,
+        description="signing secrets of the webhook endpoint, separated by commas; two while one is being rolled",
+    )
+    base_url: str | None = Field(default=None, description="base URL of the API; unset: Stripe's")
+    api_version: str | None = Field(
+        default=None, description="Stripe-Version header, for preview features; unset: the SDK's version"
+    )
+    account_id: str | None = Field(default=None, description="account that events must belong to; unset: not checked")
+    timeout_seconds: float = Field(
+        default=10,
+        gt=0,
+        le=80,
+        description="timeout of one HTTP request to Stripe, in seconds; a call makes at most three",
+    )
+    wait_seconds: float = Field(
+        default=15, gt=0, description="maximum seconds that CreateTopUp and CancelTopUp wait for Stripe"
+    )
+    lease_seconds: float = Field(
+        default=60, gt=0, description="seconds after which another replica takes over an unfinished top-up"
+    )
+    days_until_due: int = Field(default=7, ge=1, le=90, description="days until an invoice is due")
+    expire_grace_hours: float = Field(
+        default=24, ge=0, description="hours after the due time until an unpaid invoice is voided"
+    )
+    trust_out_of_band: bool = Field(
+        default=False, description="add credits for invoices that a person marked as paid in Stripe (paid out of band)"
+    )
+    payment_methods: Annotated[dict[str, tuple[str, ...]], Json] = Field(
+        default={},
+        description='payment method types by currency, such as {"IDR": ["id_bank_transfer"]}; unset: those of the '
+        "account's invoice template",
+    )
+
+
+class Webhook(Group):
+    """The sidecar that receives Stripe's webhooks and relays them over gRPC."""
+
+    listen: str = Field(
+        default="127.0.0.1:8080", pattern=ADDRESS, description="host:port of the webhook endpoint (HTTP)"
+    )
+    server: str = Field(
+        default="127.0.0.1:50051",
+        pattern=ADDRESS,
+        description="host:port of the gRPC server that receives the webhooks",
+    )
+    token: Path | None = Field(default=None, description="file of the sidecar's bearer token; read for each webhook")
+    ca: Path | None = Field(default=None, description="PEM file of the CA of the gRPC server; unset: no TLS")
+    timeout_seconds: float = Field(
+        default=15, gt=0, le=20, description="maximum seconds to relay a webhook, retries included; Stripe waits 20 s"
+    )
+
+
+class Channel(Group):
+    """Providers of each channel, in order of preference: the next is tried when one certainly sent nothing."""
+
+    email: Annotated[tuple[Literal["console", "smtp"], ...], Words] = Field(
+        default=(), description="providers of e-mail: smtp"
+    )
+    whatsapp: Annotated[tuple[Literal["console", "whatsapp"], ...], Words] = Field(
+        default=(), description="providers of WhatsApp: whatsapp"
+    )
+    sms: Annotated[tuple[Literal["console", "twilio", "vonage"], ...], Words] = Field(
+        default=(), description="providers of SMS: twilio, vonage, or both separated by a comma"
+    )
+    console: bool = Field(
+        default=False,
+        description="allow the provider console, which prints messages with their codes: for development only",
+    )
+    templates: Path | None = Field(
+        default=None, description="folder of message templates that replace the built-in ones"
+    )
+    concurrency: int = Field(default=50, ge=1, description="maximum messages in progress per provider and process")
+    wait_seconds: float = Field(
+        default=5, gt=0, description="maximum seconds that a message waits for a free concurrency slot"
+    )
+    failures_to_open: int = Field(
+        default=5, ge=1, description="consecutive failures that open a provider's circuit breaker"
+    )
+    cooldown_seconds: float = Field(
+        default=30, gt=0, description="seconds until an open circuit breaker tries the provider again"
+    )
+
+
+class Smtp(Group):
+    """The mail relay."""
+
+    host: str = Field(default="", description="host name of the mail relay")
+    port: int = Field(default=587, ge=1, le=65535, description="port of the mail relay")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls",
+        description="starttls: upgrade after connecting; tls: from the first byte, usually port 465; none: plaintext",
+    )
+    sender: str = Field(default="", description="address in the From header")
+    sender_name: str = Field(default="", description="display name in the From header")
+    username: str = Field(default="", description="login name; unset: no login")
+    password: SecretStr = Field(default=SecretStr(""), description="password of the login")
+    ca_file: Path | None = Field(default=None, description="PEM file of the relay's CA; unset: the system's CAs")
+    timeout_seconds: float = Field(default=20, gt=0, description="timeout of one e-mail, in seconds")
+
+
+class Whatsapp(Group):
+    """A sender of the WhatsApp Cloud API."""
+
+    phone_number_id: str = Field(default="", description="id of the sending phone number")
+    access_token: SecretStr = Field(default=SecretStr(""), description="access token from Meta")
+    template_name: str = Field(default="", description="name of an approved AUTHENTICATION template")
+    template_languages: Annotated[tuple[str, ...], Words] = Field(
+        default=("en",), description="approved languages of the template, separated by commas; the first is the default"
+    )
+    version: str = Field(default="v23.0", description="version of the Cloud API")
+    base_url: str = Field(default="https://graph.facebook.com", description="base URL of the API")
+    timeout_seconds: float = Field(default=10, gt=0, description="timeout of one API request, in seconds")
+
+
+class Twilio(Group):
+    """A Twilio account."""
+
+    account_sid: str = Field(default="", description="account SID")
+    auth_token: SecretStr = Field(
+        default=SecretStr(""), description="auth token of the account, or the secret of PULSA_TWILIO_API_KEY_SID"
+    )
+    sender: str = Field(
+        default="", description="sender: an E.164 number, an alphanumeric id, or a messaging service SID (MG…)"
+    )
+    api_key_sid: str = Field(default="", description="SID of an API key; unset: log in with the account SID")
+    status_callback_url: str = Field(default="", description="URL that Twilio posts delivery reports to; unset: none")
+    base_url: str = Field(default="https://api.twilio.com", description="base URL of the API")
+    timeout_seconds: float = Field(default=10, gt=0, description="timeout of one API request, in seconds")
+
+
+class Vonage(Group):
+    """A Vonage account."""
+
+    api_key: str = Field(default="", description="API key of the account")
+    api_secret: SecretStr = Field(default=SecretStr(""), description="secret of the API key")
+    sender: str = Field(default="", description="sender: a number without its plus sign, or an alphanumeric id")
+    base_url: str = Field(default="https://rest.nexmo.com", description="base URL of the API")
+    timeout_seconds: float = Field(default=10, gt=0, description="timeout of one API request, in seconds")
+
+
+class Sandbox(Group):
+    """The stand-ins of `python -m server dev`."""
+
+    stripe_port: int = Field(default=12111, description="port of the Stripe stand-in, on 127.0.0.1")
+    messages_port: int = Field(default=12112, description="port of the page that shows sent messages, on 127.0.0.1")
+    failpoint: str = Field(
+        default="",
+        pattern=r"^([a-z_ ]+(#[1-9][0-9]*)?)?$",
+        description="for crash tests: failpoint at which `dev` kills itself, such as `stripe void`, or `stripe void#2` "
+        "for the second time it is reached",
+    )
+
+
+class Settings(Group):
+    """All settings, validated and immutable."""
+
+    environment: str = Field(
+        default="production",
+        pattern=r"^[a-z0-9-]{1,32}$",
+        description="name of the deployment; distinguishes deployments that share a Stripe account",
+    )
+    data: Path = Field(
+        default=Path("data"), description="folder of the embedded PostgreSQL and of the development keys"
+    )
+    listen: str = Field(
+        default="127.0.0.1:50051", pattern=ADDRESS, description="host:port of the gRPC server; port 0: any free port"
+    )
+    reflection: bool = Field(default=False, description="serve gRPC reflection, so that tools can list the rpcs")
+    pricing: Path | None = Field(default=None, description="TOML file of prices; unset: the built-in prices")
+    pin_polling_thread: bool = Field(
+        default=True,
+        description="pin gRPC's polling thread to the event loop's processor (Linux only; saves about 10 % of a send)",
+    )
+    workers: int = Field(default=1, ge=1, le=64, description="number of processes that share the port")
+    drain_seconds: float = Field(
+        default=20, ge=0, description="maximum seconds for calls in flight to finish at shutdown"
+    )
+    lame_duck_seconds: float = Field(
+        default=1, ge=0, description="seconds from reporting NOT_SERVING until new calls are refused"
+    )
+
+    log: Log = Log()
+    metrics: Metrics = Metrics()
+    database: Database = Database()
+    tls: Tls = Tls()
+    token: Token = Token()
+    secret: Secret = Secret()
+    limit: Limit = Limit()
+    delivery: Delivery = Delivery()
+    stripe: Stripe = Stripe()
+    webhook: Webhook = Webhook()
+    channel: Channel = Channel()
+    smtp: Smtp = Smtp()
+    whatsapp: Whatsapp = Whatsapp()
+    twilio: Twilio = Twilio()
+    vonage: Vonage = Vonage()
+    sandbox: Sandbox = Sandbox()
+
+
+def _key(name: str, value: str) -> bytes:
+    try:
+        key = b64decode(value, validate=True)
+    except Base64Error:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{name}: must be base64 of {KEY_BYTES} bytes")
+    return key

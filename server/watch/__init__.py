@@ -1,1 +1,0 @@
-"""The night watch: finishes what a crash left half done."""

@@ -1,0 +1,299 @@
+"""`python -m tests.bench.compare --base BASE`: what a call costs the processor here, beside what it costs in BASE.
+
+Both servers are alive at once, each with a database of its own, and are driven one after the other; which is first
+changes with every round. What counts is the ratio of the two within a round, as machines have moods.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from tests.bench import calls
+from tests.bench.connection import Target
+from tests.bench.environment import ROOT, BenchmarkEnvironment, Server, benchmark_environment, fund_accounts
+from tests.bench.load import CALLS_AT_ONCE, WARM_SECONDS, drive
+from tests.bench.rounds import cpu_seconds
+
+Comparisons = Mapping[str, Mapping[str, "Comparison"]]  # by the subject's name and the figure's
+THIS, BASE = "this", "base"
+_MOST_PER_SECOND = 10_000  # for which there are bodies: a faster server ends its round earlier
+_WARMING_SECONDS = 0.7
+_SETTLE_SECONDS = 10.0
+_LEAST = 0.01  # what a figure of 0 is taken for, which has no logarithm
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+"""Student's t for two-sided 95 %, by degrees of freedom from 1. The last serves for more: theirs are smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A call to measure."""
+
+    path: str
+    bodies: Callable[[str], calls.Bodies]  # by the URL of the database
+    calls_at_once: int = CALLS_AT_ONCE
+
+
+SUBJECTS: Mapping[str, Subject] = {
+    "send_otp_hot": Subject(calls.SEND_OTP, lambda _: calls.sends("hot")),
+    "send_otp_spread": Subject(calls.SEND_OTP, lambda _: calls.spread_sends),
+    "verify_otp": Subject(calls.VERIFY_OTP, calls.verifies),
+    "get_balance": Subject(calls.GET_BALANCE, lambda _: calls.balances),
+    "lone_send_otp": Subject(calls.SEND_OTP, lambda _: calls.sends("hot"), calls_at_once=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two checkouts, with its database."""
+
+    name: str  # the database's too
+    root: Path
+    bench: BenchmarkEnvironment
+
+    @property
+    def database_url(self) -> str:
+        """As the schema's owner."""
+        return self.bench.database_url(self.name)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What its processes need beyond BenchmarkEnvironment.settings. PYTHONPATH comes before what .venv says."""
+        return {"PYTHONPATH": f"{self.root}{os.pathsep}{self.root / 'clients/python'}", "PULSA_METRICS_LISTEN": "off"}
+
+    def manage(self, command: str) -> None:
+        """Run `python -m server COMMAND` of the checkout. Raises CalledProcessError when it fails."""
+        environment = os.environ | self.bench.settings(self.name) | self.settings
+        arguments = [sys.executable, "-m", "server", command]
+        subprocess.run(arguments, env=environment, cwd=self.root, stdout=sys.stderr, check=True)  # noqa: S603
+
+    def create_database(self) -> None:
+        """Its schema is the checkout's own, and its organizations have credits."""
+        with psycopg.connect(self.bench.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {self.name}".encode())
+        self.manage("migrate")
+        fund_accounts(self.database_url)
+
+    def audit(self) -> None:
+        """The checkout's own. Raises CalledProcessError when a ledger does not hold."""
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            connection.execute("ANALYZE")  # the audit's joins are planned by what the tables hold now
+        self.manage("audit")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The server of a side, while it listens."""
+
+    side: Side
+    server: Server
+    monitor: psycopg.Connection[tuple[int]]  # to the side's database, left out of what PostgreSQL used
+
+    def measure(self, subject: Subject, seconds: float) -> dict[str, float]:
+        """One run of load: its figures per call. Raises RuntimeError when a call did not end with OK."""
+        bodies = subject.bodies(self.side.database_url)(int(_MOST_PER_SECOND * seconds))
+        target = Target(self.server.port, subject.path, self.side.bench.token)
+        server, backends = process_seconds(self.server.pid), self._backend_seconds()
+        outcome = drive(target, bodies, seconds=seconds, calls_at_once=subject.calls_at_once)
+        if set(outcome.statuses) != {"0"}:
+            raise RuntimeError(f"{self.side.name} {subject.path}: calls ended with {dict(outcome.statuses)}")
+        self._settle()
+        server = process_seconds(self.server.pid) - server
+        postgres = sum(used - backends.get(pid, 0.0) for pid, used in self._backend_seconds().items())
+        millions = outcome.statuses.total() / 1e6
+        figures = {"server_us": server / millions, "postgres_us": postgres / millions, "per_second": outcome.per_second}
+        return figures | ({"p50_ms": outcome.percentile_ms(50)} if subject.calls_at_once == 1 else {})
+
+    def _backend_seconds(self) -> dict[int, float]:
+        """What each connection to the database has used of the processors so far, by the backend's pid."""
+        rows = self.monitor.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return {pid: process_seconds(pid) for (pid,) in rows}
+
+    def _settle(self) -> None:
+        """Wait until every outcome is recorded, so that the work that the calls left behind is counted too."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while self.monitor.execute("SELECT 1 FROM outbox LIMIT 1").fetchone():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.side.name}: the outbox was not empty after {_SETTLE_SECONDS:.0f} s")
+            time.sleep(0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure of a subject; each list has a value of each round."""
+
+    this: list[float] = field(default_factory=list)
+    base: list[float] = field(default_factory=list)
+
+    @property
+    def _logarithms(self) -> list[float]:
+        this, base = ([math.log(max(value, _LEAST)) for value in values] for values in (self.this, self.base))
+        return [each - other for each, other in zip(this, base, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the rounds' ratios."""
+        return math.exp(statistics.median(self._logarithms))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the ratios' geometric mean: Student's for paired values."""
+        logarithms, freedom = self._logarithms, len(self.this) - 1
+        error = statistics.stdev(logarithms) / math.sqrt(len(logarithms))
+        mean, reach = statistics.mean(logarithms), error * _T_975[min(freedom, len(_T_975)) - 1]
+        return math.exp(mean - reach), math.exp(mean + reach)
+
+    def figures(self) -> dict[str, object]:
+        """For JSON."""
+        return {"ratio": self.ratio, "interval": self.interval, "this": self.this, "base": self.base}
+
+
+def process_seconds(pid: int) -> float:
+    """What a process has used of the processors so far, its ended threads included; 0 when it has ended.
+
+    From the clock of clock_getcpuclockid(3), which counts nanoseconds. /proc/PID/stat counts hundredths of a second;
+    /proc/PID/task/*/schedstat leaves out the threads that have ended, and gRPC's come and go.
+    """
+    try:
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:  # there is no such process, or no such clock
+        return cpu_seconds(pid)
+
+
+def main() -> int:
+    """Compare, audit, print and write; 1 when a limit is exceeded."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="pulsa-compare-") as name:
+        (folder := Path(name)).chmod(0o755)  # PostgreSQL runs as another user when this is root
+        with _checkout(arguments.base, folder / "checkout") as base, benchmark_environment(folder) as bench:
+            sides = [Side(THIS, ROOT, bench), Side(BASE, base, bench)]
+            comparisons = _compare(sides, rounds=arguments.rounds, seconds=arguments.seconds)
+    exceeded = _exceeded(comparisons, dict(arguments.limit))
+    print(_table(comparisons, arguments.rounds), *exceeded, sep="\n")  # noqa: T201 - a command that talks to a terminal
+    if arguments.output:
+        figures = {"base": arguments.base, "seconds": arguments.seconds, "subjects": comparisons}
+        arguments.output.write_text(json.dumps(figures, default=Comparison.figures, indent=2) + "\n")
+    return 1 if exceeded else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", required=True, metavar="DIR_OR_REF", help="a checkout's folder, or what git calls it")
+    parser.add_argument("--rounds", type=int, default=9, help="2 at least (default: 9)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
+    parser.add_argument("--output", type=Path, help="write the figures there as JSON")
+    explanation = f"fail when the interval of the server's CPU ends above; NAME is one of {', '.join(SUBJECTS)}"
+    parser.add_argument("--limit", type=_limit, action="append", default=[], metavar="NAME=RATIO", help=explanation)
+    arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds: one round has no interval")
+    return arguments
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, _, ratio = text.partition("=")
+    if name not in SUBJECTS:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(SUBJECTS)}")
+    return name, float(ratio)
+
+
+@contextmanager
+def _checkout(base: str, folder: Path) -> Iterator[Path]:
+    """The folder that `base` names, or a worktree of the git ref while the block runs."""
+    if Path(base).is_dir():
+        yield Path(base).resolve()
+        return
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), base], check=True)  # noqa: S603
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)  # noqa: S603
+
+
+def _compare(sides: Sequence[Side], *, rounds: int, seconds: float) -> Comparisons:
+    for side in sides:
+        side.create_database()
+    seconds += WARM_SECONDS  # which `drive` leaves out of the rate
+    verified = int(_MOST_PER_SECOND * (rounds * seconds + _WARMING_SECONDS))
+    subjects = {name: subject for name, subject in SUBJECTS.items() if name != "verify_otp" or _stock(sides, verified)}
+    comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in subjects}
+    with ExitStack() as servers:
+        pair = [servers.enter_context(_running(side)) for side in sides]
+        for subject in subjects.values():
+            for running in pair:
+                running.measure(subject, _WARMING_SECONDS)
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)  # noqa: T201 - beside the table
+            for name, subject in subjects.items():
+                measured = {running.side.name: running.measure(subject, seconds) for running in pair}
+                for figure, value in measured[THIS].items():
+                    comparison = comparisons[name].setdefault(figure, Comparison())
+                    comparison.this.append(value)
+                    comparison.base.append(measured[BASE][figure])
+            pair.reverse()
+    for side in sides:
+        side.audit()
+    return comparisons
+
+
+def _stock(sides: Sequence[Side], count: int) -> bool:
+    """Stock both databases with OTPs that this checkout's code can verify; False, with a note, when it can't."""
+    try:
+        for side in sides:
+            calls.store_otps(side.database_url, count)
+            calls.verifies(side.database_url)(1)
+    except (psycopg.errors.UndefinedColumn, psycopg.errors.NotNullViolation) as error:
+        print(f"verify_otp is left out, as {side.name} has another schema: {error}", file=sys.stderr)  # noqa: T201
+        return False
+    return True
+
+
+@contextmanager
+def _running(side: Side) -> Iterator[Running]:
+    with (
+        side.bench.server("pulsa", side.name, root=side.root, **side.settings) as server,
+        psycopg.connect(side.database_url, autocommit=True) as monitor,
+    ):
+        yield Running(side, server, monitor)
+
+
+def _table(comparisons: Comparisons, rounds: int) -> str:
+    lines = [f"{'medians of ' + str(rounds) + ' rounds':28}{'this':>10}{'base':>10}{'this/base':>11}   95 % interval"]
+    for name, figures in comparisons.items():
+        for figure, compared in figures.items():
+            this, base = statistics.median(compared.this), statistics.median(compared.base)
+            interval = " to ".join(f"{end:.3f}" for end in compared.interval)
+            lines.append(f"{name:16}{figure:12}{this:10.2f}{base:10.2f}{compared.ratio:11.3f}   {interval}")
+    return "\n".join(lines)
+
+
+def _exceeded(comparisons: Comparisons, limits: Mapping[str, float]) -> list[str]:
+    """A sentence for each limit that was not shown to hold, be it that the subject was left out."""
+    return [
+        f"{name}: the server's CPU was not shown to be at most {limit} of the base's"
+        for name, limit in limits.items()
+        if name not in comparisons or comparisons[name]["server_us"].interval[1] > limit
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

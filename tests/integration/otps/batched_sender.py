@@ -1,0 +1,47 @@
+"""A Sender behind a Batcher, as the OTP service has it, without protobuf requests and responses."""
+
+from collections.abc import Sequence
+
+from server.errors import DomainError
+from server.otps.admission import Replayed, Send
+from server.otps.send import Accepted, ResendRequest, Sender, SendRequest
+from server.postgres.batcher import Batcher, Batching
+
+
+class BatchedSender:
+    """Gathers concurrent sends and resends; each batch is prepared, then accepted in one transaction."""
+
+    def __init__(self, sender: Sender, batching: Batching) -> None:
+        self._sender = sender
+        self._batcher: Batcher[SendRequest | Send, Accepted | Replayed] = Batcher(self._flush, batching)
+
+    @property
+    def waiting_count(self) -> int:
+        """How many calls wait for the next batch."""
+        return len(self._batcher._waiting)
+
+    async def send(self, request: SendRequest) -> Accepted:
+        """Send a new OTP. Raises the DomainError that refuses it."""
+        return await self._submit(request.organization_id, request)
+
+    async def resend(self, request: ResendRequest) -> Accepted:
+        """Send an OTP again. Raises the DomainError that refuses it."""
+        return await self._submit(request.organization_id, await self._sender.prepare_resend(request))
+
+    async def _submit(self, organization_id: str, item: SendRequest | Send) -> Accepted:
+        answer = await self._batcher.submit(organization_id, item)
+        return await self._sender.replay(answer) if isinstance(answer, Replayed) else answer
+
+    async def _flush(self, items: Sequence[SendRequest | Send]) -> list[Accepted | Replayed | Exception]:
+        prepared = [self._prepare(item) for item in items]
+        sends = [one for one in prepared if isinstance(one, Send)]
+        answers = iter(await self._sender.accept(sends) if sends else ())
+        return [next(answers) if isinstance(one, Send) else one for one in prepared]
+
+    def _prepare(self, item: SendRequest | Send) -> Send | DomainError:
+        if isinstance(item, Send):
+            return item
+        try:
+            return self._sender.prepare(item)
+        except DomainError as error:
+            return error

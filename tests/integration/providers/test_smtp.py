@@ -1,0 +1,242 @@
+"""The outcome of every reply and every lost connection, at every step of an SMTP session."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+
+import pytest
+
+from server.providers.provider import Channel, Message, OutcomeKind
+from server.providers.smtp import Smtp, SmtpSettings
+from server.providers.templates import Templates
+from server.sandbox.relay import DROP, HANG, Relay
+
+MakeMessage = Callable[..., Message]
+
+STEPS_BEFORE_THE_FINAL_DOT = ("GREETING", "EHLO", "MAIL", "RCPT", "DATA")
+ECHO = "<bob.smith@example.com> 918273"
+
+DESTINATION = OutcomeKind.REJECTED_DESTINATION
+CONFIGURATION = OutcomeKind.REJECTED_CONFIGURATION
+
+
+def settings(port: int, timeout_seconds: float = 5) -> SmtpSettings:
+    return SmtpSettings(
+        "127.0.0.1", "no-reply@pulsa.example", "Pulsa, Inc.", port, "none", timeout_seconds=timeout_seconds
+    )
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[Relay]:
+    async with Relay() as relay:
+        yield relay
+
+
+@pytest.fixture
+async def smtp(relay: Relay, templates: Templates) -> AsyncIterator[Smtp]:
+    provider = Smtp(settings(relay.port), templates)
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+def message(make_message: MakeMessage) -> Message:
+    return make_message(Channel.EMAIL)
+
+
+async def test_a_mail_has_text_and_html_and_the_headers_of_automatic_mail(
+    smtp: Smtp, relay: Relay, message: Message
+) -> None:
+    outcome = await smtp.deliver(message)
+
+    mail = message_from_bytes(relay.mails[0].content, policy=policy.default)
+    assert isinstance(mail, EmailMessage)
+    text, html = mail.get_body(("plain",)), mail.get_body(("html",))
+    assert (outcome.kind, outcome.provider_message_id) == (
+        OutcomeKind.ACCEPTED,
+        f"{message.delivery_id}@pulsa.example",
+    )
+    assert relay.mails[0].envelope == ("MAIL FROM:<no-reply@pulsa.example>", "RCPT TO:<bob.smith@example.com>")
+    assert mail["Message-ID"] == f"<{message.delivery_id}@pulsa.example>"
+    assert (mail["From"], mail["To"]) == ('"Pulsa, Inc." <no-reply@pulsa.example>', "bob.smith@example.com")
+    assert (mail["Subject"], mail["Auto-Submitted"]) == ("Your sign-in code", "auto-generated")
+    assert mail["Date"].datetime is not None
+    assert mail.get_content_type() == "multipart/alternative"
+    assert text is not None
+    assert "\n\n918273\n\n" in text.get_content().replace("\r\n", "\n")
+    assert html is not None
+    assert ">918273</p>" in html.get_content()
+    assert max(len(line) for line in relay.mails[0].content.split(b"\r\n")) <= 78
+    assert not mail.defects
+
+
+async def test_right_to_left_text_arrives_unchanged(
+    smtp: Smtp, relay: Relay, make_message: MakeMessage, templates: Templates
+) -> None:
+    message = make_message(Channel.EMAIL, locale="ar")
+
+    await smtp.deliver(message)
+
+    mail = message_from_bytes(relay.mails[0].content, policy=policy.default)
+    assert isinstance(mail, EmailMessage)
+    text = mail.get_body(("plain",))
+    assert mail["Subject"] == "رمز الدخول"
+    assert text is not None
+    assert text.get_content().replace("\r\n", "\n").rstrip() == templates.render(message).text.rstrip()
+    assert relay.mails[0].content.isascii()
+
+
+async def test_an_address_beyond_ascii_is_sent_only_to_a_relay_with_smtputf8(
+    smtp: Smtp, relay: Relay, make_message: MakeMessage
+) -> None:
+    message = make_message(Channel.EMAIL, destination="jürgen@example.com")
+    accepted = await smtp.deliver(message)
+    relay.play("RSET", "421 4.3.2 bye")
+    relay.play("EHLO", "250 relay")
+    refused = await smtp.deliver(message)
+
+    assert relay.mails[0].envelope == (
+        "MAIL FROM:<no-reply@pulsa.example> SMTPUTF8",
+        "RCPT TO:<jürgen@example.com>",
+    )
+    assert accepted.kind is OutcomeKind.ACCEPTED
+    assert (refused.kind, refused.failure_reason) == (DESTINATION, "smtp_not_ascii")
+
+
+@pytest.mark.parametrize("step", STEPS_BEFORE_THE_FINAL_DOT)
+@pytest.mark.parametrize("end", [DROP, HANG, "gibberish"])
+async def test_a_session_that_ends_before_the_final_dot_is_not_sent(
+    relay: Relay, templates: Templates, message: Message, step: str, end: str
+) -> None:
+    smtp = Smtp(settings(relay.port, timeout_seconds=0.3 if end == HANG else 5), templates)
+    relay.play(step, end)
+
+    outcome = await smtp.deliver(message)
+
+    assert outcome.kind is OutcomeKind.NOT_SENT
+    assert relay.mails == []
+    assert (await smtp.deliver(message)).kind is OutcomeKind.ACCEPTED
+    await smtp.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [(DROP, "connection_lost"), (HANG, "timeout"), ("gibberish", "smtp_0"), ("299 ?", "smtp_299")]
+)
+async def test_a_session_that_ends_after_the_final_dot_is_unknown(
+    relay: Relay, templates: Templates, message: Message, end: str, reason: str
+) -> None:
+    smtp = Smtp(settings(relay.port, timeout_seconds=0.3 if end == HANG else 5), templates)
+    relay.play("CONTENT", end)
+
+    outcome = await smtp.deliver(message)
+    await smtp.close()
+
+    assert (outcome.kind, outcome.failure_reason) == (OutcomeKind.UNKNOWN, reason)
+
+
+@pytest.mark.parametrize("step", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "CONTENT"])
+@pytest.mark.parametrize("code", [421, 450, 451, 452, 454])
+async def test_a_transient_refusal_at_any_step_is_not_sent(
+    smtp: Smtp, relay: Relay, message: Message, step: str, code: int
+) -> None:
+    relay.play(step, f"{code} 4.3.0 {ECHO}")
+
+    outcome = await smtp.deliver(message)
+
+    assert (outcome.kind, outcome.failure_reason) == (OutcomeKind.NOT_SENT, f"smtp_{code}")
+    assert (await smtp.deliver(message)).kind is OutcomeKind.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("reply", "at_recipient", "at_content"),
+    [
+        ("550 5.1.1", DESTINATION, DESTINATION),
+        ("550", DESTINATION, DESTINATION),
+        ("551", DESTINATION, DESTINATION),
+        ("552 5.2.2", DESTINATION, DESTINATION),
+        ("552", DESTINATION, DESTINATION),
+        ("553 5.1.3", DESTINATION, DESTINATION),
+        ("554 5.2.1", DESTINATION, DESTINATION),
+        ("501 5.1.3", DESTINATION, DESTINATION),
+        ("501", DESTINATION, CONFIGURATION),
+        ("554", DESTINATION, CONFIGURATION),
+        ("530 5.7.0", CONFIGURATION, CONFIGURATION),
+        ("535", CONFIGURATION, CONFIGURATION),
+        ("550 5.7.1", CONFIGURATION, CONFIGURATION),
+        ("554 5.7.26", CONFIGURATION, CONFIGURATION),
+        ("550 5.1.8", CONFIGURATION, CONFIGURATION),
+        ("553 5.1.7", CONFIGURATION, CONFIGURATION),
+    ],
+)
+async def test_a_permanent_refusal_is_of_the_destination_or_of_the_configuration(
+    smtp: Smtp, relay: Relay, message: Message, reply: str, at_recipient: OutcomeKind, at_content: OutcomeKind
+) -> None:
+    found = {}
+    for step in ("GREETING", "EHLO", "MAIL", "RCPT", "DATA", "CONTENT"):
+        relay.play(step, f"{reply} {ECHO}")
+        outcome = await smtp.deliver(message)
+        found[step] = outcome.kind
+        assert outcome.failure_reason == f"smtp_{reply[:3]}"
+
+    assert found == {
+        "GREETING": CONFIGURATION,
+        "EHLO": CONFIGURATION,
+        "MAIL": CONFIGURATION,
+        "RCPT": at_recipient,
+        "DATA": at_content,
+        "CONTENT": at_content,
+    }
+    assert relay.mails == []
+
+
+async def test_a_connection_is_reused_even_after_a_refusal(smtp: Smtp, relay: Relay, message: Message) -> None:
+    relay.play("RCPT", "550 5.1.1 no such user")
+
+    kinds = [(await smtp.deliver(message)).kind for _ in range(3)]
+
+    assert kinds == [DESTINATION, OutcomeKind.ACCEPTED, OutcomeKind.ACCEPTED]
+    assert relay.connections == 1
+
+
+@pytest.mark.parametrize("end", [DROP, "421 4.3.2 idle for too long"])
+async def test_an_idle_connection_that_was_closed_is_replaced(
+    smtp: Smtp, relay: Relay, message: Message, end: str
+) -> None:
+    await smtp.deliver(message)
+    relay.play("RSET", end)
+
+    outcome = await smtp.deliver(message)
+
+    assert outcome.kind is OutcomeKind.ACCEPTED
+    assert (relay.connections, len(relay.mails)) == (2, 2)
+
+
+async def test_concurrent_mails_use_connections_of_their_own(
+    smtp: Smtp, relay: Relay, make_message: MakeMessage
+) -> None:
+    outcomes = await asyncio.gather(*(smtp.deliver(make_message(Channel.EMAIL)) for _ in range(10)))
+
+    assert {outcome.kind for outcome in outcomes} == {OutcomeKind.ACCEPTED}
+    assert (relay.connections, len(relay.mails)) == (10, 10)
+
+
+async def test_a_canceled_delivery_closes_its_connection(smtp: Smtp, relay: Relay, message: Message) -> None:
+    relay.play("CONTENT", HANG)
+    delivery = asyncio.create_task(smtp.deliver(message))
+    await relay.reached("CONTENT")
+    delivery.cancel()
+    await asyncio.wait([delivery])
+
+    assert delivery.cancelled()
+    assert (await smtp.deliver(message)).kind is OutcomeKind.ACCEPTED
+    assert relay.connections == 2
+
+
+async def test_a_closed_port_means_not_sent(templates: Templates, message: Message) -> None:
+    async with Relay() as relay:
+        port = relay.port
+
+    outcome = await Smtp(settings(port), templates).deliver(message)
+
+    assert (outcome.kind, outcome.failure_reason) == (OutcomeKind.NOT_SENT, "unreachable")

@@ -1,0 +1,156 @@
+"""The keys that verify tokens: chosen by name, rotated, and never of a weak kind."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from structlog.testing import capture_logs
+
+from server.api.auth import TokenVerifier, mint
+from server.api.jwks import PublicKey, read_keys
+from server.cli.token import development_key
+from server.errors import TokenInvalid
+
+OLD, NEW = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+
+
+def jwk(key: PublicKey, algorithm: str, **changes: Any) -> dict[str, Any]:
+    kind: Any = jwt.get_algorithm_by_name(algorithm)
+    return dict(kind.to_jwk(key, as_dict=True)) | changes
+
+
+def jwks(**keys: Ed25519PrivateKey) -> bytes:
+    return json.dumps({"keys": [jwk(key.public_key(), "EdDSA", kid=kid) for kid, key in keys.items()]}).encode()
+
+
+def token(key: Ed25519PrivateKey, kid: str | None = None) -> str:
+    claims = {"sub": "s", "aud": "pulsa", "exp": 4_000_000_000, "organization_id": "acme", "permissions": []}
+    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": kid} if kid else None)
+
+
+def pem(key: Any) -> bytes:
+    public: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return public
+
+
+def is_good(verifier: TokenVerifier, candidate: str) -> bool:
+    try:
+        verifier.verify(candidate)
+    except TokenInvalid:
+        return False
+    return True
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_bytes(jwks(old=OLD))
+    return path
+
+
+def test_a_token_names_its_key(file: Path) -> None:
+    file.write_bytes(jwks(old=OLD, new=NEW))
+    verifier = TokenVerifier(file)
+
+    assert is_good(verifier, token(OLD, "old"))
+    assert is_good(verifier, token(NEW, "new"))
+    assert is_good(verifier, token(NEW))
+    assert not any(is_good(verifier, wrong) for wrong in (token(OLD, "new"), token(NEW, "old"), token(NEW, "newer")))
+
+
+def test_keys_are_rotated_and_a_removed_key_is_refused_at_once(file: Path) -> None:
+    verifier = TokenVerifier(file)
+    verifier.verify(token(OLD, "old"))
+
+    file.write_bytes(jwks(old=OLD, new=NEW))
+    verifier.reload()
+    assert is_good(verifier, token(OLD, "old"))
+    assert is_good(verifier, token(NEW, "new"))
+
+    file.write_bytes(jwks(new=NEW))
+    verifier.reload()
+    assert is_good(verifier, token(NEW, "new"))
+    assert not is_good(verifier, token(OLD, "old"))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"{", b'{"keys": []}', b'{"keys": 1}', b'{"keys": [1, {}]}', b'{"keys": [{"kty": {}}]}', pem(OLD)[:60]],
+)
+def test_a_broken_file_changes_nothing_and_is_logged_once(file: Path, broken: bytes) -> None:
+    verifier = TokenVerifier(file)
+
+    file.write_bytes(broken)
+    with capture_logs() as lines:
+        verifier.reload()
+        verifier.reload()
+
+    assert is_good(verifier, token(OLD, "old"))
+    assert [(line["event"], line["alert"]) for line in lines] == [("token_keys_not_reloaded", True)]
+    with pytest.raises(ValueError, match=r"."):
+        TokenVerifier(file)
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ValueError, match="nested"):
+        read_keys(b'{"keys": ' + b"[" * 100_000)
+
+
+def test_a_file_that_was_deleted_changes_nothing(file: Path) -> None:
+    verifier = TokenVerifier(file)
+
+    file.unlink()
+    verifier.reload()
+
+    assert is_good(verifier, token(OLD, "old"))
+
+
+async def test_keys_are_reloaded_periodically(file: Path) -> None:
+    verifier = TokenVerifier(file)
+    keeping = asyncio.create_task(verifier.reload_on_change())
+    await asyncio.to_thread(file.write_bytes, jwks(new=NEW))
+
+    async with asyncio.timeout(20):
+        while not is_good(verifier, token(NEW, "new")):  # noqa: ASYNC110 - a reload sets no event
+            await asyncio.sleep(0.05)
+    keeping.cancel()
+
+
+def test_weak_keys_and_keys_for_another_use_are_left_out() -> None:
+    small = rsa.generate_private_key(65537, 1024)  # noqa: S505 - the key must be weak
+    other_curve = ec.generate_private_key(ec.SECP384R1())
+    good = jwk(OLD.public_key(), "EdDSA")
+    unusable = [
+        jwk(small.public_key(), "RS256"),
+        jwk(other_curve.public_key(), "ES384"),
+        jwk(OLD.public_key(), "EdDSA", use="enc"),
+        jwk(rsa.generate_private_key(65537, 2048).public_key(), "RS256", alg="RS512"),
+        {"kty": "oct", "k": "c2VjcmV0"},
+        {"kty": "unheard of"},
+        {"kty": {}},
+        {"kty": "RSA", "n": [], "e": 3},
+        {"kty": "OKP", "crv": "Ed25519", "x": "é"},
+    ]
+
+    assert [key.algorithm for key in read_keys(json.dumps({"keys": [*unusable, good]}).encode())] == ["EdDSA"]
+    for content in (json.dumps({"keys": unusable}).encode(), pem(small) + pem(other_curve)):
+        with pytest.raises(ValueError, match="no public key"):
+            read_keys(content)
+
+
+def test_the_development_key_is_kept_and_readable_by_its_owner_only(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "here"
+
+    key = development_key(folder)
+    minted = mint(key.private_key(), subject="dev", organization_id="*", permissions=["otp.send"], lifetime_seconds=60)
+
+    assert development_key(folder).private_key() == key.private_key()
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    caller = TokenVerifier(key.public_key_file).verify(minted)
+    assert (caller.subject, caller.organization_id, caller.permissions) == ("dev", "*", frozenset({"otp.send"}))

@@ -1,0 +1,105 @@
+"""The batches of the OTP service: calls are prepared, decided together and answered, and a failed call fails alone."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from pulsa.otp.v1 import otp_service_pb2 as pb
+
+from server.api.auth import Caller
+from server.api.interceptor import Call
+from server.api.otp_service import OtpDependencies, OtpService
+from server.api.validation import compile_validation
+from server.errors import DomainError, InvalidFields, WrongCode
+from server.otps.guess_policy import Guess
+from server.otps.otp import Otp
+from server.postgres.batcher import Batching
+from tests.unit.otps.sends import an_otp
+from tests.valid_requests import valid_request
+
+REQUEST = pb.VerifyOtpRequest.DESCRIPTOR
+ANN = Caller("ann", "*", frozenset(), math.inf)
+WRONG_CODE, UNREADABLE = "111111", "222222"
+
+
+@dataclass
+class FakeVerifier:
+    """Records each batch of codes. Answers WRONG_CODE with an error, and UNREADABLE with an OTP that has no times."""
+
+    batches: list[list[str]] = field(default_factory=list)
+    error: Exception | None = None
+
+    def context_digest(self, _context: str) -> bytes:
+        return b""
+
+    async def verify(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+        self.batches.append([guess.code for guess in guesses])
+        if self.error:
+            raise self.error
+        return [self._answer(guess) for guess in guesses]
+
+    def _answer(self, guess: Guess) -> Otp | DomainError:
+        if guess.code == WRONG_CODE:
+            return WrongCode(attempts_remaining=2)
+        otp = an_otp(organization_id=guess.organization_id, otp_id=guess.otp_id)
+        if guess.code == UNREADABLE:
+            otp.create_time = cast("Any", None)
+        return otp
+
+
+@pytest.fixture
+def verifier() -> FakeVerifier:
+    return FakeVerifier()
+
+
+async def answers(verifier: FakeVerifier, *codes: str) -> list[Any]:
+    """What concurrent calls with these codes get: the organization of the OTP in the response, or the error."""
+    service = OtpService(
+        OtpDependencies(
+            pool=cast("Any", None),
+            sender=cast("Any", None),
+            verifier=cast("Any", verifier),
+            batching=Batching(),
+            cooldown=timedelta(),
+            refund_accepted=False,
+        )
+    )
+    call = Call(ANN, math.inf, compile_validation(REQUEST))
+    requests = [valid_request(REQUEST, code=code, otp_id=str(UUID(int=n))) for n, code in enumerate(codes, start=1)]
+    responses = await asyncio.gather(
+        *(service.VerifyOtp(cast("pb.VerifyOtpRequest", request), call) for request in requests),
+        return_exceptions=True,
+    )
+    return [
+        UUID(pb.VerifyOtpResponse.FromString(one).otp.otp_id).int if isinstance(one, bytes) else type(one)
+        for one in responses
+    ]
+
+
+async def test_each_call_of_a_batch_gets_its_own_answer(verifier: FakeVerifier) -> None:
+    assert await answers(verifier, "123456", "123-456", WRONG_CODE, "654321") == [1, 2, WrongCode, 4]
+    assert verifier.batches == [["123456", "123456", WRONG_CODE, "654321"]]
+
+
+async def test_a_call_that_cannot_be_prepared_or_answered_fails_alone(verifier: FakeVerifier) -> None:
+    first, unprepared, unanswered, last = await answers(verifier, "123456", "", UNREADABLE, "654321")
+
+    assert (first, unprepared, last) == (1, InvalidFields, 4)
+    assert issubclass(unanswered, Exception)
+    assert verifier.batches == [["123456", UNREADABLE, "654321"]]
+
+
+async def test_a_batch_of_which_nothing_can_be_prepared_is_not_decided(verifier: FakeVerifier) -> None:
+    assert await answers(verifier, "", "") == [InvalidFields] * 2
+    assert verifier.batches == []
+
+
+async def test_when_the_decision_fails_only_the_prepared_calls_get_its_error(verifier: FakeVerifier) -> None:
+    verifier.error = ConnectionError()
+
+    assert await answers(verifier, "123456", "", "654321") == [ConnectionError, InvalidFields, ConnectionError]

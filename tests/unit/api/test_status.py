@@ -1,0 +1,96 @@
+"""Error statuses: what a caller gets for each error."""
+
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped] # no py.typed beside its stubs
+    BadRequest,
+    ErrorInfo,
+    PreconditionFailure,
+    RetryInfo,
+)
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the same
+from pulsa.error.v1.error_reason_pb2 import ErrorReason
+
+from server import errors
+from server.api.status import ErrorStatus, error_status, internal_error_status
+from server.errors import DomainError, FieldViolation, InsufficientCredits, InvalidFields, RetryLater, TooManySends
+
+
+def status_of(status: ErrorStatus) -> Status:
+    ((key, value),) = status.trailing_metadata
+    assert key == "grpc-status-details-bin"
+    return Status.FromString(value)
+
+
+def detail(status: ErrorStatus, kind: Any) -> Any:
+    """The only detail of this kind; None when there is none."""
+    found = [packed for packed in status_of(status).details if packed.Is(kind.DESCRIPTOR)]
+    assert len(found) <= 1
+    if not found:
+        return None
+    message = kind()
+    found[0].Unpack(message)
+    return message
+
+
+def every_error(kind: type[DomainError] = DomainError) -> list[type[DomainError]]:
+    below = [error for sub in kind.__subclasses__() for error in every_error(sub)]
+    return below if kind in (DomainError, RetryLater) else [kind, *below]
+
+
+def test_an_error_carries_its_reason_and_metadata() -> None:
+    status = error_status(InsufficientCredits(required_credits=3, available_credits=2))
+
+    packed, info = status_of(status), detail(status, ErrorInfo)
+
+    assert status.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (packed.code, packed.message) == (9, status.message)
+    assert (info.domain, info.reason) == ("pulsa", "INSUFFICIENT_CREDITS")
+    assert dict(info.metadata) == {"required_credits": "3", "available_credits": "2"}
+
+
+def test_a_failed_precondition_has_a_precondition_failure() -> None:
+    status = error_status(InsufficientCredits(required_credits=3, available_credits=2))
+
+    assert [violation.type for violation in detail(status, PreconditionFailure).violations] == ["INSUFFICIENT_CREDITS"]
+    assert detail(error_status(errors.TokenInvalid()), PreconditionFailure) is None
+
+
+def test_every_invalid_field_is_listed() -> None:
+    violations = (FieldViolation("destination.email", "one thing"), FieldViolation("purpose", "another"))
+
+    found = detail(error_status(InvalidFields(violations=violations)), BadRequest).field_violations
+
+    assert [(one.field, one.description) for one in found] == [(one.field, one.description) for one in violations]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1.5, 1.5), (0, 0), (-3, 0), (3600, 3600), (0.0000004, 4e-7)])
+def test_retry_info_has_the_seconds_to_wait(seconds: float, expected: float) -> None:
+    status = error_status(TooManySends(retry_after_seconds=seconds, limit="sends_per_minute"))
+
+    delay = detail(status, RetryInfo).retry_delay
+
+    assert delay.seconds + delay.nanos / 1e9 == pytest.approx(expected)
+    assert dict(detail(status, ErrorInfo).metadata) == {"limit": "sends_per_minute"}
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: error.__name__)
+def test_every_reason_is_documented_with_its_code(error: type[DomainError]) -> None:
+    assert f"ERROR_REASON_{error.reason}" in ErrorReason.keys()  # noqa: SIM118 - an enum wrapper is no mapping
+    assert error.code is not grpc.StatusCode.INTERNAL
+
+
+def test_an_internal_error_has_only_its_incident_id() -> None:
+    status = internal_error_status("an-id")
+
+    assert (status.code, status.message) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert detail(status, ErrorInfo).reason == "INTERNAL"
+    assert dict(detail(status, ErrorInfo).metadata) == {"incident_id": "an-id"}
+    assert len(status_of(status).details) == 1
+
+
+def test_a_passed_deadline_has_a_documented_reason() -> None:
+    assert detail(error_status(errors.DeadlineExceeded()), ErrorInfo).reason == "DEADLINE_EXCEEDED"
+    assert ErrorReason.Value("ERROR_REASON_DEADLINE_EXCEEDED") == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED

@@ -1,0 +1,190 @@
+"""Each validation rule against an independent statement of the same comment, on generated requests."""
+
+import string
+import unicodedata
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import given
+from hypothesis import strategies as st
+from pulsa.credit.v1 import credit_service_pb2
+from pulsa.otp.v1 import otp_service_pb2
+
+from server.api.validation import compile_validation
+from server.errors import InvalidFields
+from tests.valid_requests import valid_fields
+
+REQUESTS: list[Descriptor] = [
+    method.input_type
+    for module, name in ((credit_service_pb2, "CreditService"), (otp_service_pb2, "OtpService"))
+    for method in module.DESCRIPTOR.services_by_name[name].methods
+]
+ALPHANUMERIC = set(string.ascii_letters + string.digits)
+
+
+def text(value: str, shortest: int, longest: int) -> bool:
+    return shortest <= len(value) <= longest and not any(unicodedata.category(letter) == "Cc" for letter in value)
+
+
+def only(value: str, letters: set[str], shortest: int, longest: int) -> bool:
+    return shortest <= len(value) <= longest and set(value) <= letters
+
+
+def uuid(value: str) -> bool:
+    try:
+        return str(UUID(value)) == value.lower()
+    except ValueError:
+        return False
+
+
+def day(value: str) -> bool:
+    try:
+        return date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False
+
+
+def host(value: str) -> bool:
+    labels = value.split(".")
+    valid = all(label and set(label) <= ALPHANUMERIC | {"-"} and "-" not in label[0] + label[-1] for label in labels)
+    return not value or (len(value) <= 40 and valid)
+
+
+def language(value: str) -> bool:
+    first, *rest = value.split("-")
+    valid = only(first, set(string.ascii_letters), 2, 8) and all(only(part, ALPHANUMERIC, 1, 8) for part in rest)
+    return not value or (len(value) <= 35 and valid)
+
+
+def purpose(value: str) -> bool:
+    lower = set(string.ascii_lowercase)
+    return only(value, lower | set(string.digits) | {"_"}, 1, 32) and value[0] in lower
+
+
+def destination(value: Message) -> bool:
+    name = value.WhichOneof("channel")
+    return name is not None and text(getattr(value, name), 1, 254 if name == "email" else 32)
+
+
+STATEMENTS: dict[str, Callable[[Any], bool]] = {
+    "organization_id": lambda value: only(value, ALPHANUMERIC | set("._:@-"), 1, 64),
+    "request_id": uuid,
+    "otp_id": uuid,
+    "top_up_id": uuid,
+    "delivery_id": uuid,
+    "page_size": lambda value: value in range(501),
+    "page_token": lambda value: text(value, 0, 256),
+    "statuses": lambda values: len(values) <= 10 and all(value in range(1, 10) for value in values),
+    "start_date": day,
+    "currency_code": lambda value: only(value, set(string.ascii_uppercase), 3, 3),
+    "billing_name": lambda value: text(value, 0, 120),
+    "low_balance_threshold": lambda value: value in range(1_000_000_001),
+    "adjust_credits": lambda value: value != 0 and value in range(-1_000_000_000, 1_000_000_001),
+    "reason": lambda value: text(value, 1, 500),
+    "payload": lambda value: len(value) <= 262_144,
+    "signature": lambda value: text(value, 0, 4096),
+    "destination": destination,
+    "fallbacks": lambda values: len(values) <= 3 and all(destination(value) for value in values),
+    "purpose": purpose,
+    "locale": language,
+    "code_length": lambda value: value in (0, 6, 7, 8),
+    "ttl": lambda value: value.nanos in range(10**9) and 30 <= value.seconds + value.nanos / 10**9 <= 600,
+    "max_attempts": lambda value: value in range(11),
+    "context": lambda value: text(value, 0, 256),
+    "web_otp_domain": host,
+    "metadata": lambda value: (
+        len(value) <= 10 and all(text(key, 1, 40) and text(note, 0, 200) for key, note in value.items())
+    ),
+    "code": lambda value: text(value, 1, 16),
+    "status": lambda value: value in (2, 3, 4),
+    "failure_reason": lambda value: only(value, ALPHANUMERIC | {"_"}, 0, 64),
+    "report_time": lambda value: -62_135_596_800 <= value.seconds < 253_402_300_800 and value.nanos in range(10**9),
+    "credits": lambda _: True,
+    "validate_only": lambda _: True,
+}
+
+
+def uuid_spellings(good: str) -> list[str]:
+    return [good, good.upper(), good[:-1], good + "0", good.replace("-", ""), good[:-1] + "g", f"{{{good}}}"]
+
+
+LENGTHS = [1, 3, 8, 16, 17, 32, 33, 35, 40, 41, 64, 65, 120, 121, 200, 254, 255, 256, 257, 500, 501, 4096, 4097]
+NUMBERS = [0, 1, 5, 6, 8, 9, 10, 11, 29, 30, 31, 499, 500, 501, 599, 600, 601, 10**9 - 1, 10**9, 10**9 + 1]
+STRINGS = (
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    | st.text(st.sampled_from("aZ09_-.:@+ é\x00\x7f\x85\n"), max_size=40)
+    | st.builds(lambda letter, length: letter * length, st.sampled_from("aA0é\n."), st.sampled_from(LENGTHS))
+    | st.sampled_from(["IDR", "id-ID", "zh-Hant", "2026-02-28", "2026-02-29", "20260228", "2026-W01-1", "0000-01-01"])
+    | st.uuids().flatmap(lambda value: st.sampled_from(uuid_spellings(str(value))))
+)
+DESTINATIONS = st.one_of(
+    st.just({}), *(st.fixed_dictionaries({name: STRINGS}) for name in ("email", "whatsapp", "sms"))
+)
+SPANS = st.fixed_dictionaries(
+    {
+        "seconds": st.sampled_from([*NUMBERS, -1, -62_135_596_801, -62_135_596_800, 253_402_300_799, 253_402_300_800]),
+        "nanos": st.sampled_from([0, 1, 10**9 - 1, 10**9, -1]),
+    }
+)
+BY_NAME: dict[str, st.SearchStrategy[Any]] = {
+    "destination": DESTINATIONS,
+    "fallbacks": st.lists(DESTINATIONS, max_size=4),
+    "ttl": SPANS,
+    "report_time": SPANS,
+    "metadata": st.dictionaries(STRINGS, STRINGS, max_size=12),
+    "statuses": st.lists(st.sampled_from([0, 1, 5, 9, 10, 99]), max_size=11),
+    "status": st.sampled_from([0, 1, 2, 3, 4, 5, 99]),
+    "payload": st.sampled_from([b"", b"\x00", b"x" * 262_144, b"x" * 262_145]),
+    "validate_only": st.booleans(),
+}
+
+
+def anything(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    if field.name in BY_NAME:
+        return BY_NAME[field.name]
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return STRINGS
+    return st.sampled_from(NUMBERS).flatmap(lambda number: st.sampled_from([number, -number]))
+
+
+@st.composite
+def requests(draw: st.DrawFn, request: Descriptor) -> Message:
+    """Some fields valid, some with any value, some left out."""
+    good, fields = valid_fields(), {}
+    for field in request.fields:
+        choice = draw(st.sampled_from(["good", "anything", "absent"]))
+        if field.name not in STATEMENTS or choice == "good":
+            fields[field.name] = good[field.name]
+        elif choice == "anything":
+            fields[field.name] = draw(anything(field))
+    return GetMessageClass(request)(**fields)
+
+
+@pytest.mark.parametrize("request_type", REQUESTS, ids=lambda request: request.name)
+def test_a_field_is_refused_exactly_when_it_breaks_its_stated_rule(request_type: Descriptor) -> None:
+    validate = compile_validation(request_type)
+
+    @given(requests(request_type))
+    def holds(request: Message) -> None:
+        try:
+            validate(request)
+            refused: set[str] = set()
+        except InvalidFields as error:
+            refused = {violation.field.partition(".")[0].partition("[")[0] for violation in error.violations}
+        assert refused - {"end_date"} == broken(request)
+
+    holds()
+
+
+def broken(request: Message) -> set[str]:
+    """The fields that break their rules, by the statements above."""
+    names = {field.name for field in request.DESCRIPTOR.fields if field.name in STATEMENTS}
+    may_be_absent = {"ttl", "report_time"} | ({"destination"} if "Resend" in request.DESCRIPTOR.name else set())
+    absent = {name for name in names & may_be_absent if not request.HasField(name)}
+    return {name for name in names - absent if not STATEMENTS[name](getattr(request, name))}

@@ -1,0 +1,161 @@
+"""Templates: the texts of messages, by locale and purpose, built in and from a folder."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from server.providers.provider import Channel, Message
+from server.providers.sms_segments import segments
+from server.providers.templates import WEB_OTP_DOMAIN_LENGTH, Templates, load_templates
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+PURPOSES = ("default", "login", "sign_up", "payment", "password_reset")
+GOOD = 'sms = "{code} {minutes}"\nsubject = "S"\nemail = "{code}\\n\\n{minutes}"\n'
+
+MakeMessage = Callable[..., Message]
+
+
+@pytest.fixture(scope="module")
+def templates() -> Templates:
+    return load_templates(None)
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+@pytest.mark.parametrize("locale", ["en", "id", "ar"])
+def test_every_built_in_text_is_one_message_with_its_web_otp_line_last(
+    templates: Templates, make_message: MakeMessage, locale: str, purpose: str
+) -> None:
+    domain = "d" * WEB_OTP_DOMAIN_LENGTH
+    message = make_message(locale=locale, purpose=purpose, domain=domain, code="12345678", ttl=timedelta(minutes=10))
+
+    text = templates.render(message, now=NOW).text
+
+    assert segments(text).count == 1
+    assert text.splitlines()[-1] == f"@{domain} #12345678"
+    assert "12345678" in text.splitlines()[0]
+    assert "10" in text.splitlines()[0]
+    assert templates.by_locale[locale][purpose].locale == locale
+
+
+def test_a_domain_that_would_cost_a_second_message_loses_its_line(
+    templates: Templates, make_message: MakeMessage
+) -> None:
+    text = templates.render(make_message(locale="ar", domain="d" * 60), now=NOW).text
+
+    assert "@" not in text
+    assert segments(text).count == 1
+
+
+@pytest.mark.parametrize(
+    ("locale", "purpose", "start"),
+    [
+        ("id-ID", "login", "123456 adalah kode masuk"),
+        ("id_ID", "LOGIN", "123456 adalah kode masuk"),
+        ("ID-Latn-ID", "never_heard_of", "123456 adalah kode Anda"),
+        ("fr-FR", "login", "123456 is your sign-in code"),
+        ("", "", "123456 is your code"),
+        ("-", "login", "123456 is your sign-in code"),
+    ],
+)
+def test_a_locale_falls_back_to_its_language_then_english_and_a_purpose_to_the_default(
+    templates: Templates, make_message: MakeMessage, locale: str, purpose: str, start: str
+) -> None:
+    rendered = templates.render(make_message(locale=locale, purpose=purpose), now=NOW)
+
+    assert rendered.text.startswith(start)
+    assert (rendered.subject, rendered.html) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("ttl", "minutes"), [(timedelta(seconds=20), "1"), (timedelta(seconds=299), "5"), (timedelta(minutes=10), "10")]
+)
+def test_the_text_has_the_remaining_minutes(
+    templates: Templates, make_message: MakeMessage, ttl: timedelta, minutes: str
+) -> None:
+    assert f"works for {minutes} min" in templates.render(make_message(ttl=ttl), now=NOW).text
+
+
+def test_right_to_left_text_isolates_the_code(templates: Templates, make_message: MakeMessage) -> None:
+    message = make_message(channel=Channel.EMAIL, locale="ar")
+
+    rendered = templates.render(message, now=NOW)
+
+    assert "\u2066123456\u2069" in rendered.text
+    assert 'dir="rtl"' in rendered.html
+    assert '<p dir="ltr"' in rendered.html
+
+
+def test_an_email_has_the_code_in_its_text_and_html_and_not_in_its_subject(
+    templates: Templates, make_message: MakeMessage
+) -> None:
+    rendered = templates.render(make_message(channel=Channel.EMAIL), now=NOW)
+
+    assert rendered.subject == "Your sign-in code"
+    assert "\n\n123456\n\n" in rendered.text
+    assert ">123456</p>" in rendered.html
+    assert "5 min" in rendered.html
+
+
+def test_the_operators_texts_override_the_built_in_ones_and_are_escaped(
+    tmp_path: Path, make_message: MakeMessage
+) -> None:
+    (tmp_path / "en.toml").write_text("[login]\n" + GOOD.replace('email = "', 'email = "<b> & {code}'))
+    (tmp_path / "pt-BR.toml").write_text("[default]\n" + GOOD.replace('sms = "', 'sms = "oi '))
+
+    templates = load_templates(tmp_path)
+
+    own = templates.render(make_message(channel=Channel.EMAIL), now=NOW)
+    assert own.subject == "S"
+    assert "<p>&lt;b&gt; &amp; 123456123456</p>" in own.html
+    assert templates.render(make_message(locale="pt-BR"), now=NOW).text == "oi 123456 5"
+    assert "create an account" in templates.render(make_message(purpose="sign_up"), now=NOW).text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("en.toml", "[login]\nsms = 1", "must hold exactly sms, subject, email"),
+        ("en.toml", 'login = "x"', "must hold exactly"),
+        ("en.toml", "[login]\n" + GOOD.replace('sms = "{code} {minutes}"', "sms = 1"), "sms must be a text"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", ""), "sms must hold both {code} and {minutes}"),
+        ("en.toml", "[login]\n" + GOOD.replace("\\n{minutes}", ""), "email must hold both"),
+        ("en.toml", "[login]\n" + GOOD.replace('"S"', '"{code}"'), "subject must be one line without placeholders"),
+        ("en.toml", "[login]\n" + GOOD.replace('"S"', '"S\\nBcc: x"'), "subject must be one line"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code.__class__} "), "a placeholder other than"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code!r} "), "a placeholder other than"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} {name} "), "a placeholder other than"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} } "), "a brace that is no placeholder"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} https://x "), "holds a link"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} example.com "), "holds a link"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} " + "a" * 114), "must fit one segment"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} ó" + "a" * 23), "must fit one segment"),
+        ("en.toml", "[Log-in]\n" + GOOD, "is no purpose"),
+        ("english.toml", "[default]\n" + GOOD, "no locale"),
+        ("fr.toml", "[login]\n" + GOOD, "needs a table [default]"),
+        ("en.toml", "[login", "is not TOML"),
+    ],
+)
+def test_an_invalid_template_is_refused_with_its_file_and_reason(
+    tmp_path: Path, name: str, content: str, rule: str
+) -> None:
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(ValueError, match="toml: ") as raised:
+        load_templates(tmp_path)
+
+    assert rule in str(raised.value)
+    assert str(raised.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("words", ["a" * 113, "ó" + "a" * 22])
+def test_the_longest_text_that_fits_one_message_loads(tmp_path: Path, words: str) -> None:
+    (tmp_path / "en.toml").write_text("[login]\n" + GOOD.replace("{code} ", "{code} " + words))
+
+    load_templates(tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not there"):
+        load_templates(tmp_path / "none")
