@@ -35,6 +35,7 @@ class Shell:
         self._folder = folder
         self._environment = environment
         self._variables = folder / ".variables"
+        self._variables.unlink(missing_ok=True)  # a document before this one kept its own
         self._background: list[subprocess.Popen[bytes]] = []
 
     def run(self, text: str) -> str:
