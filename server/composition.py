@@ -41,7 +41,8 @@ from server.postgres.batcher import Batching
 from server.postgres.pool import Pool, open_pool
 from server.postgres.queries import Queries
 from server.providers.console import Console
-from server.providers.routing import open_mailer, open_providers
+from server.providers.provider import Channel
+from server.providers.routing import open_mailer, open_providers, provider_names
 from server.providers.templates import Templates, load_templates
 from server.settings import Settings
 
@@ -256,11 +257,11 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
 
 def check_lease(settings: Settings) -> None:
     """Raise SettingsError when trying every provider of a channel may take longer than the lease of a delivery."""
-    timeouts = {
-        provider: getattr(settings, provider).timeout_seconds for provider in ("smtp", "whatsapp", "twilio", "vonage")
-    }
-    for providers in (settings.channel.email, settings.channel.whatsapp, settings.channel.sms):
-        longest = sum(settings.channel.wait_seconds + timeouts.get(provider, 0) for provider in providers)
+    for channel in Channel:
+        providers = provider_names(settings, channel)
+        # The console has no settings: it answers at once.
+        timeouts = [getattr(settings, name).timeout_seconds for name in providers if name != "console"]
+        longest = len(providers) * settings.channel.wait_seconds + sum(timeouts)
         if longest >= settings.delivery.lease_seconds:
             raise SettingsError(
                 f"PULSA_DELIVERY_LEASE_SECONDS: must exceed {longest:g}, the longest time of {'+'.join(providers)}"

@@ -17,6 +17,7 @@ from pulsa.otp.v1 import otp_service_pb2
 from server.api.auth import mint
 from server.api.permissions import ALL_PERMISSIONS
 from server.cli.token import DevelopmentKey
+from server.providers.provider import Channel
 
 SERVICES = [
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
@@ -81,8 +82,8 @@ class Caller:
         return first
 
     async def send(self, organization_id: str = "acme", **fields: Any) -> Any:
-        """SendOtp for a login to the destination that `email`, `whatsapp` or `sms` gives."""
-        destination = {name: fields.pop(name) for name in ("email", "whatsapp", "sms") if name in fields}
+        """SendOtp for a login to the destination that a channel's field gives: `email`, `whatsapp` or `sms`."""
+        destination = {channel.field: fields.pop(channel.field) for channel in Channel if channel.field in fields}
         return await self.call("SendOtp", organization_id, destination=destination, purpose="login", **fields)
 
     async def grant(self, credits: int, organization_id: str = "acme") -> None:

@@ -39,7 +39,7 @@ DEFAULT_TTL: Final = timedelta(minutes=5)
 DEFAULT_MAX_ATTEMPTS: Final = 5
 
 _LAST_ID: Final = 2**128 - 1
-_CHANNELS: Final = {"email": Channel.EMAIL, "whatsapp": Channel.WHATSAPP, "sms": Channel.SMS}
+_CHANNELS: Final = {channel.field: channel for channel in Channel}
 _SEPARATORS: Final = str.maketrans("", "", " -")
 
 Item = TypeVar("Item")

@@ -15,6 +15,7 @@ from server.environment import SettingsError, load_settings, variables
 from server.postgres.migrate import current_version, load_migrations
 from server.postgres.pool import APPLICATION_ROLE
 from server.providers.console import Console
+from server.providers.provider import Channel
 from server.providers.routing import open_providers
 from server.providers.templates import load_templates
 from server.settings import Settings
@@ -78,9 +79,8 @@ def _channels(settings: Settings) -> str:
         console=Console(None) if settings.channel.console else None,
     )
     if not providers:
-        raise ValueError(
-            "no channel has a provider: set PULSA_CHANNEL_EMAIL, PULSA_CHANNEL_WHATSAPP or PULSA_CHANNEL_SMS"
-        )
+        names = " or ".join(f"PULSA_CHANNEL_{channel}" for channel in Channel)
+        raise ValueError(f"no channel has a provider: set {names}")
     check_lease(settings)
     return ", ".join(f"{channel} through {provider.name}" for channel, provider in providers.items())
 

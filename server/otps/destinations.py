@@ -6,8 +6,9 @@ the libraries phonenumbers and email_validator, which are slower.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import phonenumbers
 from email_validator import EmailNotValidError, validate_email
@@ -19,6 +20,8 @@ from phonenumbers import (
     PhoneNumberFormat,
 )
 from phonenumbers.phonemetadata import PhoneNumberDesc
+
+from server.providers.provider import Channel
 
 _CALLING_CODE_DIGITS = 3
 _NEVER = r"(?!)"
@@ -74,6 +77,16 @@ def parse_phone(text: str) -> Destination:
     number = _validated_phone(text)
     normalized = phonenumbers.format_number(number, PhoneNumberFormat.E164)
     return _phone(normalized, phonenumbers.region_code_for_number(number) or "", f"+{number.country_code}")
+
+
+PARSERS: Final[Mapping[Channel, Callable[[str], Destination]]] = {
+    Channel.EMAIL: parse_email,
+    Channel.WHATSAPP: parse_phone,
+    Channel.SMS: parse_phone,
+}
+"""The parser of each channel's destinations; raises ValueError, without the text, for an invalid one."""
+PHONE_CHANNELS: Final = frozenset(channel for channel, parse in PARSERS.items() if parse is parse_phone)
+"""The channels to phone numbers, whose unverified credits are limited against SMS pumping."""
 
 
 def _phone(normalized: str, region: str, calling_prefix: str) -> Destination:

@@ -9,7 +9,7 @@ from cryptography.exceptions import InvalidTag
 
 from server.errors import ChannelNotConfigured, DestinationBlocked, InvalidDestination
 from server.otps.crypto import Crypto
-from server.otps.destinations import Destination, parse_email, parse_phone
+from server.otps.destinations import PARSERS, Destination
 from server.otps.otp import Recipient
 from server.otps.sms_pumping import ALL_AREAS, AreaPolicy, country_of
 from server.providers.provider import Channel
@@ -47,7 +47,7 @@ class RecipientResolver:
         if credits is None:
             raise ChannelNotConfigured(channel=raw.channel.value)
         try:
-            destination = parse_email(raw.text) if raw.channel is Channel.EMAIL else parse_phone(raw.text)
+            destination = PARSERS[raw.channel](raw.text)
         except ValueError:
             raise InvalidDestination(field=raw.field) from None
         if not self._areas.allows(destination):

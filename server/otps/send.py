@@ -24,6 +24,7 @@ from server.ids import new_id
 from server.otps.account_cache import AccountCache
 from server.otps.admission import DAY, Admitted, Decision, RecentSend, Refused, Replayed, Send, SendLimits, State, admit
 from server.otps.crypto import Crypto
+from server.otps.destinations import PHONE_CHANNELS
 from server.otps.otp import (
     DELIVERY_COLUMNS,
     Delivery,
@@ -207,7 +208,7 @@ class Sender:
             max_attempts=request.max_attempts,
             create_time=now,
             expire_time=now + request.ttl,
-            to_phone=bool(recipient.areas) or any(raw.channel is not Channel.EMAIL for raw in request.fallbacks),
+            to_phone=bool(recipient.areas) or any(raw.channel in PHONE_CHANNELS for raw in request.fallbacks),
         )
         return Send(
             request_id=request.request_id,

@@ -7,11 +7,16 @@ from uuid import UUID
 
 
 class Channel(StrEnum):
-    """The channels that codes are sent by."""
+    """The channels that codes are sent by. "Adding things" in docs/architecture.md says what a new one needs."""
 
     EMAIL = "EMAIL"
     WHATSAPP = "WHATSAPP"
     SMS = "SMS"
+
+    @property
+    def field(self) -> str:
+        """Its name in lower case: of its field in pulsa.otp.v1.Destination, and of the setting of its providers."""
+        return self.value.lower()
 
 
 class OutcomeKind(StrEnum):

@@ -68,19 +68,24 @@ def open_providers(settings: Settings, templates: Templates, *, console: Console
             VonageSettings(**_group_values(settings, "vonage", "api_key", "api_secret", "sender")), templates
         ),
     }
-    channel = settings.channel
+    limits = settings.channel
     guard = GuardSettings(
-        concurrency=channel.concurrency,
-        wait_seconds=channel.wait_seconds,
-        breaker=BreakerSettings(channel.failures_to_open, channel.cooldown_seconds),
+        concurrency=limits.concurrency,
+        wait_seconds=limits.wait_seconds,
+        breaker=BreakerSettings(limits.failures_to_open, limits.cooldown_seconds),
     )
-    names_by_channel = {Channel.EMAIL: channel.email, Channel.WHATSAPP: channel.whatsapp, Channel.SMS: channel.sms}
     opened: dict[Channel, Provider] = {}
-    for of_channel, names in names_by_channel.items():
-        guarded = [Guard(openers[name](), guard) for name in names]
+    for channel in Channel:
+        guarded = [Guard(openers[name](), guard) for name in provider_names(settings, channel)]
         if guarded:
-            opened[of_channel] = guarded[0] if len(guarded) == 1 else Route(guarded)
+            opened[channel] = guarded[0] if len(guarded) == 1 else Route(guarded)
     return opened
+
+
+def provider_names(settings: Settings, channel: Channel) -> tuple[str, ...]:
+    """The names of a channel's providers, in order of preference: its setting, such as PULSA_CHANNEL_SMS."""
+    names: tuple[str, ...] = getattr(settings.channel, channel.field)
+    return names
 
 
 def open_mailer(settings: Settings, templates: Templates, *, console: Console | None) -> Smtp | Console | None:

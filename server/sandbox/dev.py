@@ -21,6 +21,7 @@ from server.failpoints import Failpoint, kill_at
 from server.logs import configure_logging
 from server.metrics import serve_metrics
 from server.providers.console import Console
+from server.providers.provider import Channel
 from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.settings import KEY_BYTES, Settings
@@ -87,7 +88,7 @@ def dev() -> None:
                 "webhook_secrets": _WEBHOOK_SECRET,
                 "base_url": f"http://127.0.0.1:{given.sandbox.stripe_port}",
             },
-            "channel": {"email": "console", "whatsapp": "console", "sms": "console"},
+            "channel": {channel.field: "console" for channel in Channel},
         },
     )
     configure_logging(level=settings.log.level, style=settings.log.format)

@@ -16,6 +16,7 @@ from server.composition import running
 from server.environment import load_settings
 from server.failpoints import Failpoint
 from server.providers.console import Console
+from server.providers.provider import Channel
 from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.settings import KEY_BYTES, Settings
@@ -116,6 +117,6 @@ def _settings(key: DevelopmentKey, stripe_url: str, changes: dict[str, Any]) -> 
         "token": {"keys": key.public_key_file, "leeway_seconds": 0},
         "secret": {"keys": f"test:{KEY}", "digest_key": KEY},
         "stripe": {"api_key": "sk_test_sandbox", "webhook_secrets": WEBHOOK_SECRET, "base_url": stripe_url},
-        "channel": {"email": "console", "whatsapp": "console", "sms": "console"},
+        "channel": {channel.field: "console" for channel in Channel},
     }
     return load_settings({}, defaults | changes)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pulsa.credit.v1 import credit_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
+from pulsa.otp.v1.destination_pb2 import Destination
 
 from server.api.validation import compile_validation
 from server.errors import InvalidFields
@@ -124,7 +125,7 @@ STRINGS = (
     | st.uuids().flatmap(lambda value: st.sampled_from(uuid_spellings(str(value))))
 )
 DESTINATIONS = st.one_of(
-    st.just({}), *(st.fixed_dictionaries({name: STRINGS}) for name in ("email", "whatsapp", "sms"))
+    st.just({}), *(st.fixed_dictionaries({field.name: STRINGS}) for field in Destination.DESCRIPTOR.fields)
 )
 SPANS = st.fixed_dictionaries(
     {
