@@ -153,7 +153,7 @@ def _too_many(wait: timedelta, name: str) -> RetryLater:
 
 @dataclass(slots=True)
 class Send:
-    """A send to be decided: of a new OTP, or a resend of an existing one."""
+    """A send to be decided: of a new OTP, or of an existing one."""
 
     request_id: UUID
     request_fingerprint: bytes
@@ -161,6 +161,7 @@ class Send:
     otp: Otp
     recipient: Recipient
     resend: bool = False
+    """Whether the OTP exists already, as for ResendOtp and for a fallback: it is not written, and may be closed."""
     earlier_deliveries: Sequence[Delivery] = ()
     """Of a resend: the OTP's deliveries so far, oldest first."""
     fallbacks_sealed: bytes | None = None

@@ -9,11 +9,15 @@ from pulsa.error.v1.error_reason_pb2 import ErrorReason
 from server import errors
 from server.errors import DomainError, RetryLater
 
-PROTO = Path(__file__).parents[2] / "protos" / "pulsa" / "error" / "v1" / "error_reason.proto"
+PROTOS = Path(__file__).parents[2] / "protos" / "pulsa"
+PROTO = PROTOS / "error" / "v1" / "error_reason.proto"
 # Not raised as a class: UNSPECIFIED is never sent, and INTERNAL answers an unhandled exception.
 WITHOUT_CLASS = {"UNSPECIFIED", "INTERNAL"}
 VALUE = re.compile(r"((?:  // [^\n]*\n)+)  ERROR_REASON_(\w+) = \d+;")
+REASON = re.compile(r"\b[A-Z]{2}[A-Z_]+\b")
 METADATA = re.compile(r"`(\w+)`")
+COMMENT = re.compile(r"((?: *//[^\n]*\n)+) *(?:service|rpc) \w+")
+ERRORS = re.compile(r"(?:Errors:|every rpc can return)([^.;]*)")
 
 
 def documented() -> dict[str, str]:
@@ -30,6 +34,17 @@ def classes(kind: type[DomainError] = DomainError) -> list[type[DomainError]]:
 def test_every_reason_is_documented() -> None:
     assert documented().keys() == {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()}  # noqa: SIM118
     assert all(documented().values())
+
+
+def test_every_reason_is_listed_with_an_rpc_or_a_service_and_no_other_reason_is() -> None:
+    comments = [
+        re.sub(r"\s*//", "", comment)
+        for path in PROTOS.rglob("*_service.proto")
+        for comment in COMMENT.findall(path.read_text())
+    ]
+    listed = {reason for comment in comments for found in ERRORS.findall(comment) for reason in REASON.findall(found)}
+
+    assert listed == documented().keys() - {"UNSPECIFIED"}
 
 
 def test_every_error_has_its_own_reason_and_every_reason_an_error() -> None:

@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class OtpServiceStub:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
-    permission it names. Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains.
+    permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE and INTERNAL;
+    pulsa.error.v1.ErrorReason explains each.
     """
 
     def __init__(self, channel):
@@ -81,8 +82,9 @@ class OtpServiceStub:
 
 class OtpServiceServicer:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
-    permission it names. Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains.
+    permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE and INTERNAL;
+    pulsa.error.v1.ErrorReason explains each.
     """
 
     def SendOtp(self, request, context):
@@ -203,8 +205,9 @@ def add_OtpServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class OtpService:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
-    permission it names. Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains.
+    permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE and INTERNAL;
+    pulsa.error.v1.ErrorReason explains each.
     """
 
     @staticmethod

@@ -28,8 +28,9 @@ GRPC_VERSION: str
 
 class OtpServiceStub:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
-    permission it names. Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains.
+    permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE and INTERNAL;
+    pulsa.error.v1.ErrorReason explains each.
     """
 
     @_typing.overload
@@ -70,8 +71,9 @@ class OtpServiceStub:
 @_typing.type_check_only
 class OtpServiceAsyncStub(OtpServiceStub):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
-    permission it names. Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains.
+    permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE and INTERNAL;
+    pulsa.error.v1.ErrorReason explains each.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -108,8 +110,9 @@ class OtpServiceAsyncStub(OtpServiceStub):
 
 class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
-    permission it names. Besides the errors it names, every rpc can answer INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED and DATABASE_UNAVAILABLE; pulsa.error.v1.ErrorReason explains.
+    permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE and INTERNAL;
+    pulsa.error.v1.ErrorReason explains each.
     """
 
     @_abc_1.abstractmethod
