@@ -88,8 +88,7 @@ async def start_process(command: str, settings: dict[str, str], folder: Path) ->
     name = {"serve": "PULSA_LISTEN", "webhook": "PULSA_WEBHOOK_LISTEN"}[command]
     process = Process(command, settings, output=folder / f"{command}-{uuid4()}.log")
     try:
-        async with asyncio.timeout(SECONDS):
-            line: dict[str, Any] = json.loads(await process.wait_for_output('"listening"'))
+        line: dict[str, Any] = json.loads(await process.wait_for_output('"listening"'))
     except BaseException:
         await process.kill()
         raise

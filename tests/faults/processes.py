@@ -1,16 +1,18 @@
 """`python -m server` in processes of its own, which a test can signal and kill."""
 
+import asyncio
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -51,16 +53,18 @@ class Process:
         os.killpg(self._process.pid, signal.SIGINT)
 
     async def wait_for_output(self, text: str) -> str:
-        """Return the first line with this text once it is printed. Fails if the process ends without it."""
+        """Return the first line with this text once it is printed.
 
-        def lines() -> list[str]:
+        Fails, with what was printed, after SECONDS, or if the process ends without the text.
+        """
+        deadline = time.monotonic() + SECONDS
+        while True:
             ended = self._process.poll() is not None
-            found = [line for line in self.output.splitlines() if text in line]
-            assert found or not ended, self.output
-            return found
-
-        await until(lines)
-        return lines()[0]
+            if found := [line for line in self.output.splitlines() if text in line]:
+                return found[0]
+            assert not ended, f"ended without {text!r}:\n{self.output}"
+            assert time.monotonic() < deadline, f"{SECONDS:g} s passed without {text!r}:\n{self.output}"
+            await asyncio.sleep(0.02)
 
     async def wait_for_exit(self) -> int:
         """Return the exit code once it has ended."""

@@ -80,9 +80,12 @@ async def test_accepted_sends_survive_kill_9_and_ctrl_c_stops_every_process(
 
 async def test_ctrl_c_during_startup_stops_the_server(settings: dict[str, str], tmp_path: Path) -> None:
     process = Process("dev", settings, output=tmp_path / "dev.log")
-    await process.wait_for_output("Starting PostgreSQL")
+    try:
+        await process.wait_for_output("Starting PostgreSQL")
 
-    process.interrupt()
+        process.interrupt()
 
-    assert await process.wait_for_exit() == 130
+        assert await process.wait_for_exit() == 130
+    finally:
+        await process.kill()
     assert "Traceback" not in process.output
