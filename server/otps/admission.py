@@ -17,7 +17,7 @@ from server.errors import (
     RetryLater,
     TooManySends,
 )
-from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpStatus, Recipient
+from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpKey, OtpStatus, Recipient
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
@@ -193,7 +193,6 @@ class Refused:
 
 Decision = Admitted | Replayed | Refused
 RequestKey = tuple[str, UUID]
-OtpKey = tuple[str, UUID]
 DestinationKey = tuple[str, bytes]
 AreaKey = tuple[str, str]
 

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from server.errors import DeadlineExceeded, DomainError, OtpNotFound, TooManyGuesses, WrongCode
-from server.otps.admission import DestinationKey, OtpKey
-from server.otps.otp import CLOSED, Otp, OtpStatus
+from server.otps.admission import DestinationKey
+from server.otps.otp import CLOSED, Otp, OtpKey, OtpStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """OTPs and their deliveries: the dataclasses, and the queries that read, list and cancel OTPs."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,8 @@ from server.errors import (
     OtpExpired,
     OtpNotFound,
 )
-from server.postgres.columns import TableColumns
+from server.postgres.columns import TableColumns, texts, uuids
+from server.postgres.pipeline import Executor, Rows
 from server.postgres.pool import Connection
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel
@@ -99,6 +100,9 @@ class Delivery:
     """The areas of its recipient: see Recipient.areas."""
 
 
+OtpKey = tuple[str, UUID]
+"""An OTP's primary key."""
+
 CLOSED: Final[Mapping[OtpStatus, type[DomainError]]] = {
     OtpStatus.VERIFIED: OtpAlreadyVerified,
     OtpStatus.CANCELED: OtpCanceled,
@@ -156,6 +160,24 @@ async def read_otp(connection: Connection, organization_id: str, otp_id: UUID) -
         raise OtpNotFound
     deliveries = await _read_deliveries(connection, organization_id, [otp_id])
     return OtpRecord(otp_from_row(row), deliveries[otp_id])
+
+
+async def queue_lock_statuses(connection: Executor, keys: Iterable[OtpKey]) -> Rows:
+    """Queue the query that locks OTPs until this transaction ends, for `fetch_statuses`.
+
+    Every transaction that verifies an OTP, adds a delivery to it or refunds one holds this lock: unverified credits are
+    then subtracted once. It is taken after those of accounts and the outbox, and before those of deliveries.
+    """
+    wanted = sorted(set(keys))
+    return await connection.execute(
+        SQL.lock_otp_statuses,
+        {"organization_ids": texts(key[0] for key in wanted), "otp_ids": uuids(key[1] for key in wanted)},
+    )
+
+
+async def fetch_statuses(rows: Rows) -> dict[OtpKey, OtpStatus]:
+    """Fetch the statuses of the OTPs that `queue_lock_statuses` locked."""
+    return {(row[0], row[1]): OtpStatus(row[2]) for row in await rows.fetchall()}
 
 
 async def list_otps(

@@ -16,6 +16,18 @@ FROM deliveries
 WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s)
 ORDER BY delivery_id;
 
+-- lock_otp_statuses
+-- In the order in which verify.sql locks them, so that no two transactions deadlock.
+SELECT organization_id, otp_id, status
+FROM otps
+WHERE (organization_id, otp_id) IN (
+        SELECT organization_id, otp_id
+        FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
+    )
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+ORDER BY organization_id, otp_id
+FOR NO KEY UPDATE;
+
 -- cancel_otp
 UPDATE otps
 SET status = 'CANCELED'

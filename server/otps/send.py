@@ -33,6 +33,8 @@ from server.otps.otp import (
     OtpStatus,
     Recipient,
     delivery_from_row,
+    fetch_statuses,
+    queue_lock_statuses,
     read_otp,
 )
 from server.otps.recipients import RawDestination, RecipientResolver
@@ -367,7 +369,7 @@ async def read_state(
 ) -> State:
     """Read what decisions on these sends depend on, in one round trip (two with a resend).
 
-    `accounts` reads the accounts, before everything else; by default it locks them.
+    `accounts` reads the accounts, before everything else; by default it locks them. The OTPs of resends are locked.
     """
     requests = {(send.otp.organization_id, send.request_id) for send in sends}
     destinations = {(send.otp.organization_id, send.recipient.destination_digest) for send in sends}
@@ -393,11 +395,7 @@ async def read_state(
     for organization_id, digest, create_time, purpose in await recent.fetchall():
         state.recent_sends.setdefault((organization_id, digest), []).append(RecentSend(create_time, purpose))
     if resent:
-        statuses = await connection.execute(
-            SQL.find_otp_statuses,
-            {"organization_ids": texts(key[0] for key in resent), "otp_ids": uuids(key[1] for key in resent)},
-        )
-        state.otp_statuses = {(row[0], row[1]): OtpStatus(row[2]) for row in await statuses.fetchall()}
+        state.otp_statuses = await fetch_statuses(await queue_lock_statuses(connection, resent))
     return state
 
 

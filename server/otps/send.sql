@@ -23,14 +23,6 @@ SELECT 1 / (NOT EXISTS (
     WHERE organization_id = %(organization_id)s AND destination_digest = %(digest)s AND create_time > %(since)s
 ))::integer;
 
--- find_otp_statuses
-SELECT organization_id, otp_id, status
-FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
-JOIN otps USING (organization_id, otp_id)
-WHERE true
-    AND organization_id = ANY(%(organization_ids)s) -- shard
-;
-
 -- insert_otps
 INSERT INTO otps ({new_otp})
 SELECT {new_otp}

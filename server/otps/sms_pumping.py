@@ -1,8 +1,11 @@
 """Bounds the loss to SMS pumping: which areas may be sent to, and the counters of unverified credits per area.
 
 A pumping fraud requests codes for numbers that earn it money, and never verifies them. The credits of sends to phones
-are therefore counted until their OTP is verified or the delivery definitely failed, per organization, area and window;
-`admit` limits them. An area is a country, or, where prefixes are counted, the numbers with the same first digits.
+are therefore counted until their OTP is verified or they are refunded, per organization, area and window; `admit`
+limits them. An area is a country, or, where prefixes are counted, the numbers with the same first digits.
+
+Each delivery is subtracted once: by the verification of its OTP if it is not refunded by then, queued or not; else by
+its refund. Both hold the OTP's lock, so that the later one sees the earlier.
 """
 
 from collections import Counter
@@ -14,7 +17,7 @@ from typing import NamedTuple
 
 from server.otps.admission import Admitted, AreaKey, Send, UnverifiedCredits
 from server.otps.destinations import Destination
-from server.otps.otp import Delivery, Otp
+from server.otps.otp import Delivery, Otp, OtpKey, OtpStatus
 from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, Array, RowSource, bigints, texts, uuids
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.queries import load_queries
@@ -91,18 +94,24 @@ async def add_unverified(
 
 
 async def subtract_verified(connection: Executor, otps: Sequence[Otp]) -> None:
-    """Subtract the credits of all sends of these OTPs, which are verified now."""
+    """Subtract the credits of all sends of these OTPs, which are locked and verified now, except refunded ones."""
     cursor = await connection.execute(SQL.find_sends_of_otps, _ids(otps))
     await _subtract(connection, [_CountedSend(*row) for row in await cursor.fetchall()])
 
 
-async def subtract_failed(connection: Executor, deliveries: Iterable[Delivery]) -> None:
-    """Subtract the credits of deliveries that definitely failed."""
+async def subtract_refunded(
+    connection: Executor, deliveries: Iterable[Delivery], statuses: Mapping[OtpKey, OtpStatus]
+) -> None:
+    """Subtract the credits of deliveries that are refunded now, unless the verification of their OTP did.
+
+    `statuses` are those of the OTPs, which are locked.
+    """
     await _subtract(
         connection,
         [
             _CountedSend(delivery.organization_id, delivery.areas, delivery.create_time, delivery.credits)
             for delivery in deliveries
+            if statuses.get((delivery.organization_id, delivery.otp_id)) is not OtpStatus.VERIFIED
         ],
     )
 

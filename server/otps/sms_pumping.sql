@@ -27,11 +27,11 @@ WHERE otps.organization_id = sent.organization_id
     AND otps.otp_id = sent.otp_id;
 
 -- find_sends_of_otps
--- Not FAILED: subtracted when it failed. Not QUEUED: it may still fail.
+-- Not those that were refunded, which subtracted them.
 SELECT organization_id, areas, create_time, credits
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS verified (organization_id, otp_id)
 JOIN deliveries USING (organization_id, otp_id)
-WHERE areas <> '' AND status IN ('SENT', 'DELIVERED', 'UNKNOWN')
+WHERE areas <> '' AND NOT refunded
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ;
 

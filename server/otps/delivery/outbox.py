@@ -16,6 +16,7 @@ from server.otps.otp import (
     OTP_COLUMNS,
     Delivery,
     Otp,
+    OtpKey,
     OtpStatus,
     delivery_from_row,
     otp_from_row,
@@ -54,6 +55,11 @@ class DeliveryJob:
     def key(self) -> DeliveryKey:
         """The delivery's primary key."""
         return self.delivery.organization_id, self.delivery.delivery_id
+
+    @property
+    def otp_key(self) -> OtpKey:
+        """The OTP's primary key."""
+        return self.delivery.organization_id, self.delivery.otp_id
 
     def message(self, code: str) -> Message:
         """The message for the provider."""

@@ -20,10 +20,10 @@ from server.otps.delivery.outcome_policy import (
     one_result_per_delivery,
     resolve_failed,
 )
-from server.otps.otp import DeliveryStatus
+from server.otps.otp import DeliveryStatus, OtpKey, OtpStatus, fetch_statuses, queue_lock_statuses
 from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.send import read_state, record
-from server.otps.sms_pumping import subtract_failed
+from server.otps.sms_pumping import subtract_refunded
 from server.postgres.batcher import Batcher, Batching
 from server.postgres.columns import Array, texts, times, uuids
 from server.postgres.pipeline import Executor, Pipeline, Rows
@@ -107,7 +107,8 @@ class Outcomes:
                 final.append(result)
         fallbacks: list[DeliveryJob] = []
         async with pipelined_transaction(self._pool) as pipeline:
-            # Failures first, as they lock accounts: every transaction locks accounts, then outbox, then deliveries.
+            # Failures first, as they lock accounts: every transaction locks accounts, then outbox, OTPs, deliveries,
+            # unverified credits.
             if failed:
                 fallbacks = await self._fail(pipeline, failed)
             if final:
@@ -148,8 +149,8 @@ class Outcomes:
     async def _fail(self, pipeline: Pipeline, failed: Sequence[FailedDelivery]) -> list[DeliveryJob]:
         """Store and refund the failures whose lease this replica still holds, and admit their fallbacks."""
         accounts = await lock_accounts(pipeline, {failure.result.job.key[0] for failure in failed})
-        failed = await _record_leased(pipeline, failed, now=self._clock())
-        await subtract_failed(pipeline, [failure.result.job.delivery for failure in failed])
+        failed, statuses = await _record_leased(pipeline, failed, now=self._clock())
+        await subtract_refunded(pipeline, [failure.result.job.delivery for failure in failed], statuses)
         sends = [send for failure in failed for send in failure.fallbacks]
         state = await read_state(pipeline, sends, since=self._clock() - DAY) if sends else State({})
         state.accounts = accounts
@@ -172,17 +173,25 @@ class Outcomes:
 
 async def _record_leased(
     connection: Executor, failed: Sequence[FailedDelivery], *, now: datetime
-) -> list[FailedDelivery]:
-    """Store the failures of deliveries whose lease this replica still holds; returns those that were stored."""
+) -> tuple[list[FailedDelivery], dict[OtpKey, OtpStatus]]:
+    """Store the failures of deliveries whose lease this replica still holds.
+
+    Returns those that were stored, and the statuses of the OTPs that were locked: those of deliveries to phones and
+    of deliveries with fallbacks.
+    """
     jobs = [failure.result.job for failure in failed]
     lease_keys = {**_keys(jobs), "lease_expire_times": _lease_expire_times(jobs)}
     leased = await _fetch_keys(await connection.execute(SQL.remove_leased, lease_keys))
-    results = [failure.result for failure in failed if failure.result.job.key in leased]
-    if not results:
-        return []
+    failed = [failure for failure in failed if failure.result.job.key in leased]
+    if not failed:
+        return [], {}
+    results = [failure.result for failure in failed]
+    otps = [each.result.job.otp_key for each in failed if each.fallbacks or each.result.job.delivery.areas]
+    locked = await queue_lock_statuses(connection, otps) if otps else None
     keys = _keys([result.job for result in results])
     recorded = await _fetch_keys(await _record_final(connection, results, keys, now=now))
-    return [failure for failure in failed if failure.result.job.key in recorded]
+    statuses = await fetch_statuses(locked) if locked else {}
+    return [failure for failure in failed if failure.result.job.key in recorded], statuses
 
 
 async def _record_final(

@@ -6,7 +6,8 @@ from uuid import UUID
 from server.credits.accounts import lock_accounts
 from server.credits.ledger import LedgerEntryKind, append_entry
 from server.errors import DeliveryNotFound
-from server.otps.otp import DELIVERY_COLUMNS, Delivery, DeliveryStatus, delivery_from_row
+from server.otps.otp import DELIVERY_COLUMNS, Delivery, DeliveryStatus, OtpStatus, delivery_from_row
+from server.otps.sms_pumping import subtract_refunded
 from server.postgres.pool import Connection, Pool, retry_transient, transaction
 from server.postgres.queries import load_queries
 
@@ -64,9 +65,11 @@ async def _apply(
 ) -> Delivery:
     key = {"organization_id": organization_id, "delivery_id": delivery_id}
     failed = status is DeliveryStatus.FAILED
-    # Every transaction locks accounts, then outbox, then deliveries. Only a failure may need the account.
+    # Every transaction locks accounts, then outbox, OTPs, deliveries, unverified credits. Only a failure may refund,
+    # and needs the account and the OTP.
     accounts = await lock_accounts(connection, [organization_id]) if failed else {}
     await connection.execute(SQL.lock_outbox, key)
+    otp = await (await connection.execute(SQL.lock_otp, key)).fetchone() if failed else None
     row = await (await connection.execute(SQL.lock_delivery, key)).fetchone()
     if row is None:
         raise DeliveryNotFound
@@ -96,4 +99,6 @@ async def _apply(
             reference_id=delivery_id,
             now=now,
         )
+        statuses = {(organization_id, delivery.otp_id): OtpStatus(otp[0])} if otp else {}
+        await subtract_refunded(connection, [delivery], statuses)
     return delivery

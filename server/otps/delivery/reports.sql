@@ -4,6 +4,16 @@ FROM outbox
 WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
 FOR UPDATE;
 
+-- lock_otp
+SELECT status
+FROM otps
+WHERE organization_id = %(organization_id)s AND otp_id = (
+    SELECT otp_id
+    FROM deliveries
+    WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
+)
+FOR NO KEY UPDATE;
+
 -- lock_delivery
 SELECT {delivery}
 FROM deliveries

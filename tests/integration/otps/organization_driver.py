@@ -25,7 +25,8 @@ from tests.integration.otps.replica import CRYPTO, LEASE, PRICES, ManualClock, R
 from tests.unit.otps.guesses import a_guess, verdict
 from tests.unit.otps.sends import a_send, an_otp
 
-SEND_LIMITS = SendLimits(timedelta(seconds=30), 3, 6, 7)
+SEND_LIMITS = SendLimits(timedelta(seconds=30), 3, 6, 7, unverified_window=timedelta(days=365))
+"""Unverified credits are counted without a limit, in one window that is longer than every history."""
 GUESS_LIMITS = GuessLimits(6, timedelta(hours=1), 2, timedelta(seconds=1), timedelta(seconds=30))
 LOW = 5
 
@@ -169,6 +170,15 @@ class OrganizationDriver:
                 (one.delivery_id, one.status, one.refunded, one.credits)
                 for one in sorted(self.model.deliveries_of(otp.otp_id), key=lambda one: one.delivery_id)
             ]
+
+        assert await self._counted_credits() == self.model.unverified_credits(self.clock())
+
+    async def _counted_credits(self) -> int:
+        async with acquire(self.replica.pool) as connection:
+            rows = await connection.execute(
+                "SELECT credits FROM unverified_credits WHERE organization_id = %s", [self.organization_id]
+            )
+            return sum([int(row[0]) for row in await rows.fetchall()])
 
     async def _send(self, request: SentRequest, replica: Replica, contents: bytes = b"") -> Accepted:
         return await replica.send(

@@ -104,6 +104,16 @@ class OrganizationModel:
         elif order.index(status) > order.index(delivery.status):
             self._finish(delivery, status)
 
+    def unverified_credits(self, now: datetime) -> int:
+        """The credits spent on phones whose codes are not verified."""
+        return sum(
+            delivery.credits
+            for delivery in self.deliveries
+            if delivery.channel is not Channel.EMAIL
+            and not delivery.refunded
+            and self.otp(delivery.otp_id, now)[0] is not OtpStatus.VERIFIED
+        )
+
     def take_over(self, now: datetime, lease_expire_time: datetime) -> set[UUID]:
         due = [one for one in self.deliveries if one.due_time is not None and one.due_time <= now]
         for delivery in due:

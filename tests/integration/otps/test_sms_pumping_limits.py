@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from itertools import permutations
 
 import pytest
 
@@ -11,6 +12,8 @@ from server.errors import DestinationBlocked, TooManySends, WrongCode
 from server.ids import new_id
 from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
+from server.otps.delivery.reports import report_delivery
+from server.otps.otp import DeliveryStatus
 from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.send import Accepted
 from server.otps.sms_pumping import AreaPolicy, queue_read_unverified
@@ -86,7 +89,7 @@ async def unverified(pool: Pool) -> int:
     async with acquire(pool) as connection:
         rows = await connection.execute(
             "SELECT sum(delivery.credits)::bigint FROM deliveries AS delivery JOIN otps USING (organization_id, otp_id)"
-            " WHERE areas <> '' AND delivery.status <> 'FAILED' AND otps.status <> 'VERIFIED'"
+            " WHERE areas <> '' AND NOT refunded AND otps.status <> 'VERIFIED'"
         )
         row = await rows.fetchone()
     return int(row[0] or 0) if row else 0
@@ -142,6 +145,66 @@ async def test_each_failed_message_allows_one_more_send(pool: Pool, budget: str)
     assert (await fits(replica, 98), await fits(replica, 97)) == (True, False)
 
 
+async def report_failure(replica: Replica, send: Accepted, *, refund_accepted: bool) -> None:
+    await report_delivery(
+        replica.pool,
+        "acme",
+        send.delivery.delivery_id,
+        status=DeliveryStatus.FAILED,
+        failure_reason="absent",
+        refund_accepted=refund_accepted,
+        now=replica.clock(),
+    )
+
+
+@pytest.mark.parametrize("refund_accepted", [True, False])
+@pytest.mark.parametrize("outcome", [ACCEPTED, OutcomeKind.UNKNOWN, REJECTED])
+async def test_outcome_report_and_verification_lower_the_count_once_in_every_order(
+    pool: Pool, outcome: OutcomeKind, *, refund_accepted: bool
+) -> None:
+    replica = replica_with(pool, PER_PREFIX, clock=ManualClock())
+    await fund(pool, 1000)
+    await replica.send(phone(0), channel=SMS)  # stays counted: a second subtraction would show
+    for order in permutations(["outcome", "report", "verification"]):
+        send = await replica.send(phone(1), channel=SMS)
+        for event in order:
+            match event:
+                case "outcome":
+                    await replica.record_outcome(send, outcome)
+                case "report":
+                    await report_failure(replica, send, refund_accepted=refund_accepted)
+                case _:
+                    await replica.verify(send.record.otp)
+            assert await counted(pool) == [await unverified(pool)] * 2, (order, event)
+        assert await counted(pool) == [3, 3], order
+
+
+async def test_a_reported_failure_that_is_not_refunded_counts_until_its_code_is_verified(pool: Pool) -> None:
+    replica = replica_with(pool, PER_PREFIX)
+    await fund(pool, 1000)
+    send = await replica.send(phone(1), channel=SMS)
+    await replica.record_outcome(send, ACCEPTED)
+    await report_failure(replica, send, refund_accepted=False)
+    before = await counted(pool)
+    await replica.verify(send.record.otp)
+
+    assert (before, await counted(pool)) == ([3, 3], [0, 0])
+
+
+async def test_a_resend_of_an_otp_whose_delivery_was_reported_as_failed_is_lowered_too(pool: Pool) -> None:
+    replica = replica_with(pool, PER_PREFIX)
+    await fund(pool, 1000)
+    send = await replica.send(phone(1), channel=SMS)
+    await replica.record_outcome(send, OutcomeKind.UNKNOWN)
+    await report_failure(replica, send, refund_accepted=False)
+    after_the_refund = await counted(pool)
+    await replica.record_outcome(await replica.resend(send.record.otp), ACCEPTED)
+    before = await counted(pool)
+    await replica.verify(send.record.otp)
+
+    assert (after_the_refund, before, await counted(pool)) == ([0, 0], [3, 3], [0, 0])
+
+
 async def test_verifying_a_send_of_the_last_window_does_not_lower_the_count_of_this_one(pool: Pool) -> None:
     clock = ManualClock()
     replica = replica_with(pool, PER_PREFIX, clock=clock)
@@ -189,6 +252,31 @@ async def test_concurrent_sends_and_verifications_are_counted_exactly(pool: Pool
             await other.verify(send.record.otp)
 
     await asyncio.gather(*(send_and_verify(number) for number in range(80)))
+
+    assert await counted(pool) == [await unverified(pool)] * 2 == [40 * 3] * 2
+
+
+async def test_what_happens_to_one_otp_at_the_same_time_is_counted_once(pool: Pool, other_pool: Pool) -> None:
+    replicas = [Replica(one, limits=NO_LIMITS, areas=PREFIXES) for one in (pool, other_pool)]
+    await fund(pool, 10_000)
+    for number in range(100, 140):  # these stay counted: a second subtraction would show
+        await replicas[0].send(phone(number), channel=SMS)
+
+    async def at_once(number: int) -> None:
+        first, second = replicas if number % 2 else reversed(replicas)
+        send = await first.send(phone(number), channel=SMS)
+        if number % 3 == 0:
+            await first.record_outcome(send, OutcomeKind.UNKNOWN)
+        await asyncio.gather(
+            first.record_outcome(send, (REJECTED, ACCEPTED)[number % 2]),
+            report_failure(second, send, refund_accepted=number % 4 < 2),
+            second.verify(send.record.otp),
+            first.resend(send.record.otp),
+            return_exceptions=True,  # the resend is refused when it is late
+        )
+
+    for begin in range(0, 96, 12):
+        await asyncio.gather(*(at_once(number) for number in range(begin, begin + 12)))
 
     assert await counted(pool) == [await unverified(pool)] * 2 == [40 * 3] * 2
 
