@@ -5,7 +5,7 @@ DomainError
 ├── InsufficientCredits
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
 ├── StripeEventInvalid
-├── InvalidDestination, DestinationBlocked, ChannelNotConfigured
+├── InvalidDestination, DestinationBlocked, DestinationUnreadable, ChannelNotConfigured
 ├── WrongCode, OtpExpired, OtpCanceled, OtpAlreadyVerified, OtpAttemptsExhausted, OtpNotFound, DeliveryNotFound
 └── RetryLater: has the time to wait
     ├── Overloaded, DatabaseUnavailable, PaymentProviderUnavailable
@@ -162,6 +162,10 @@ class DestinationBlocked(DomainError, code=StatusCode.FAILED_PRECONDITION):
     """Sends to this destination are not allowed."""
 
     channel: str
+
+
+class DestinationUnreadable(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """The OTP's last destination cannot be decrypted any more; give the destination."""
 
 
 @dataclass(eq=False)

@@ -66,7 +66,10 @@ class Crypto:
         return self._current_prefix + nonce + cipher.encrypt(nonce, text.encode(), organization_id.encode())
 
     def unseal(self, sealed: bytes, *, organization_id: str) -> str:
-        """Decrypt what `seal` returned. Raises KeyError or InvalidTag for another key ring or organization."""
+        """Decrypt what `seal` returned.
+
+        Raises KeyError or InvalidTag for another key ring or organization, ValueError for other bytes.
+        """
         key_id = self.sealed_with(sealed)
         rest = sealed[1 + sealed[0] :]
         nonce, ciphertext = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]

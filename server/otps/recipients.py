@@ -81,7 +81,7 @@ class RecipientResolver:
             return []
         try:
             plain = self._crypto.unseal(sealed, organization_id=organization_id)
-        except (KeyError, InvalidTag):
+        except (KeyError, InvalidTag, ValueError):
             _log.error("no key decrypts a delivery's fallbacks")
             return []
         return [(Channel(channel), destination) for channel, destination in json.loads(plain)]

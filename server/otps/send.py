@@ -19,11 +19,12 @@ from server.credits.accounts import (
     write_balances,
 )
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
-from server.errors import DomainError, OtpNotFound
+from server.errors import DestinationUnreadable, DomainError, OtpNotFound
 from server.ids import new_id
 from server.otps.account_cache import AccountCache
 from server.otps.admission import DAY, Admitted, Decision, RecentSend, Refused, Replayed, Send, SendLimits, State, admit
 from server.otps.crypto import Crypto
+from server.otps.delivery.outbox import open_destination
 from server.otps.destinations import PHONE_CHANNELS
 from server.otps.otp import (
     DELIVERY_COLUMNS,
@@ -225,7 +226,7 @@ class Sender:
     async def prepare_resend(self, request: ResendRequest) -> Send:
         """Build a further send of an OTP: the same code, and its wrong attempts stay counted.
 
-        Raises OtpNotFound, and what `prepare` raises.
+        Raises OtpNotFound, DestinationUnreadable, and what `prepare` raises.
         """
         async with acquire(self._pool) as connection:
             otp_record = await read_otp(connection, request.organization_id, request.otp_id)
@@ -338,7 +339,9 @@ class Sender:
         if last.destination_sealed is None:
             # Retention erased the destination: the code expired long before.
             raise OtpNotFound
-        destination = self._crypto.unseal(last.destination_sealed, organization_id=last.organization_id)
+        destination = open_destination(last, self._crypto)
+        if not destination:
+            raise DestinationUnreadable
         return self._recipients.resolve(last.organization_id, RawDestination(last.channel, destination, "destination"))
 
     def _segments(self, send: Send) -> int:

@@ -139,7 +139,7 @@ def _job(row: tuple[Any, ...], crypto: Crypto, *, lease_expire_time: datetime, n
     return DeliveryJob(
         otp=otp_from_row(row[_END_OF_DELIVERY:]),
         delivery=delivery,
-        destination=_destination(delivery, crypto),
+        destination=open_destination(delivery, crypto),
         lease_expire_time=lease_expire_time,
         read_time=now,
         fallbacks_sealed=row[0],
@@ -147,11 +147,12 @@ def _job(row: tuple[Any, ...], crypto: Crypto, *, lease_expire_time: datetime, n
     )
 
 
-def _destination(delivery: Delivery, crypto: Crypto) -> str:
+def open_destination(delivery: Delivery, crypto: Crypto) -> str:
+    """Decrypt a delivery's destination; empty when it was erased, or no key decrypts it, which is logged."""
     if delivery.destination_sealed is None:
         return ""
     try:
         return crypto.unseal(delivery.destination_sealed, organization_id=delivery.organization_id)
-    except (KeyError, InvalidTag):
+    except (KeyError, InvalidTag, ValueError):
         _log.error("no key decrypts a delivery's destination", delivery_id=str(delivery.delivery_id))
         return ""

@@ -56,6 +56,7 @@ class Replica:
     guess_limits: GuessLimits = field(default_factory=GuessLimits)
     areas: AreaPolicy = ALL_AREAS
     clock: Clock = utc_now
+    crypto: Crypto = CRYPTO
     one_organization_per_transaction: bool = False
     accepted: list[Admitted] = field(default_factory=list)
     """What a dispatcher would have received."""
@@ -64,15 +65,15 @@ class Replica:
         batching = Batching(size=500, linger_seconds=0.0, by_organization=self.one_organization_per_transaction)
         sender = Sender(
             self.pool,
-            CRYPTO,
-            RecipientResolver(CRYPTO, PRICES, self.areas),
+            self.crypto,
+            RecipientResolver(self.crypto, PRICES, self.areas),
             limits=self.limits,
             lease=LEASE,
             dispatch=self.accepted.extend,
             clock=self.clock,
         )
         self.sender = BatchedSender(sender, batching)
-        verifier = Verifier(self.pool, CRYPTO, limits=self.guess_limits, clock=self.clock)
+        verifier = Verifier(self.pool, self.crypto, limits=self.guess_limits, clock=self.clock)
         self.guesses: Batcher[Guess, Otp] = Batcher(verifier.verify, batching)
         self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, clock=self.clock)
 

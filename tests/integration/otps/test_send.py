@@ -6,10 +6,12 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.credits.alerts import update_alerts
 from server.errors import (
     DeadlineExceeded,
+    DestinationUnreadable,
     InsufficientCredits,
     OtpAlreadyVerified,
     OtpCanceled,
@@ -19,6 +21,7 @@ from server.errors import (
     WrongCode,
 )
 from server.otps.admission import SendLimits
+from server.otps.crypto import KEY_BYTES, Crypto
 from server.otps.otp import cancel_otp
 from server.otps.recipients import RawDestination
 from server.otps.send import Accepted
@@ -135,6 +138,26 @@ async def test_a_resend_is_charged_has_the_same_code_and_keeps_the_attempts(repl
     record = await stored(replica.pool, otp)
     assert record.deliveries == [sent.delivery, again.delivery, by_sms.delivery] == list(by_sms.record.deliveries)
     assert record.otp.attempts == by_sms.record.otp.attempts == 1
+
+
+async def test_a_resend_to_a_destination_that_no_key_decrypts_is_refused_unless_it_is_given(pool: Pool) -> None:
+    first, both = (
+        Crypto({key_id: key_id[:1].encode() * KEY_BYTES for key_id in ring}, digest_secret=b"d" * KEY_BYTES)
+        for ring in (["1st"], ["1st", "2nd"])
+    )
+    await fund(pool, 10)
+    otp = (await Replica(pool, crypto=first).send()).record.otp
+    await Replica(pool, crypto=both).resend(otp)  # sealed with the second key
+    replica = Replica(pool, crypto=first)
+    before = await ledger(pool)
+    with capture_logs() as lines, pytest.raises(DestinationUnreadable):
+        await replica.resend(otp)
+
+    assert [line["event"] for line in lines] == ["no key decrypts a delivery's destination"]
+    assert await ledger(pool) == before
+    again = await replica.resend(otp, destination=RawDestination(Channel.EMAIL, "bob@example.com", "destination"))
+    assert again.delivery.masked_destination.endswith("@example.com")
+    await replica.verify(otp, first.code_of(otp))
 
 
 async def test_a_repeated_resend_is_one(replica: Replica) -> None:

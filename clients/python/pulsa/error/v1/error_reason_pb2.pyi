@@ -90,6 +90,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Also for another organization's OTP."""
     ERROR_REASON_DELIVERY_NOT_FOUND: _ErrorReason.ValueType  # 52
     """NOT_FOUND. Also for another organization's delivery."""
+    ERROR_REASON_DESTINATION_UNREADABLE: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION. No key of the server decrypts the OTP's last destination: give the destination in the request."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It arrives in the status details as `google.rpc.ErrorInfo` with `domain` "pulsa" and `reason`
@@ -164,4 +166,6 @@ ERROR_REASON_OTP_NOT_FOUND: ErrorReason.ValueType  # 51
 """NOT_FOUND. Also for another organization's OTP."""
 ERROR_REASON_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 52
 """NOT_FOUND. Also for another organization's delivery."""
+ERROR_REASON_DESTINATION_UNREADABLE: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION. No key of the server decrypts the OTP's last destination: give the destination in the request."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

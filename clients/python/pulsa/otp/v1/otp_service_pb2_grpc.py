@@ -99,7 +99,7 @@ class OtpServiceServicer:
     def ResendOtp(self, request, context):
         """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
         Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
-        OTP_ATTEMPTS_EXHAUSTED.
+        OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,7 @@ class OtpServiceStub:
     ResendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
     Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
-    OTP_ATTEMPTS_EXHAUSTED.
+    OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
     """
     VerifyOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]
     """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
@@ -85,7 +85,7 @@ class OtpServiceAsyncStub(OtpServiceStub):
     ResendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]  # type: ignore[assignment]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
     Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
-    OTP_ATTEMPTS_EXHAUSTED.
+    OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
     """
     VerifyOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]  # type: ignore[assignment]
     """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
@@ -134,7 +134,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_otp_service_pb2.ResendOtpResponse, _abc.Awaitable[_otp_service_pb2.ResendOtpResponse]]:
         """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
         Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
-        OTP_ATTEMPTS_EXHAUSTED.
+        OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
         """
 
     @_abc_1.abstractmethod
