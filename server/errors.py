@@ -2,7 +2,7 @@
 
 DomainError
 ├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, RequestIdReused, DeadlineExceeded
-├── InsufficientCredits
+├── InsufficientCredits, BalanceAboveMaximum
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
 ├── StripeEventInvalid
 ├── InvalidDestination, DestinationBlocked, DestinationUnreadable, ChannelNotConfigured
@@ -102,6 +102,13 @@ class InsufficientCredits(DomainError, code=StatusCode.FAILED_PRECONDITION):
 
     required_credits: int
     available_credits: int
+
+
+@dataclass(eq=False)
+class BalanceAboveMaximum(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """The balance would exceed what an account can hold; nothing was written."""
+
+    maximum_credits: int
 
 
 @dataclass(eq=False)

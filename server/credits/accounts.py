@@ -4,11 +4,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from server.ids import new_id
 from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, RowSource, TableColumns, texts
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.queries import load_queries
+
+MAXIMUM_CREDITS: Final = 9_000_000_000_000_000_000
+"""No adjustment or top-up lifts a balance above it. The rest of PostgreSQL's bigint, which ends at 2^63 - 1, is for
+refunds of earlier sends, which must always fit."""
 
 
 @dataclass(slots=True)
@@ -31,6 +36,10 @@ class Account:
     def low_balance(self) -> bool:
         """True while the balance is below the threshold."""
         return self.available_credits < self.low_balance_threshold
+
+    def can_hold(self, credits: int) -> bool:
+        """True when adding these credits keeps the balance within MAXIMUM_CREDITS."""
+        return self.available_credits + credits <= MAXIMUM_CREDITS
 
     def apply(self, credits: int, *, now: datetime) -> bool:
         """Add credits (take them when negative) and increment last_sequence for the ledger entry.

@@ -10,9 +10,15 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from server.credits.accounts import Account, insert_low_balance_notices, lock_or_create_account, write_balances
+from server.credits.accounts import (
+    MAXIMUM_CREDITS,
+    Account,
+    insert_low_balance_notices,
+    lock_or_create_account,
+    write_balances,
+)
 from server.credits.balances import Balance, balance_from_account
-from server.errors import InsufficientCredits, RequestIdReused
+from server.errors import BalanceAboveMaximum, InsufficientCredits, RequestIdReused
 from server.postgres.columns import BIGINT, TEXT, UUIDS, RowSource, TableColumns
 from server.postgres.pipeline import Executor
 from server.postgres.pool import Connection, Pool, retry_transient, transaction
@@ -68,13 +74,16 @@ async def append_entry(
     """Change the balance of a locked account and append its entry, once per kind and reference_id.
 
     A repeat changes nothing and returns the entry of the first call; the caller compares its contents.
-    Raises InsufficientCredits when the balance would become negative.
+    Raises InsufficientCredits when the balance would become negative, and BalanceAboveMaximum when it would exceed what
+    an account can hold; a refund always fits.
     """
     written = await find_entry(connection, account.organization_id, kind=kind, reference_id=reference_id)
     if written is not None:
         return written
     if account.available_credits + credits < 0:
         raise InsufficientCredits(required_credits=-credits, available_credits=account.available_credits)
+    if credits > 0 and kind is not LedgerEntryKind.REFUND and not account.can_hold(credits):
+        raise BalanceAboveMaximum(maximum_credits=MAXIMUM_CREDITS)
     if kind is LedgerEntryKind.REFUND:
         account.refund(credits)
         crossed = False
@@ -149,8 +158,8 @@ async def adjust_credits(
     """Add credits (take them when negative) once per request_id; returns the entry and the current balance.
 
     A repeat returns the entry of the first call. Raises RequestIdReused when the first call had other credits or
-    another reason, and InsufficientCredits when the balance would become negative. low_balance_threshold is the
-    threshold of an account that this call creates.
+    another reason, InsufficientCredits when the balance would become negative, and BalanceAboveMaximum.
+    low_balance_threshold is the threshold of an account that this call creates.
     """
 
     async def once() -> tuple[LedgerEntry, Balance]:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import structlog
 
+from server.credits.accounts import MAXIMUM_CREDITS
 from server.credits.pricing import Pricing, Quote
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError
@@ -25,7 +26,7 @@ from server.credits.top_ups.store import (
     list_top_ups,
 )
 from server.credits.top_ups.worker import TopUpWorker
-from server.errors import RequestIdReused, TopUpAlreadyOpen, TopUpNotCancelable
+from server.errors import BalanceAboveMaximum, RequestIdReused, TopUpAlreadyOpen, TopUpNotCancelable
 from server.ids import new_id
 from server.postgres.pool import Connection, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
@@ -70,7 +71,8 @@ class TopUps:
         """Create a top-up and wait until Stripe has its invoice, at most wait_seconds; then it is still CREATING.
 
         A repeat with the same request_id returns the same top-up. Cancelling the call does not stop the work.
-        Raises TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, RequestIdReused.
+        Raises TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, BalanceAboveMaximum,
+        RequestIdReused.
         """
 
         async def once() -> TopUp:
@@ -152,7 +154,7 @@ class TopUps:
 
     async def _record(self, connection: Connection, purchase: Purchase, *, created_by: str) -> TopUp:
         # The account's lock serializes purchases; the unique constraints enforce the same rules.
-        await self._store.lock_account(connection, purchase.organization_id)
+        account = await self._store.lock_account(connection, purchase.organization_id)
         earlier = await find_by_request_id(connection, purchase.organization_id, purchase.request_id)
         if earlier is not None:
             if earlier.request_fingerprint != purchase.fingerprint():
@@ -164,6 +166,8 @@ class TopUps:
             raise TopUpAlreadyOpen(
                 top_up_id=str(unfinished.top_up_id), hosted_invoice_url=unfinished.hosted_invoice_url
             )
+        if not account.can_hold(quote.credits):
+            raise BalanceAboveMaximum(maximum_credits=MAXIMUM_CREDITS)
         top_up = self._new(purchase, quote, created_by=created_by)
         await insert_top_up(connection, top_up)
         await connection.execute(

@@ -176,6 +176,11 @@ def finish_canceling(top_up: TopUp, *, now: datetime) -> TopUp:
     return replace(ended, cancel_time=now if ended.status in {TopUpStatus.CANCELED, TopUpStatus.EXPIRED} else None)
 
 
+def review_payment(top_up: TopUp, reason: str) -> TopUp:
+    """Move a top-up that has just become PAID to REVIEW: its credits cannot be added."""
+    return replace(_moved(top_up, TopUpStatus.REVIEW, reason=reason), paid_time=None)
+
+
 def _paid(top_up: TopUp, invoice: Invoice, terms: TopUpTerms, *, now: datetime) -> TopUp:
     reason = _mismatch(top_up, invoice, terms) or _missing_money(top_up, invoice, terms)
     if reason:

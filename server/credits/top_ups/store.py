@@ -18,7 +18,15 @@ from server.clock import Clock, utc_now
 from server.credits.accounts import Account, lock_or_create_account
 from server.credits.ledger import LedgerEntryKind, append_entry
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
-from server.credits.top_ups.state_machine import TRANSITIONS, TopUp, TopUpFlag, TopUpStatus, TopUpTerms, decide
+from server.credits.top_ups.state_machine import (
+    TRANSITIONS,
+    TopUp,
+    TopUpFlag,
+    TopUpStatus,
+    TopUpTerms,
+    decide,
+    review_payment,
+)
 from server.errors import TopUpNotFound
 from server.failpoints import Failpoint
 from server.ids import new_id
@@ -126,6 +134,7 @@ class TopUpStore:
     ) -> TopUp:
         """Apply the invoice to the top-up; when it becomes PAID, add its credits in the same transaction, once.
 
+        A paid top-up whose credits the account cannot hold goes to REVIEW instead.
         `flag` is added to the top-up's flags; `in_transaction` runs before the commit. An invoice other than the
         top-up's own only adds the flag SECOND_INVOICE. Raises TopUpNotFound.
         """
@@ -140,7 +149,10 @@ class TopUpStore:
                     raise TopUpNotFound
                 after = self._decide(_flagged(before, flag) if flag else before, invoice)
                 if account and after.status is TopUpStatus.PAID and before.status is not TopUpStatus.PAID:
-                    await self._credit(connection, account, after)
+                    if account.can_hold(after.credits):
+                        await self._credit(connection, account, after)
+                    else:
+                        after = review_payment(after, "balance_above_maximum")
                 await write_top_up(connection, before=before, after=after)
                 if in_transaction:
                     await in_transaction(connection)

@@ -6,11 +6,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from server.credits.accounts import MAXIMUM_CREDITS
 from server.credits.audit import audit_all
 from server.credits.balances import Balance
 from server.credits.ledger import LedgerEntry, adjust_credits, list_entries
-from server.errors import InsufficientCredits, RequestIdReused
+from server.errors import BalanceAboveMaximum, InsufficientCredits, RequestIdReused
 from server.postgres.pool import Pool, acquire
+from server.providers.provider import OutcomeKind
+from tests.integration.otps.replica import Replica
 
 
 async def adjust(
@@ -73,6 +76,26 @@ async def test_a_correction_cannot_make_the_balance_negative(pool: Pool) -> None
         await adjust(pool, -11)
     assert refused.value.metadata == {"required_credits": "11", "available_credits": "10"}
     assert len(await entries_of(pool, "acme")) == 1
+
+
+async def test_a_correction_beyond_what_an_account_can_hold_is_refused_and_writes_nothing(pool: Pool) -> None:
+    await adjust(pool, MAXIMUM_CREDITS - 7)
+    with pytest.raises(BalanceAboveMaximum) as refused:
+        await adjust(pool, 8)
+    assert refused.value.metadata == {"maximum_credits": str(MAXIMUM_CREDITS)}
+    assert len(await entries_of(pool, "acme")) == 1
+    _, balance = await adjust(pool, 7)
+    assert balance.available_credits == MAXIMUM_CREDITS
+    await adjust(pool, -1)
+
+
+async def test_a_refund_fits_into_an_account_that_holds_the_maximum(pool: Pool) -> None:
+    replica = Replica(pool)
+    await adjust(pool, MAXIMUM_CREDITS)
+    sent = await replica.send()
+    await adjust(pool, sent.delivery.credits)
+    await replica.record_outcome(sent, OutcomeKind.REJECTED_DESTINATION)
+    assert (await entries_of(pool, "acme"))[0].balance_after == MAXIMUM_CREDITS + 1
 
 
 async def test_a_refused_first_correction_leaves_no_account(pool: Pool) -> None:

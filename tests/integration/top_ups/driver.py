@@ -9,6 +9,7 @@ from uuid import uuid4
 import aiohttp
 from aiohttp import web
 
+from server.credits.ledger import adjust_credits
 from server.credits.pricing import load_pricing
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.inbox import StripeInbox
@@ -167,6 +168,18 @@ class TopUpDriver:
     async def credits(self, organization_id: str = ACME) -> int:
         query = "SELECT coalesce(sum(available_credits), 0)::bigint FROM accounts WHERE organization_id = %s"
         return int(await self.query_value(query, organization_id))
+
+    async def adjust(self, credits: int, organization_id: str = ACME) -> None:
+        await adjust_credits(
+            self.pool,
+            organization_id,
+            request_id=uuid4(),
+            credits=credits,
+            reason="test",
+            created_by="test",
+            low_balance_threshold=100,
+            now=self.clock(),
+        )
 
     async def event_statuses(self) -> set[str]:
         async with acquire(self.pool) as connection:

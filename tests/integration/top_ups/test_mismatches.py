@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from server.credits.accounts import MAXIMUM_CREDITS
 from server.credits.top_ups.state_machine import UNFINISHED, TopUp, TopUpStatus
+from server.errors import BalanceAboveMaximum
 from tests.integration.top_ups.driver import ACME, TopUpDriver
 
 _S = TopUpStatus
@@ -102,6 +104,23 @@ async def test_an_invoice_below_the_minimum_charge_that_is_paid_without_money_is
     assert (bought.status, bought.failure_reason) == (_S.REVIEW, "amount_not_paid")
     assert await driver.credits() == 0
     await driver.control("PATCH /settings", {"minimum_charges": {"idr": 1}})
+    await _can_buy_again(driver)
+
+
+async def test_a_payment_that_the_account_cannot_hold_is_reviewed_and_a_purchase_of_it_refused(
+    driver: TopUpDriver,
+) -> None:
+    opened = await driver.buy()
+    await driver.adjust(MAXIMUM_CREDITS - 999)
+    await driver.pay_hosted_invoice(opened)
+    reviewed = await driver.wait_for_status(opened, _S.REVIEW)
+    await driver.wait_for_events()
+    assert (reviewed.failure_reason, reviewed.paid_time) == ("balance_above_maximum", None)
+    assert await driver.credits() == MAXIMUM_CREDITS - 999
+    assert await driver.event_statuses() == {"DONE"}
+    with pytest.raises(BalanceAboveMaximum):
+        await driver.buy()
+    await driver.adjust(-1)
     await _can_buy_again(driver)
 
 

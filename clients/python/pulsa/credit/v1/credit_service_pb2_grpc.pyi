@@ -53,7 +53,8 @@ class CreditServiceStub:
     CreateTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, REQUEST_ID_REUSED, PAYMENT_PROVIDER_UNAVAILABLE.
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]
     """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
@@ -69,7 +70,7 @@ class CreditServiceStub:
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when the balance would become negative, REQUEST_ID_REUSED.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
     """
     VerifyLedger: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]
     """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
@@ -103,7 +104,8 @@ class CreditServiceAsyncStub(CreditServiceStub):
     CreateTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]  # type: ignore[assignment]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, REQUEST_ID_REUSED, PAYMENT_PROVIDER_UNAVAILABLE.
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]  # type: ignore[assignment]
     """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
@@ -119,7 +121,7 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]  # type: ignore[assignment]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when the balance would become negative, REQUEST_ID_REUSED.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
     """
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
     """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
@@ -180,7 +182,8 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credit_service_pb2.CreateTopUpResponse, _abc.Awaitable[_credit_service_pb2.CreateTopUpResponse]]:
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, REQUEST_ID_REUSED, PAYMENT_PROVIDER_UNAVAILABLE.
+        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+        PAYMENT_PROVIDER_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -232,7 +235,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.AdjustCreditsResponse, _abc.Awaitable[_credit_service_pb2.AdjustCreditsResponse]]:
         """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-        Errors: INSUFFICIENT_CREDITS when the balance would become negative, REQUEST_ID_REUSED.
+        Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

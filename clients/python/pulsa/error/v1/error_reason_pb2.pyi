@@ -64,6 +64,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. Stripe did not answer. Repeat with the same request_id: the invoice is created once."""
     ERROR_REASON_STRIPE_EVENT_INVALID: _ErrorReason.ValueType  # 28
     """INVALID_ARGUMENT. The bytes are not an event that Stripe signed for this endpoint; nothing was stored."""
+    ERROR_REASON_BALANCE_ABOVE_MAXIMUM: _ErrorReason.ValueType  # 29
+    """INVALID_ARGUMENT. The balance would exceed what an account can hold; nothing was written. Metadata:
+    `maximum_credits`.
+    """
     ERROR_REASON_INVALID_DESTINATION: _ErrorReason.ValueType  # 40
     """INVALID_ARGUMENT. The destination is not a valid e-mail address or E.164 number. Metadata: `field`."""
     ERROR_REASON_DESTINATION_BLOCKED: _ErrorReason.ValueType  # 41
@@ -140,6 +144,10 @@ ERROR_REASON_PAYMENT_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 27
 """UNAVAILABLE with RetryInfo. Stripe did not answer. Repeat with the same request_id: the invoice is created once."""
 ERROR_REASON_STRIPE_EVENT_INVALID: ErrorReason.ValueType  # 28
 """INVALID_ARGUMENT. The bytes are not an event that Stripe signed for this endpoint; nothing was stored."""
+ERROR_REASON_BALANCE_ABOVE_MAXIMUM: ErrorReason.ValueType  # 29
+"""INVALID_ARGUMENT. The balance would exceed what an account can hold; nothing was written. Metadata:
+`maximum_credits`.
+"""
 ERROR_REASON_INVALID_DESTINATION: ErrorReason.ValueType  # 40
 """INVALID_ARGUMENT. The destination is not a valid e-mail address or E.164 number. Metadata: `field`."""
 ERROR_REASON_DESTINATION_BLOCKED: ErrorReason.ValueType  # 41
