@@ -41,7 +41,8 @@ _OPTIONS: Final = [
 class PulsaClient:
     """Pulsa's services. Thread-safe. Close it after use, or use it in a `with` statement.
 
-    A unary call raises PulsaError. A stream raises grpc.RpcError while it is read: pulsa.errors.explain converts it.
+    A unary call raises PulsaError, and so does the result of its `future`, which does not wait. A stream raises
+    grpc.RpcError while it is read: pulsa.errors.explain converts it.
     """
 
     def __init__(self, channel: grpc.Channel, *, token: Token, timeout_seconds: float = 10.0) -> None:
@@ -93,6 +94,36 @@ class _Details(grpc.ClientCallDetails):
     compression: grpc.Compression | None
 
 
+class _ExplainedCall:
+    """A unary call, finished or not, whose error is a PulsaError. Its other methods are those of gRPC's call."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the response. Raises PulsaError, or what grpc.Future raises for a timeout or a cancelled call."""
+        error = self.exception(timeout)
+        if error is not None:
+            raise error from error.__cause__
+        return self._call.result()
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Wait for the end of the call; returns its PulsaError, or None. Raises as `result` for a timeout."""
+        error: Exception | None = self._call.exception(timeout)
+        if not isinstance(error, grpc.RpcError):
+            return error
+        explained = explain(error)
+        explained.__cause__ = error
+        return explained
+
+    def add_done_callback(self, done: Callable[["_ExplainedCall"], object]) -> None:
+        """Call `done` with this call when it ends, at once if it has."""
+        self._call.add_done_callback(lambda _: done(self))
+
+
 class _Interceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     def __init__(self, token: Callable[[], str], timeout_seconds: float) -> None:
         self._token = token
@@ -102,11 +133,7 @@ class _Interceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
         details = self._with_token(client_call_details)
         if details.timeout is None:
             details = replace(details, timeout=self._timeout_seconds)
-        call = continuation(details, request)
-        error = call.exception()
-        if isinstance(error, grpc.RpcError):
-            raise explain(error) from error
-        return call
+        return _ExplainedCall(continuation(details, request))
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return continuation(self._with_token(client_call_details), request)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from pulsa.credit.v1.credit_service_pb2 import (
 
 from server.api.status import error_status
 from server.errors import DomainError
+from tests.waiting import SECONDS
 
 ScriptedError = DomainError | grpc.StatusCode
 
@@ -27,6 +29,9 @@ class ScriptedServer:
         self.tokens: list[object] = []
         self.seconds_left: list[float | None] = []
         self.errors: deque[ScriptedError] = deque()
+        self.answers = Event()
+        """GetBalance answers only while it is set."""
+        self.answers.set()
 
     def start(self) -> tuple[grpc.Server, str]:
         """Start it. Returns the gRPC server and its address."""
@@ -47,6 +52,7 @@ class ScriptedServer:
 
     def _get_balance(self, request: GetBalanceRequest, context: grpc.ServicerContext) -> GetBalanceResponse:
         self._record(request, context)
+        self.answers.wait(SECONDS)
         self._raise_next_error(context)
         return GetBalanceResponse()
 

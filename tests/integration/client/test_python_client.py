@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
 
 import grpc
 import pytest
 from pulsa.client import connect
 from pulsa.credit.v1.credit_service_pb2 import (
     GetBalanceRequest,
+    GetBalanceResponse,
     GetPricingRequest,
     WatchBalanceRequest,
     WatchBalanceResponse,
@@ -17,6 +19,7 @@ from pulsa.tokens import token_from_file
 
 from server import errors
 from tests.integration.client.scripted_server import ScriptedError, ScriptedServer
+from tests.waiting import SECONDS
 
 REQUEST = GetBalanceRequest(organization_id="acme")
 
@@ -94,6 +97,52 @@ def test_an_error_without_details_is_a_pulsa_error_too(address: str) -> None:
     with connect(address, token="secret") as pulsa, pytest.raises(PulsaError, match="UNIMPLEMENTED") as refused:
         pulsa.credits.GetPricing(GetPricingRequest())
     assert (refused.value.reason, refused.value.metadata) == ("", {})
+
+
+def test_a_future_does_not_wait_and_its_result_is_the_response_or_a_pulsa_error(
+    server: ScriptedServer, address: str
+) -> None:
+    server.answers.clear()
+    done = Queue[object]()
+    with connect(address, token="secret", timeout_seconds=SECONDS) as pulsa:
+        future = pulsa.credits.GetBalance.future(REQUEST)
+        future.add_done_callback(done.put)
+        assert not future.done()
+        with pytest.raises(grpc.FutureTimeoutError):
+            future.result(timeout=0.01)
+        server.answers.set()
+        assert future.result() == GetBalanceResponse()
+        assert future.code() is grpc.StatusCode.OK
+        assert done.get(timeout=SECONDS) is future
+
+        server.errors.append(errors.ResendTooSoon(retry_after_seconds=12.5))
+        refused = pulsa.credits.GetBalance.future(REQUEST)
+        with pytest.raises(PulsaError) as raised:
+            refused.result()
+        error = refused.exception()
+    assert (raised.value.reason, raised.value.retry_after_seconds) == ("RESEND_TOO_SOON", 12.5)
+    assert isinstance(raised.value.__cause__, grpc.RpcError)
+    assert isinstance(error, PulsaError)
+    assert server.tokens == ["Bearer secret"] * 2
+
+
+def test_a_future_can_be_cancelled(server: ScriptedServer, address: str) -> None:
+    server.answers.clear()
+    with connect(address, token="secret") as pulsa:
+        future = pulsa.credits.GetBalance.future(REQUEST)
+        assert future.cancel()
+        with pytest.raises(grpc.FutureCancelledError):
+            future.result()
+    server.answers.set()
+
+
+def test_a_call_returns_its_trailing_metadata_on_request(server: ScriptedServer, address: str) -> None:
+    with connect(address, token="secret") as pulsa:
+        response, call = pulsa.credits.GetBalance.with_call(REQUEST)
+        assert (response, call.code()) == (GetBalanceResponse(), grpc.StatusCode.OK)
+        server.errors.append(grpc.StatusCode.INTERNAL)
+        with pytest.raises(PulsaError, match="INTERNAL"):
+            pulsa.credits.GetBalance.with_call(REQUEST)
 
 
 def test_a_stream_has_the_token_and_no_deadline_and_its_error_can_be_explained(
