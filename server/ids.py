@@ -1,9 +1,13 @@
-"""Time-ordered UUIDs: version 7 of RFC 9562."""
+"""Ids: time-ordered UUIDs (version 7 of RFC 9562), and the form of an organization's id."""
 
 import os
 import time
 from datetime import datetime
+from typing import Final
 from uuid import UUID
+
+ORGANIZATION_ID: Final = "[A-Za-z0-9._:@-]{1,64}"
+"""The pattern of every organization_id, which callers choose."""
 
 _VERSION_7 = 0x7 << 76
 _VARIANT = 0b10 << 62

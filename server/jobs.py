@@ -20,6 +20,7 @@ from server.credits.stripe.inbox import StripeInbox, remove_stripe_events
 from server.credits.stripe.reconcile import find_drift
 from server.credits.top_ups.service import TopUps
 from server.errors import DomainError
+from server.logs import safe_traceback
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.delivery.outbox import claim_due, find_due
@@ -190,5 +191,5 @@ async def _run_periodically(job: PeriodicJob) -> None:
                 _log.info("job", job=job.name, count=count)
         except DomainError as error:
             _log.warning("job failed", job=job.name, reason=error.reason)
-        except Exception:  # noqa: BLE001 - no failed job may end the runner; the line logs the error
-            _log.exception("job failed", job=job.name)
+        except Exception as error:  # noqa: BLE001 - no failed job may end the runner; the line logs the error
+            _log.error("job failed", job=job.name, trace=safe_traceback(error))

@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from server.ids import ORGANIZATION_ID
+
 _log = structlog.get_logger(__name__)
 _HIDDEN: Final = "[hidden]"
 _SENSITIVE: Final = frozenset(
@@ -19,6 +21,10 @@ _SENSITIVE: Final = frozenset(
     }
 )  # fmt: skip
 """Keys of an event whose values are never logged."""
+_ORGANIZATION_ID: Final = re.compile(ORGANIZATION_ID)
+_CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST_TEXT: Final = 2000
+_LONGEST_SECRET: Final = 1000
 # E-mail addresses, phone numbers, tokens and Stripe's secrets: never logged, whichever key they appear under.
 _SENSITIVE_TEXT: Final = re.compile(
     r"[^\s\"'<>=:,;]+@[\w-]+\.[\w.-]+|\+\d{7,15}|eyJ[\w-]+\.[\w-]+\.[\w-]*|\b[srp]k_(?:live|test)_\w+|\bwhsec_\w+"
@@ -37,7 +43,7 @@ def configure_logging(*, level: str, style: Literal["json", "console"]) -> None:
         foreign_pre_chain=_shared_processors(),
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,
+            trace_without_text,
             redact,
             as_json if style == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
@@ -70,8 +76,28 @@ def safe_traceback(error: BaseException | None) -> list[str]:
     return trace
 
 
+def printable(text: str, longest: int = 64) -> str:
+    """Return at most `longest` characters of a text that others choose, with U+FFFD for each control character."""
+    return _CONTROL_CHARACTER.sub("\ufffd", text[:longest])
+
+
+def trace_without_text(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replace the exception of an event by its safe_traceback; a structlog processor.
+
+    The text of a database error quotes rows. The server's own log calls pass `trace`; libraries pass exceptions.
+    """
+    found = event.pop("exc_info", None)
+    if isinstance(found, tuple):
+        found = found[1]
+    elif found is True:
+        found = sys.exception()
+    if isinstance(found, BaseException):
+        event["trace"] = safe_traceback(found)
+    return event
+
+
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Hide sensitive keys and texts; a structlog processor.
+    """Hide sensitive keys and texts, and make every text printable and at most 2000 characters long; a processor.
 
     A second line of defence: no log call should pass such values.
     """
@@ -79,10 +105,13 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 
 
 def _without_sensitive_text(key: str, value: object) -> object:
-    # An organization's id may look like an e-mail address, and readers of the log need it.
-    if key == "organization_id" or not isinstance(value, str):
+    if not isinstance(value, str):
         return value
-    return _SENSITIVE_TEXT.sub(_HIDDEN, value)
+    # An organization's id may look like an e-mail address, and readers of the log need it.
+    if key == "organization_id" and _ORGANIZATION_ID.fullmatch(value):
+        return value
+    # Cut before the search, which takes minutes for a megabyte, and after it, so that no part of a secret is left.
+    return printable(_SENSITIVE_TEXT.sub(_HIDDEN, value[: _LONGEST_TEXT + _LONGEST_SECRET]), _LONGEST_TEXT)
 
 
 def _shared_processors() -> list[Processor]:

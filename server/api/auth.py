@@ -20,13 +20,14 @@ import structlog
 from server.api.jwks import VerificationKey, read_keys
 from server.api.permissions import ALL_PERMISSIONS
 from server.errors import TokenInvalid
+from server.ids import ORGANIZATION_ID
 
 ANY_ORGANIZATION: Final = "*"
 ALL: Final = "*"
 
 _MAXIMUM_TOKEN_LENGTH = 8192
 _SUBJECT = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
-_ORGANIZATION_ID = re.compile(r"[A-Za-z0-9._:@-]{1,64}|\*")
+_ORGANIZATION_ID = re.compile(rf"{ORGANIZATION_ID}|\*")
 _RELOAD_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)

@@ -11,13 +11,14 @@ from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.api.status import ErrorStatus
-from server.logs import safe_traceback
+from server.logs import printable, safe_traceback
 
 _log = structlog.get_logger(__name__)
 
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _GAUGE_SECONDS: Final = 1.0
 _OVERLOAD_LOG_SECONDS: Final = 1.0
+_LONGEST_SUBJECT: Final = 255
 
 
 class RpcCounters(NamedTuple):
@@ -77,15 +78,15 @@ class AccessLog:
     def ended(
         self, rpc: str, status: ErrorStatus | None, *, organization_id: str, subject: str, seconds: float
     ) -> None:
-        """Log the end of a call: OK when `status` is None."""
+        """Log the end of a call: OK when `status` is None. Ids are made printable, as the request may be invalid."""
         log = _log.debug if status is None else _log.info
         log(
             "call",
             rpc=rpc,
             grpc_code=status.code.name if status else "OK",
             reason=status.reason if status else "",
-            organization_id=organization_id,
-            subject=subject,
+            organization_id=printable(organization_id),
+            subject=printable(subject, _LONGEST_SUBJECT),
             milliseconds=round(seconds * 1000, 3),
         )
 

@@ -20,6 +20,7 @@ from pulsa.credit.v1.top_up_pb2 import TopUpStatus
 from pulsa.otp.v1.delivery_pb2 import DeliveryStatus
 
 from server.errors import FieldViolation, InvalidFields
+from server.ids import ORGANIZATION_ID
 
 # Control characters would corrupt logs and messages, PostgreSQL rejects NUL, and surrogates are not characters.
 _CHARACTER: Final = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]"
@@ -113,7 +114,7 @@ _DATE = Rule("a day as YYYY-MM-DD", _is_day)
 _HOST_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 
 RULES: Final[Mapping[str, Rule]] = {
-    "organization_id": _matches("[A-Za-z0-9._:@-]{1,64}", '1 to 64 characters: letters, digits, and any of "._:@-"'),
+    "organization_id": _matches(ORGANIZATION_ID, '1 to 64 characters: letters, digits, and any of "._:@-"'),
     "request_id": _UUID,
     "otp_id": _UUID,
     "top_up_id": _UUID,

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from server.logs import safe_traceback
 from server.webhook.relay import Relay
 
 PATH: Final = "/stripe/webhook"
@@ -91,8 +92,8 @@ async def _hide_errors(
         return await handler(request)
     except (web.HTTPException, ConnectionError):
         raise
-    except Exception:  # noqa: BLE001 - logged, and Stripe sends the webhook again
-        _log.exception("the sidecar failed")
+    except Exception as error:  # noqa: BLE001 - logged, and Stripe sends the webhook again
+        _log.error("the sidecar failed", trace=safe_traceback(error))
         return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 

@@ -4,8 +4,11 @@ import asyncio
 import gc
 import json
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
+import psycopg
 import pytest
 import structlog
 
@@ -76,6 +79,54 @@ async def test_the_exception_of_a_task_that_is_not_awaited_is_logged_without_its
     assert "ValueError" in str(line["trace"])
     assert "KeyError" in str(line["trace"])
     assert secret not in str(line)
+
+
+def test_the_text_of_a_libraries_exception_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json")
+    log = logging.getLogger("another.package")
+    row = "Failing row contains (acme, 918273)."
+    log.error("failed", exc_info=psycopg.errors.CheckViolation(row))
+    try:
+        raise psycopg.errors.CheckViolation(row) from ValueError(row)
+    except psycopg.Error:
+        log.exception("failed")
+        structlog.get_logger("server.jobs").exception("failed")
+
+    output = lines(capsys)
+    assert [line["event"] for line in output] == ["failed"] * 3
+    assert all("CheckViolation 23514" in str(line["trace"]) for line in output)
+    assert "ValueError" in str(output[1]["trace"])
+    assert "918273" not in str(output)
+
+
+def test_no_log_call_of_the_server_passes_an_exception_or_its_text() -> None:
+    server = Path(__file__).parents[2] / "server"
+    careless = re.compile(r"exc_info=|log\.exception\(|log\.\w+\([^)]*\b(?:str|repr)\((?:error|result|exception)\)")
+    found = [path for path in server.rglob("*.py") if careless.search(path.read_text())]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_text_that_others_choose_is_one_short_line(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json" if style == "json" else "console")
+    chosen = "acme\nlevel=error\x1b[2J\u2028" + "x" * 1_000_000
+    structlog.get_logger("server.api").info("call", organization_id=chosen, subject=chosen, reason=chosen)
+    logging.getLogger("another.package").warning("refused %s", chosen)
+
+    output = capsys.readouterr().err
+
+    assert len(output) < 10_000
+    assert len(output.splitlines()) == 2
+    assert "\x1b[2J" not in output
+
+
+def test_an_organization_id_is_shown_only_in_its_own_form(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json")
+    for organization_id in ("acme@home.example", "jane@mail.example +6281234567890"):
+        structlog.get_logger("server.api").info("call", organization_id=organization_id)
+
+    assert [line["organization_id"] for line in lines(capsys)] == ["acme@home.example", "[hidden] [hidden]"]
 
 
 @pytest.mark.parametrize("style", ["json", "console"])

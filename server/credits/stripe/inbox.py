@@ -18,6 +18,7 @@ from server.credits.stripe.webhooks import EVENT_TYPES, StripeEvent, parse_event
 from server.credits.top_ups.state_machine import TopUpFlag, owner_of
 from server.credits.top_ups.store import TopUpStore
 from server.errors import TopUpNotFound
+from server.logs import safe_traceback
 from server.postgres.pool import Connection, Pool, acquire, retry_transient
 from server.postgres.queries import load_queries
 
@@ -104,7 +105,7 @@ class StripeInbox:
         results = await asyncio.gather(*(self.process(event_id) for event_id in due), return_exceptions=True)
         for event_id, result in zip(due, results, strict=True):
             if isinstance(result, Exception):
-                _log.error("event was not processed", event_id=event_id, exc_info=result)
+                _log.error("event was not processed", event_id=event_id, trace=safe_traceback(result))
         return sum(result is True for result in results)
 
     async def process(self, event_id: str) -> bool:
@@ -163,7 +164,7 @@ class StripeInbox:
     def _on_task_done(self, task: asyncio.Task[bool]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            _log.error("the processing of an event failed", task=task.get_name(), exc_info=error)
+            _log.error("the processing of an event failed", task=task.get_name(), trace=safe_traceback(error))
 
     async def _claim(self, event_id: str) -> StripeEvent | None:
         now = self._store.clock()

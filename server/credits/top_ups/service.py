@@ -28,6 +28,7 @@ from server.credits.top_ups.store import (
 from server.credits.top_ups.worker import TopUpWorker
 from server.errors import BalanceAboveMaximum, RequestIdReused, TopUpAlreadyOpen, TopUpNotCancelable
 from server.ids import new_id
+from server.logs import safe_traceback
 from server.postgres.pool import Connection, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
@@ -145,7 +146,7 @@ class TopUps:
         results = await asyncio.gather(*(self._worker.advance(*ids) for ids in due), return_exceptions=True)
         for (_, top_up_id), result in zip(due, results, strict=True):
             if isinstance(result, Exception):
-                _log.error("top-up was not advanced", top_up_id=str(top_up_id), exc_info=result)
+                _log.error("top-up was not advanced", top_up_id=str(top_up_id), trace=safe_traceback(result))
         return len(due)
 
     async def close(self) -> None:
@@ -234,4 +235,4 @@ class TopUps:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             # A periodic job continues the work when the lease has ended.
-            _log.error("work on a top-up failed", task=task.get_name(), exc_info=error)
+            _log.error("work on a top-up failed", task=task.get_name(), trace=safe_traceback(error))

@@ -23,11 +23,11 @@ from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, SendOtpResponse
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 from structlog.testing import capture_logs
 
-from server.api.auth import TokenVerifier
+from server.api.auth import TokenVerifier, mint
 from server.api.interceptor import Interceptor
 from server.api.server import ListenOptions
 from server.cli.token import development_key
-from server.errors import InsufficientCredits
+from server.errors import InsufficientCredits, InvalidFields
 from tests.integration.api.stub_server import SERVICES, StubBehavior, StubServer, run_stub_server, stub_servicer
 from tests.valid_requests import valid_request
 from tests.waiting import until
@@ -101,7 +101,7 @@ class LateContext:
     """The context of a call whose deadline has passed."""
 
     method = SEND
-    invocation_metadata = ()
+    invocation_metadata: tuple[tuple[str, str], ...] = ()
     aborted_with: grpc.StatusCode | None = None
 
     def time_remaining(self) -> float:
@@ -243,6 +243,41 @@ async def test_an_unexpected_error_is_logged_once_and_its_text_neither_logged_no
     assert incident["trace"][0] == "RuntimeError"
     output = f"{lines} {error.trailing_metadata()} {error.debug_error_string()}"
     assert not [secret for secret in ("jane", "918273", "texting") if secret in output]
+
+
+async def test_an_organization_id_that_breaks_its_rule_is_logged_short_and_without_control_characters(
+    tmp_path: Path,
+) -> None:
+    """An rpc that validates itself has its request logged when it refuses it."""
+    key, behavior = development_key(tmp_path), StubBehavior(error=InvalidFields(violations=()))
+    servicer: Any = stub_servicer(SERVICES[1], behavior)
+    servicer.validates_itself = ["SendOtp"]
+    interceptor = Interceptor(TokenVerifier(key.public_key_file), registry=CollectorRegistry())
+    token = mint(
+        key.private_key(), subject="tester", organization_id="*", permissions=["otp.send"], lifetime_seconds=60
+    )
+    context = PunctualContext((("authorization", f"Bearer {token}"),))
+    request = send_request()
+    request.organization_id = "acme\nfake line\x1b[2J\u2028" + "x" * 100_000
+    handler: Any = interceptor.handler(SERVICES[1], servicer)
+
+    with capture_logs() as lines:
+        await handler.service(context).unary_unary(request.SerializeToString(), context)
+
+    assert context.aborted_with is grpc.StatusCode.INVALID_ARGUMENT
+    (call,) = [line for line in lines if line["event"] == "call"]
+    assert call["organization_id"] == "acme\ufffdfake line\ufffd[2J\ufffd" + "x" * 45
+    assert call["subject"] == "tester"
+
+
+class PunctualContext(LateContext):
+    """The context of a call with this metadata and without a deadline."""
+
+    def __init__(self, invocation_metadata: tuple[tuple[str, str], ...]) -> None:
+        self.invocation_metadata = invocation_metadata
+
+    def time_remaining(self) -> float:
+        return math.inf
 
 
 async def test_the_contents_of_a_call_are_never_logged(stub_server: StubServer, channel: grpc.aio.Channel) -> None:
