@@ -17,7 +17,7 @@ from typing import Any, Final
 import jwt
 import structlog
 
-from server.api.jwks import VerificationKey, read_keys
+from server.api.jwks import KeySet, VerificationKey, read_keys
 from server.api.permissions import ALL_PERMISSIONS
 from server.errors import TokenInvalid
 from server.ids import ORGANIZATION_ID
@@ -60,15 +60,20 @@ class TokenVerifier:
         cached_tokens: int = 4096,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises OSError or ValueError when the file cannot be read or holds no usable key."""
+        """Raises OSError or ValueError when the file cannot be read or holds no usable key.
+
+        An unusable key beside usable ones is skipped and logged.
+        """
         self._key_file = key_file
         self._audience = audience
         self._leeway_seconds = leeway_seconds
         self._cached_tokens = cached_tokens
         self._clock = clock
         self._content = key_file.read_bytes()
-        self._keys = read_keys(self._content)
         self._logged_error = ""
+        self.unusable_keys: tuple[str, ...] = ()
+        """The names of the keys that were skipped: see KeySet.unusable."""
+        self._set_keys(read_keys(self._content))
         self._callers: OrderedDict[str, Caller] = OrderedDict()
 
     def verify(self, token: str) -> Caller:
@@ -87,18 +92,27 @@ class TokenVerifier:
         return caller
 
     def reload(self) -> None:
-        """Read the keys again and clear the cache if the file changed; log an unusable file and keep the old keys."""
+        """Read the keys again and clear the cache if the file changed; log an unusable file and keep the old keys.
+
+        Raises nothing: a removed key would stay valid if the reloading ended.
+        """
         try:
             content = self._key_file.read_bytes()
-            keys = self._keys if content == self._content else read_keys(content)
-        except (OSError, ValueError) as error:
+            found = None if content == self._content else read_keys(content)
+        except Exception as error:  # noqa: BLE001 - no file may end the reloading
             self._log_error(type(error).__name__)
             return
         self._logged_error = ""
-        if content != self._content:
-            self._content, self._keys = content, keys
+        if found is not None:
+            self._content = content
+            self._set_keys(found)
             self._callers.clear()
-            _log.info("token_keys_reloaded", keys=len(keys))
+            _log.info("token_keys_reloaded", keys=len(found.keys))
+
+    def _set_keys(self, found: KeySet) -> None:
+        self._keys, self.unusable_keys = found
+        for name in found.unusable:
+            _log.warning("token_key_skipped", file=str(self._key_file), key=name)
 
     def _log_error(self, why: str) -> None:
         if why != self._logged_error:  # once, not every second

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import grpc
 import structlog
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
@@ -124,5 +123,5 @@ def _first_public_key(chain: bytes) -> CertificatePublicKeyTypes:
 def _parse(field: str, parse: Callable[[bytes], Content], content: bytes) -> Content:
     try:
         return parse(content)
-    except (TypeError, ValueError, UnsupportedAlgorithm) as error:  # TypeError: the key is encrypted with a password
+    except Exception as error:  # cryptography raises errors of many types, and no file may end the reloading
         raise TlsFileError(field, "not a PEM file of this kind, or with a key that cannot be used here") from error

@@ -57,8 +57,9 @@ def _secrets(settings: Settings) -> str:
 
 def _tokens(settings: Settings) -> str:
     file = required(settings.token.keys, "PULSA_TOKEN_KEYS")
-    TokenVerifier(file)
-    return f"verified with the keys in {file}, audience {settings.token.audience}"
+    verifier = TokenVerifier(file)
+    skipped = f"; skipped as unusable: {', '.join(verifier.unusable_keys)}" if verifier.unusable_keys else ""
+    return f"verified with the keys in {file}, audience {settings.token.audience}{skipped}"
 
 
 def _encryption(settings: Settings) -> str:

@@ -155,7 +155,7 @@ def test_a_key_file_has_keys_or_is_refused() -> None:
 
     def key_file(content: bytes) -> bool:
         try:
-            return len(read_keys(content)) > 0
+            return len(read_keys(content).keys) > 0
         except ValueError:
             return False
 

@@ -1,6 +1,7 @@
 """TLS and mutual TLS, with certificates that are renewed while calls come in."""
 
 import asyncio
+import base64
 import ssl
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, SendOtpResponse
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 from structlog.testing import capture_logs
@@ -123,6 +126,17 @@ async def test_a_half_written_renewal_keeps_the_old_certificate(tmp_path: Path) 
 
     assert all(alerts)
     assert len(alerts) in (2, 3)
+
+
+def test_a_certificate_of_an_unknown_version_is_unusable_and_no_other_error(tmp_path: Path) -> None:
+    files = write_tls(tmp_path, AUTHORITY)
+    certificate = x509.load_pem_x509_certificate(files.certificate_chain.read_bytes()).public_bytes(Encoding.DER)
+    version_6 = certificate.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)
+    body = base64.encodebytes(version_6)
+    files.certificate_chain.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n")
+
+    with pytest.raises(TlsFileError, match="certificate_chain: not a PEM file"):
+        Certificates(files)
 
 
 def test_unusable_files_prevent_the_start(tmp_path: Path) -> None:

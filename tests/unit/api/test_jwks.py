@@ -12,10 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from structlog.testing import capture_logs
 
+from server.api import auth
 from server.api.auth import TokenVerifier, mint
 from server.api.jwks import PublicKey, read_keys
+from server.cli import doctor
 from server.cli.token import development_key
 from server.errors import TokenInvalid
+from tests.waiting import until
 
 OLD, NEW = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 
@@ -81,7 +84,16 @@ def test_keys_are_rotated_and_a_removed_key_is_refused_at_once(file: Path) -> No
 
 @pytest.mark.parametrize(
     "broken",
-    [b"", b"{", b'{"keys": []}', b'{"keys": 1}', b'{"keys": [1, {}]}', b'{"keys": [{"kty": {}}]}', pem(OLD)[:60]],
+    [
+        b"",
+        b"{",
+        b'{"keys": []}',
+        b'{"keys": 1}',
+        b'{"keys": [1, {}]}',
+        b'{"keys": [{"kty": {}}]}',
+        b'{"keys": [{"kty": "oct", "kid": "backup"}]}',
+        pem(OLD)[:60],
+    ],
 )
 def test_a_broken_file_changes_nothing_and_is_logged_once(file: Path, broken: bytes) -> None:
     verifier = TokenVerifier(file)
@@ -95,6 +107,88 @@ def test_a_broken_file_changes_nothing_and_is_logged_once(file: Path, broken: by
     assert [(line["event"], line["alert"]) for line in lines] == [("token_keys_not_reloaded", True)]
     with pytest.raises(ValueError, match=r"."):
         TokenVerifier(file)
+
+
+class UnreadablePath:
+    """A file whose reading fails in an unforeseen way."""
+
+    def read_bytes(self) -> bytes:
+        raise RuntimeError
+
+
+async def test_the_reloading_outlives_every_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "_RELOAD_SECONDS", 0.01)
+    verifier = TokenVerifier(file)
+    reloading = asyncio.create_task(verifier.reload_on_change())
+    with capture_logs() as lines:
+        monkeypatch.setattr(verifier, "_key_file", UnreadablePath())
+        await until(lambda: bool(lines) or reloading.done())
+        await asyncio.to_thread(file.write_bytes, b'{"keys": [{"kty": "oct", "kid": "backup"}]}')
+        monkeypatch.setattr(verifier, "_key_file", file)
+        await until(lambda: len(lines) == 2 or reloading.done())
+        await asyncio.to_thread(replace_atomically, file, jwks(new=NEW))
+        await until(lambda: is_good(verifier, token(NEW, "new")) or reloading.done())
+    assert not reloading.done()
+    reloading.cancel()
+
+    assert not is_good(verifier, token(OLD, "old"))
+    assert [(line["event"], line.get("why")) for line in lines] == [
+        ("token_keys_not_reloaded", "RuntimeError"),
+        ("token_keys_not_reloaded", "ValueError"),
+        ("token_keys_reloaded", None),
+    ]
+
+
+def replace_atomically(file: Path, content: bytes) -> None:
+    new = file.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(file)
+
+
+def test_an_unusable_key_beside_good_ones_is_skipped_with_a_warning_that_names_it(file: Path) -> None:
+    verifier = TokenVerifier(file)
+    small = rsa.generate_private_key(65537, 1024).public_key()  # noqa: S505 - the key must be weak
+    content = json.loads(jwks(old=OLD, new=NEW))
+    content["keys"] += [
+        {"kty": "oct", "kid": "backup"},
+        jwk(small, "RS256", kid="a\nb" + "x" * 1000),
+        {"kty": "RSA"},
+        jwk(OLD.public_key(), "EdDSA", use="enc", kid="for encryption"),
+    ]
+    file.write_text(json.dumps(content))
+
+    with capture_logs() as lines:
+        verifier.reload()
+        verifier.reload()
+
+    assert is_good(verifier, token(NEW, "new"))
+    skipped = [(line["key"], line["log_level"]) for line in lines if line["event"] == "token_key_skipped"]
+    names = ("backup", "a\ufffdb" + "x" * 61, "key 5")
+    assert skipped == [(name, "warning") for name in names]
+    assert verifier.unusable_keys == names
+
+
+def test_an_unusable_block_of_a_pem_file_is_skipped(file: Path) -> None:
+    damaged = pem(OLD).replace(b"\nMC", b"\nAA")
+    file.write_bytes(damaged + pem(NEW))
+    verifier = TokenVerifier(file)
+
+    assert is_good(verifier, token(NEW))
+    assert verifier.unusable_keys == ("key 1",)
+
+
+def test_doctor_names_the_keys_that_are_skipped(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(jwks(old=OLD))
+    content["keys"].append({"kty": "oct", "kid": "backup"})
+    file.write_text(json.dumps(content))
+    monkeypatch.setenv("PULSA_TOKEN_KEYS", str(file))
+    monkeypatch.setattr(doctor, "_CHECKS", [(name, check) for name, check in doctor._CHECKS if name == "tokens"])
+
+    assert doctor.doctor() == 0
+    line = f"ok    tokens: verified with the keys in {file}, audience pulsa; skipped as unusable: backup"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_a_file_that_is_nested_too_deeply_is_refused() -> None:
@@ -132,13 +226,14 @@ def test_weak_keys_and_keys_for_another_use_are_left_out() -> None:
         jwk(OLD.public_key(), "EdDSA", use="enc"),
         jwk(rsa.generate_private_key(65537, 2048).public_key(), "RS256", alg="RS512"),
         {"kty": "oct", "k": "c2VjcmV0"},
+        {"kty": "oct"},
         {"kty": "unheard of"},
         {"kty": {}},
         {"kty": "RSA", "n": [], "e": 3},
         {"kty": "OKP", "crv": "Ed25519", "x": "é"},
     ]
 
-    assert [key.algorithm for key in read_keys(json.dumps({"keys": [*unusable, good]}).encode())] == ["EdDSA"]
+    assert [key.algorithm for key in read_keys(json.dumps({"keys": [*unusable, good]}).encode()).keys] == ["EdDSA"]
     for content in (json.dumps({"keys": unusable}).encode(), pem(small) + pem(other_curve)):
         with pytest.raises(ValueError, match="no public key"):
             read_keys(content)
