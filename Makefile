@@ -82,9 +82,9 @@ test-docs: .venv/ready  ## Run every command of README.md and docs/ as written, 
 
 wheels: .venv/ready  ## Build the wheels of the server and of the Python client into dist/, reproducibly
 	@rm -rf dist build/wheels && mkdir -p build/wheels
-	@git archive HEAD server clients/python pyproject.toml README.md LICENSE | tar -x -C build/wheels
-	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && for source in clients/python .; do \
-		$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist build/wheels/$$source \
+	@git -c tar.umask=0022 archive HEAD server clients/python pyproject.toml README.md LICENSE | tar -xp -C build/wheels
+	@umask 022 && export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && for source in clients/python .; do \
+		$(PYTHON) -m pip --python $(RUN) wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist build/wheels/$$source \
 		|| exit 1; done
 	@ls dist
 
