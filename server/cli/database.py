@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -92,15 +92,21 @@ def key_report(crypto: Crypto, needed: Mapping[str, Mapping[str, int]]) -> Itera
 
 
 def run_postgres() -> None:
-    """`postgres`: run the embedded PostgreSQL of the data folder alone, until Ctrl-C; its URL is in postgres.url."""
+    """`postgres`: run the embedded PostgreSQL of the data folder alone, until Ctrl-C or SIGTERM.
+
+    Its URL is in postgres.url.
+    """
     settings = load_settings(os.environ)
     url_file = settings.data / "postgres.url"
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell inherits SIGINT as ignored
+        signal.signal(number, signal.default_int_handler)
     with embedded.start(settings.data / "postgres") as postgres:
         url_file.touch(mode=0o600)
         url_file.write_text(postgres.url)
-        print(f"PostgreSQL is running; its URL is in {url_file}. Ctrl-C stops it.", flush=True)
         try:
-            signal.pause()
+            print(f"PostgreSQL is running; its URL is in {url_file}. Ctrl-C stops it.", flush=True)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
         finally:
             url_file.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +57,7 @@ class Shell:
     def start(self, text: str, until: str) -> None:
         """Start the commands and return once they have printed `until`. Raises DocumentError when they end before."""
         process = subprocess.Popen(  # noqa: S603 - the commands of our own documents
-            ["/bin/bash", "-c", self._script(text)],
+            ["/bin/bash", "-c", f"{self._script(text)}\ntrap '' INT\nwait"],  # for commands that end with &
             cwd=self._folder,
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -80,11 +80,19 @@ class Shell:
             raise DocumentError(f"did not print {until!r}:\n{printed.decode(errors='replace')[-3000:]}")
 
     def stop(self) -> None:
-        """Interrupt what runs in the background, newest first, and wait for its end."""
+        """Interrupt what runs in the background, newest first, and wait. Raises DocumentError if one stays."""
+        lasting = 0
         for process in reversed(self._background):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
-                process.wait(_STOP_SECONDS)
+                try:
+                    process.wait(_STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    lasting += 1
+                    os.killpg(process.pid, signal.SIGKILL)
+        self._background.clear()
+        if lasting:
+            raise DocumentError(f"{lasting} background blocks did not end after Ctrl-C")
 
     def _script(self, text: str) -> str:
         keep = f"{{ declare -px; declare -f; }} > {self._variables}"
@@ -103,8 +111,10 @@ def test_document(document: Path, checkout: Path, environment: dict[str, str]) -
                     print(f"  {document.name}:{block.line} {time.monotonic() - began:.1f} s", flush=True)  # noqa: T201
             except (DocumentError, subprocess.TimeoutExpired) as error:
                 raise DocumentError(f"{document}:{block.line}: {error}") from error
-    finally:
         shell.stop()
+    finally:
+        with suppress(DocumentError):  # another error is on its way, or this one is
+            shell.stop()
     return count
 
 
@@ -141,6 +151,7 @@ def _clean_checkout() -> Iterator[tuple[Path, dict[str, str]]]:
 def main() -> int:
     """Test the documents that are named, or all; 0 when every block did what its document says."""
     documents = [ROOT / name for name in sys.argv[1:] or DOCUMENTS]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits it as ignored
     with _clean_checkout() as (checkout, environment):
         failed = 0
         for document in documents:
