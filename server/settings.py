@@ -316,7 +316,8 @@ class Channel(Group):
         default=(), description="providers of WhatsApp: whatsapp"
     )
     sms: Annotated[tuple[Literal["console", "twilio", "vonage"], ...], Words] = Field(
-        default=(), description="providers of SMS: twilio, vonage, or both separated by a comma"
+        default=(),
+        description="providers of SMS: twilio, vonage, or both separated by a comma, the preferred one first",
     )
     console: bool = Field(
         default=False,
