@@ -47,6 +47,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             timeout=_BLOCK_SECONDS,
             check=False,
         )
