@@ -159,6 +159,7 @@ def main() -> int:
         for document in documents:
             print(f"{document.name}:", flush=True)  # noqa: T201
             shutil.rmtree(checkout / "data", ignore_errors=True)  # what a document before this one bought and sent
+            subprocess.run(["git", "clean", "-d", "--force", "--quiet"], cwd=checkout, check=True)  # noqa: S607 - its files
             try:
                 count = test_document(checkout / document.relative_to(ROOT), checkout, environment)
             except DocumentError as error:
