@@ -8,7 +8,7 @@ PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
+.PHONY: help setup run demo test test-faults generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
 	bench-quick bench-compare bench-publish fuzz clean
 
 help:  ## List the targets
@@ -79,6 +79,9 @@ hops: .venv/ready  ## Count the files and functions that a call passes
 
 test-docs: .venv/ready  ## Run every command of README.md and docs/ as written, in a clean clone of HEAD
 	@$(RUN) -m tests.docs.run $(ARGS)
+
+test-faults: .venv/ready  ## Measure what callers notice of locks, silent hosts and outages, in about 5 minutes
+	@$(RUN) -m tests.faults.figures
 
 wheels: .venv/ready  ## Build the wheels of the server and of the Python client into dist/, reproducibly
 	@rm -rf dist build/wheels && mkdir -p build/wheels

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from server.cli import database, doctor, reference, serve, stripe, token, webhook
 from server.environment import SettingsError
+from server.errors import DatabaseUnavailable
 from server.postgres.embedded import EmbeddedPostgresError
 
 Command = Callable[[argparse.Namespace], int | None]
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Command = parsed.command
     try:
         return command(parsed) or 0
-    except (SettingsError, EmbeddedPostgresError) as error:
+    except (SettingsError, EmbeddedPostgresError, DatabaseUnavailable) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

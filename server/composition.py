@@ -38,13 +38,13 @@ from server.otps.send import Sender
 from server.otps.sms_pumping import AreaPolicy
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
-from server.postgres.pool import Pool, open_pool
+from server.postgres.pool import Pool, Timeouts, open_pool
 from server.postgres.queries import Queries
 from server.providers.console import Console
 from server.providers.provider import Channel
 from server.providers.routing import open_mailer, open_providers, provider_names
 from server.providers.templates import Templates, load_templates
-from server.settings import Settings
+from server.settings import Database, Settings
 
 CREDIT_SERVICE: Final = credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"]
 OTP_SERVICE: Final = otp_service_pb2.DESCRIPTOR.services_by_name["OtpService"]
@@ -91,6 +91,8 @@ async def running(
             raise SettingsError(f"{_TLS_SETTINGS[error.field]}: {error.reason}") from error
         except RuntimeError as error:
             raise SettingsError(f"PULSA_LISTEN: {settings.listen} cannot be listened on") from error
+        shared.pool.on_change = server.set_database_health
+        server.set_database_health(shared.pool.is_available)
         try:
             yield server
         finally:
@@ -117,6 +119,8 @@ class SharedDependencies:
             size=delivery.batch_size,
             linger_seconds=delivery.linger_ms / 1000,
             by_organization=self.settings.database.citus,
+            flushes=self.settings.database.flushes,
+            busy_seconds=self.settings.database.busy_seconds,
         )
 
 
@@ -149,9 +153,20 @@ async def open_shared(
         templates = load_templates(settings.channel.templates)
     database = settings.database
     Queries.use_shards(name_shards=database.citus)
-    pool = await open_pool(database_url, size=database.connections, timeout_seconds=database.timeout_seconds)
+    pool = await open_pool(database_url, size=database.connections, timeouts=timeouts_of(database))
     stack.push_async_callback(pool.close)
     return SharedDependencies(settings, pool, pricing, crypto, templates, console)
+
+
+def timeouts_of(database: Database) -> Timeouts:
+    """The time-outs of the pool."""
+    return Timeouts(
+        connection=database.timeout_seconds,
+        transaction=database.transaction_seconds,
+        lock=database.lock_seconds,
+        job=database.job_seconds,
+        idle_in_transaction=database.idle_seconds,
+    )
 
 
 def open_credits(
@@ -181,7 +196,10 @@ def open_credits(
         pricing=pricing,
         balances=balances,
         balance_streams=BalanceStreams(
-            balances, poll_seconds=_BALANCE_POLL_SECONDS, spending_seconds=_BALANCE_SPENDING_SECONDS
+            balances,
+            poll_seconds=_BALANCE_POLL_SECONDS,
+            spending_seconds=_BALANCE_SPENDING_SECONDS,
+            repeat_seconds=settings.repeat_balance_seconds,
         ),
         top_ups=top_ups,
         stripe_inbox=inbox,
@@ -337,6 +355,7 @@ def _listen_options(settings: Settings) -> ListenOptions:
         share_port=settings.workers > 1,
         reflection=settings.reflection,
         calls_waiting=settings.limit.calls_waiting,
+        keepalive_seconds=settings.keepalive_seconds,
     )
 
 

@@ -8,7 +8,7 @@ DomainError
 ├── InvalidDestination, DestinationBlocked, DestinationUnreadable, ChannelNotConfigured
 ├── WrongCode, OtpExpired, OtpCanceled, OtpAlreadyVerified, OtpAttemptsExhausted, OtpNotFound, DeliveryNotFound
 └── RetryLater: has the time to wait
-    ├── Overloaded, DatabaseUnavailable, PaymentProviderUnavailable
+    ├── Overloaded, DatabaseUnavailable, AccountBusy, PaymentProviderUnavailable
     └── ResendTooSoon, TooManySends, TooManyGuesses
 
 The first line of a class's docstring is the message that callers receive; its fields are the metadata. Neither may
@@ -231,6 +231,10 @@ class Overloaded(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
 
 class DatabaseUnavailable(RetryLater, code=StatusCode.UNAVAILABLE):
     """The database did not answer; repeat with the same request_id."""
+
+
+class AccountBusy(RetryLater, code=StatusCode.UNAVAILABLE):
+    """Another transaction holds the organization's account; nothing was charged."""
 
 
 class PaymentProviderUnavailable(RetryLater, code=StatusCode.UNAVAILABLE):

@@ -91,7 +91,27 @@ class Database(Group):
         default=None, description="PostgreSQL URL of the schema owner, for migrations; unset: PULSA_DATABASE_URL"
     )
     connections: int = Field(default=8, ge=2, le=200, description="size of the connection pool of each process")
-    timeout_seconds: float = Field(default=5, gt=0, le=60, description="maximum wait for a connection, in seconds")
+    timeout_seconds: float = Field(
+        default=2, gt=0, le=60, description="maximum wait for a connection, and for opening one, in seconds"
+    )
+    transaction_seconds: float = Field(
+        default=2, gt=0, le=600, description="maximum use of a connection by one call or batch, in seconds"
+    )
+    lock_seconds: float = Field(
+        default=1, gt=0, le=60, description="maximum wait of a statement for a locked row, in seconds (lock_timeout)"
+    )
+    busy_seconds: float = Field(
+        default=2, gt=0, le=60, description="a call whose rows stay locked for longer gets ACCOUNT_BUSY, in seconds"
+    )
+    job_seconds: float = Field(
+        default=300, gt=0, le=3600, description="maximum use of a connection by a periodic job or a command, in seconds"
+    )
+    idle_seconds: float = Field(
+        default=5, gt=0, le=600, description="maximum wait of a transaction for its next statement, in seconds"
+    )
+    flushes: int = Field(
+        default=4, ge=1, le=64, description="maximum batches of one kind in flight; half of them may wait for locks"
+    )
     citus: bool = Field(
         default=False,
         description="PULSA_DATABASE_URL is a Citus coordinator; a transaction then spans one organization only",
@@ -208,7 +228,10 @@ class Limit(Group):
         description="wrong codes before delays between guesses start; each further wrong code doubles the delay",
     )
     calls_at_once: int = Field(
-        default=512, ge=1, description="maximum calls in flight per process; further calls get RESOURCE_EXHAUSTED"
+        default=512,
+        ge=1,
+        description="maximum calls in flight per process; further calls get RESOURCE_EXHAUSTED. One organization may "
+        "have four fifths of them, sends of all together seven eighths",
     )
     calls_waiting: int = Field(
         default=600,
@@ -216,7 +239,11 @@ class Limit(Group):
         description="queued calls per process above which gRPC starts to cancel; at 125 % it cancels all. A larger "
         "value lets more callers of a burst receive RetryInfo, at the price of latency under sustained overload",
     )
-    streams_at_once: int = Field(default=1000, ge=1, description="maximum WatchBalance streams per process")
+    streams_at_once: int = Field(
+        default=1000,
+        ge=1,
+        description="maximum WatchBalance streams per process; one organization may have four fifths of them",
+    )
 
 
 class Delivery(Group):
@@ -434,6 +461,15 @@ class Settings(Group):
     )
     lame_duck_seconds: float = Field(
         default=1, ge=0, description="seconds from reporting NOT_SERVING until new calls are refused"
+    )
+    keepalive_seconds: float = Field(
+        default=30, ge=1, description="seconds of silence after which the server pings a connection"
+    )
+    repeat_balance_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="seconds without a change after which a balance stream sends the balance again, so that no proxy "
+        "takes it for dead",
     )
 
     log: Log = Log()

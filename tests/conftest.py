@@ -42,7 +42,7 @@ def database_url(postgres: str) -> Iterator[str]:
 @pytest.fixture
 async def pool(database_url: str) -> AsyncIterator[Pool]:
     """Connections to the test's own database, in the application's role."""
-    pool = await open_pool(database_url, size=4, timeout_seconds=5)
+    pool = await open_pool(database_url, size=4)
     yield pool
     await pool.close()
 
@@ -50,7 +50,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 @pytest.fixture
 async def one_connection(database_url: str) -> AsyncIterator[Pool]:
     """As `pool`, with a single connection, which every borrower gets in the state that the last one left."""
-    pool = await open_pool(database_url, size=1, timeout_seconds=5)
+    pool = await open_pool(database_url, size=1)
     yield pool
     await pool.close()
 

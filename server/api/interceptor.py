@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -42,12 +42,37 @@ from server.ids import new_id
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
+_SHARE: Final = 4
+"""An organization may have this many times as many calls in flight as there are free places: 4/5 of all places when it
+is alone, 4/9 when two compete, and a newcomer always finds a place."""
+_RESERVE: Final = 8
+"""One place in 8 is not for sends: under overload a VerifyOtp or GetBalance goes before a SendOtp."""
+_SENDS: Final = ("SendOtp", "ResendOtp")
+
+
 @dataclass(slots=True)
 class ConcurrencyLimit:
-    """The number of calls in flight, and its maximum."""
+    """The calls in flight, in all and by organization, and their maximum. A call counts before it enters."""
 
     limit: int
     in_flight: int = 0
+    by_organization: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, organization_id: str) -> bool:
+        """Count a call of the organization; False when it has its share of the places already."""
+        own = self.by_organization.get(organization_id, 0)
+        if own >= _SHARE * (self.limit - self.in_flight + 1):
+            return False
+        self.by_organization[organization_id] = own + 1
+        return True
+
+    def leave(self, organization_id: str) -> None:
+        """The call of the organization has ended."""
+        own = self.by_organization[organization_id] - 1
+        if own:
+            self.by_organization[organization_id] = own
+        else:
+            del self.by_organization[organization_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +80,7 @@ class LimitedHandler:
     """The handlers of one rpc: one for calls within its concurrency limit, one for calls above it."""
 
     concurrency: ConcurrencyLimit
+    limit: int
     serve: Callable[[Metadata], "grpc.RpcMethodHandler[Any, Any]"]
     """Takes the call's metadata, because the call's context builds it again at each access."""
     refuse: "grpc.RpcMethodHandler[Any, Any]"
@@ -71,7 +97,7 @@ class LimitedHandlers(grpc.GenericRpcHandler):
         handler = self._handlers.get(handler_call_details.method)
         if handler is None:
             return None
-        if handler.concurrency.in_flight >= handler.concurrency.limit:
+        if handler.concurrency.in_flight >= handler.limit:
             return handler.refuse
         return handler.serve(handler_call_details.invocation_metadata)
 
@@ -122,6 +148,8 @@ class _Rpc:
     validates_itself: bool
     streams: bool
     concurrency: ConcurrencyLimit
+    limit: int
+    """The most calls in flight, of all rpcs together, with which a call of this one is served."""
     counters: RpcCounters
 
     def read(self, payload: bytes, caller: Caller) -> Any:
@@ -196,6 +224,8 @@ class Interceptor:
         if not is_right_kind(method):
             raise LookupError(f"{type(servicer).__name__} has no asynchronous method {descriptor.name}")
         request = descriptor.input_type
+        concurrency = self._streams if descriptor.server_streaming else self._calls
+        reserved = concurrency.limit // _RESERVE if descriptor.name in _SENDS else 0
         rpc = _Rpc(
             name=descriptor.name,
             permission=permission,
@@ -206,36 +236,38 @@ class Interceptor:
             validate=compile_validation(request),
             validates_itself=descriptor.name in getattr(servicer, "validates_itself", ()),
             streams=descriptor.server_streaming,
-            concurrency=self._streams if descriptor.server_streaming else self._calls,
+            concurrency=concurrency,
+            limit=concurrency.limit - reserved,
             counters=self.metrics.of(descriptor.name),
         )
         kind = grpc.unary_stream_rpc_method_handler if rpc.streams else grpc.unary_unary_rpc_method_handler
         refuse = refusing_handler(self._overloaded, lambda: self._ended(rpc, self._overloaded, None, None, 0.0))
         handle = self._handle(rpc)
-        return LimitedHandler(rpc.concurrency, lambda metadata: kind(partial(handle, metadata)), refuse)
+        return LimitedHandler(rpc.concurrency, rpc.limit, lambda metadata: kind(partial(handle, metadata)), refuse)
 
     def _handle(self, rpc: _Rpc) -> Callable[[Metadata, bytes, Context], Awaitable[bytes]]:
         """Return the coroutine function that serves calls of the rpc.
 
         It takes and returns bytes, so that parse errors are answered here and not by gRPC.
         """
-        concurrency, method, read, permission = rpc.concurrency, rpc.method, rpc.read, rpc.permission
+        concurrency, has_organization = rpc.concurrency, rpc.has_organization
+        method, read, permission = rpc.method, rpc.read, rpc.permission
 
         async def handle(metadata: Metadata, payload: bytes, context: Context) -> bytes:
             started = time.monotonic()
             caller = request = status = None
-            answer = b""
+            answer, organization, entered = b"", "", False
             concurrency.in_flight += 1
             try:
-                if concurrency.in_flight > concurrency.limit:  # other calls started while gRPC read this request
-                    status = self._overloaded
-                elif (seconds_left := _seconds_left(context)) <= 0:
-                    status = self._deadline_passed
-                else:
+                seconds_left = _seconds_left(context)
+                status = self._refusal(rpc, seconds_left)
+                if status is None:
                     caller = self._caller(metadata, permission)
                     request = read(payload, caller)
                     call = Call(caller, time.time() + seconds_left, rpc.validate)
-                    if rpc.streams:
+                    if has_organization and not (entered := concurrency.enter(organization := request.organization_id)):
+                        status = self._overloaded
+                    elif rpc.streams:
                         await self._stream(method(request, call), context)
                     else:
                         response = await method(request, call)
@@ -249,12 +281,20 @@ class Interceptor:
                 status = self._incident(rpc, error)
             finally:
                 concurrency.in_flight -= 1
+                if entered:
+                    concurrency.leave(organization)
             self._ended(rpc, status, caller, request, time.monotonic() - started)
             if status is not None:
                 await context.abort(status.code, status.message, status.trailing_metadata)
             return answer
 
         return handle
+
+    def _refusal(self, rpc: _Rpc, seconds_left: float) -> ErrorStatus | None:
+        """The status of a call that is refused before its request is read."""
+        if rpc.concurrency.in_flight > rpc.limit:  # other calls started while gRPC read this request
+            return self._overloaded
+        return self._deadline_passed if seconds_left <= 0 else None
 
     def _caller(self, metadata: Metadata, permission: str) -> Caller:
         """Return the caller. Raises TokenInvalid, and PermissionMissing when the token lacks the permission."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from server.api.converters import (
 )
 from server.api.interceptor import Call
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
+from server.errors import AccountBusy
 from server.otps.admission import Replayed, Send
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
@@ -30,7 +32,7 @@ from server.otps.recipients import RawDestination
 from server.otps.send import Accepted, ResendRequest, Sender, SendRequest
 from server.otps.usage import read_usage
 from server.otps.verify import Verifier
-from server.postgres.batcher import Batcher, Batching
+from server.postgres.batcher import LOCKED, Batcher, Batching, Locked
 from server.postgres.pool import Pool, acquire
 from server.providers.provider import Channel
 
@@ -188,8 +190,11 @@ class OtpService:
             days = await read_usage(connection, request.organization_id, start=start, end=end)
         return pb.GetUsageResponse(daily_usages=map(usage_message, days))
 
-    async def _send_batch(self, calls: Sequence[_SendCall | _ResendCall]) -> "list[bytes | Replayed | Exception]":
-        return await _in_steps(calls, prepare=self._prepare_send, decide=self._sender.accept, answer=self._answer_send)
+    async def _send_batch(
+        self, calls: Sequence[_SendCall | _ResendCall], *, wait: bool
+    ) -> "list[bytes | Replayed | Locked | Exception]":
+        decide = partial(self._sender.accept, wait=wait)
+        return await _in_steps(calls, prepare=self._prepare_send, decide=decide, answer=self._answer_send)
 
     def _prepare_send(self, call: _SendCall | _ResendCall) -> Send:
         return call.send if isinstance(call, _ResendCall) else self._sender.prepare(_send_request(*call))
@@ -200,8 +205,9 @@ class OtpService:
         is_resend = isinstance(call, _ResendCall)
         return self._send_response(pb.ResendOtpResponse() if is_resend else pb.SendOtpResponse(), result)
 
-    async def _verify_batch(self, calls: Sequence[_VerifyCall]) -> list[bytes | Exception]:
-        return await _in_steps(calls, prepare=self._guess, decide=self._verifier.verify, answer=_verify_response)
+    async def _verify_batch(self, calls: Sequence[_VerifyCall], *, wait: bool) -> list[bytes | Locked | Exception]:
+        decide = partial(self._verifier.verify, wait=wait)
+        return await _in_steps(calls, prepare=self._guess, decide=decide, answer=_verify_response)
 
     def _guess(self, verify: _VerifyCall) -> Guess:
         request, call = verify
@@ -235,20 +241,22 @@ async def _in_steps(
     prepare: Callable[[Item], Prepared],
     decide: Callable[[Sequence[Prepared]], Awaitable[Sequence[Any]]],
     answer: Callable[[Any, Item], Answer],
-) -> list[Answer | Exception]:
-    """Prepare all calls, decide them together and answer each; return an answer or an error per call.
+) -> list[Answer | Locked | Exception]:
+    """Prepare all calls, decide them together and answer each; return an answer, an error or LOCKED per call.
 
-    An error while preparing or answering a call affects only this call.
+    An error while preparing or answering a call affects only this call. AccountBusy is LOCKED for all.
     """
     prepared = [_attempt(prepare, call) for call in calls]
     valid = [item for item in prepared if not isinstance(item, Exception)]
     try:
         decided: Iterator[Any] = iter(await decide(valid) if valid else ())
+    except AccountBusy:
+        decided = iter([LOCKED] * len(valid))
     except Exception as error:  # noqa: BLE001 - every call of this step ends with it
         decided = iter([error] * len(valid))
     results = [item if isinstance(item, Exception) else next(decided) for item in prepared]
     return [
-        result if isinstance(result, Exception) else _attempt(answer, result, call)
+        result if isinstance(result, Exception | Locked) else _attempt(answer, result, call)
         for result, call in zip(results, calls, strict=True)
     ]
 

@@ -37,13 +37,22 @@ _LARGEST_METADATA_BYTES: Final = 16 * 1024
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),
     ("grpc.max_metadata_size", _LARGEST_METADATA_BYTES),
-    # A dead connection is detected within 80 s, so that streams do not outlive their callers.
-    ("grpc.keepalive_time_ms", 60_000),
+    # A dead connection is detected within this time after a ping, so that streams do not outlive their callers.
     ("grpc.keepalive_timeout_ms", 20_000),
     # Clients may ping an idle connection this often; more frequent pings are answered with GOAWAY.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+
+LIVENESS: Final = "liveness"
+"""The health service that is SERVING as long as the process answers."""
+READINESS: Final = "readiness"
+"""The health service that is NOT_SERVING during the drain only: without a database, callers still hear the reason."""
+DATABASE: Final = "database"
+"""The health service that is SERVING while the database can be reached."""
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +72,15 @@ class ListenOptions:
     all. A larger value makes served calls wait longer: one second at 2,000. With a smaller one, callers of a burst get
     CANCELLED instead of the interceptor's RESOURCE_EXHAUSTED with RetryInfo."""
 
+    keepalive_seconds: float = 30.0
+    """Between two pings of a silent connection: below the 60 s after which nginx cuts a stream."""
+
     @property
     def options(self) -> list[tuple[str, int]]:
         """The channel arguments for gRPC."""
         return [
             *_OPTIONS,
+            ("grpc.keepalive_time_ms", round(1000 * self.keepalive_seconds)),
             ("grpc.so_reuseport", int(self.share_port)),
             ("grpc.server.max_pending_requests", self.calls_waiting),
             ("grpc.server.max_pending_requests_hard_limit", self.calls_waiting * 5 // 4),
@@ -84,15 +97,24 @@ class GrpcServer:
         *,
         interceptor: Interceptor,
         health_servicer: health.aio.HealthServicer,
+        ready_names: Iterable[str],
     ) -> None:
-        """`build` takes an address and returns a server and its port."""
+        """`build` takes an address and returns a server and its port; `ready_names` stop to be SERVING in the drain."""
         self._build = build
         self._server, self.port = build(address)
         """The port it listens on."""
         self._address = f"{address.rpartition(':')[0]}:{self.port}"
         self._interceptor = interceptor
         self._health = health_servicer
+        self._ready_names = tuple(ready_names)
         self._stopping: set[asyncio.Task[None]] = set()
+        self._health_changes: set[asyncio.Task[None]] = set()
+
+    def set_database_health(self, available: bool) -> None:  # noqa: FBT001 - a callback
+        """Report the service `database` as SERVING or NOT_SERVING."""
+        change = asyncio.create_task(self._health.set(DATABASE, _SERVING if available else _NOT_SERVING))
+        self._health_changes.add(change)
+        change.add_done_callback(self._health_changes.discard)
 
     async def start(self) -> None:
         """Start to accept calls."""
@@ -104,7 +126,8 @@ class GrpcServer:
 
         Calls that take longer than `grace_seconds` are cancelled. Streams end at once, with OK.
         """
-        await self._health.enter_graceful_shutdown()
+        for name in self._ready_names:
+            await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(lame_duck_seconds)
         self._monitor.cancel()
         self._interceptor.end_streams()
@@ -159,8 +182,9 @@ async def start_server(
     if listening.reflection:
         reflected = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME])
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, handlers)
-    for name in names:
-        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    ready_names = (health.OVERALL_HEALTH, READINESS, *names)
+    for name in (*ready_names, LIVENESS, DATABASE):
+        await health_servicer.set(name, _SERVING)
     certificates = Certificates(listening.tls) if listening.tls else None
 
     def build(address: str) -> tuple[grpc.aio.Server, int]:
@@ -171,7 +195,9 @@ async def start_server(
         # Credentials work for one server only.
         return server, server.add_secure_port(address, certificates.server_credentials())
 
-    server = GrpcServer(build, listening.address, interceptor=interceptor, health_servicer=health_servicer)
+    server = GrpcServer(
+        build, listening.address, interceptor=interceptor, health_servicer=health_servicer, ready_names=ready_names
+    )
     await server.start()
     return server
 

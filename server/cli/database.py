@@ -11,7 +11,7 @@ from typing import Final
 import psycopg
 import structlog
 
-from server.composition import open_crypto
+from server.composition import open_crypto, timeouts_of
 from server.credits.audit import AuditReport, audit_all
 from server.environment import SettingsError, load_settings
 from server.logs import configure_logging
@@ -19,22 +19,36 @@ from server.otps.crypto import Crypto
 from server.otps.key_rotation import COLUMNS, Progress, find_needed_keys, reseal
 from server.postgres import embedded
 from server.postgres.migrate import migrate
-from server.postgres.pool import open_pool
+from server.postgres.pool import BoundedConnection, open_pool, with_timeouts
 from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
 _PROGRESS_ROWS: Final = 50_000
+_POOLER_SECONDS: Final = 5.0
+
+
+class SharedSession(Exception):
+    """PostgreSQL is reached through a pooler that gives the transactions of one client to different sessions.
+
+    Pulsa needs its own: its role and planner settings, its prepared statements and the lock of a migration belong to a
+    session. In a pooler's transaction mode another client's transaction would run with them, and ours without.
+    """
+
+    def __str__(self) -> str:
+        return "leads to a pooler in transaction or statement mode, which shares sessions: use its session mode"
 
 
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
     """Yield the URL of the configured PostgreSQL, or of an embedded one that runs while the block does.
 
-    Applies missing migrations first, unless PULSA_DATABASE_MIGRATE is false. Raises SettingsError when that fails.
+    Applies missing migrations first, unless PULSA_DATABASE_MIGRATE is false. Raises SettingsError when that fails, and
+    for a pooler that shares sessions.
     """
     if settings.database.url is not None:
-        url = settings.database.url.get_secret_value()
+        url = with_timeouts(settings.database.url.get_secret_value(), timeouts_of(settings.database))
+        _refuse_shared_sessions(url, "PULSA_DATABASE_URL")
         _prepare(settings, url)
         yield url
         return
@@ -111,12 +125,65 @@ def run_postgres() -> None:
             url_file.unlink(missing_ok=True)
 
 
+async def check_own_sessions(url: str) -> None:
+    """Raise SharedSession when transactions of one connection run in different sessions.
+
+    A connection runs two transactions; between them another connection takes the session that the pooler would lend
+    next. Returns when PostgreSQL cannot be reached.
+    """
+    try:
+        async with asyncio.timeout(_POOLER_SECONDS):
+            client = await BoundedConnection.connect(url, autocommit=True)
+    except (psycopg.Error, TimeoutError):
+        return
+    try:
+        await _check(client, url)
+    finally:
+        await client.close()
+
+
+async def _check(client: BoundedConnection, url: str) -> None:
+    try:
+        session = await _session_of(client)
+        if session == client.pgconn.backend_pid:  # no pooler: it would have given a number of its own
+            return
+        async with asyncio.timeout(_POOLER_SECONDS):
+            neighbour = await BoundedConnection.connect(url)
+    except (psycopg.Error, TimeoutError):
+        return
+    try:
+        await _session_of(neighbour)  # begins a transaction, and with it keeps its session
+        if await _session_of(client) != session:
+            raise SharedSession
+    except (psycopg.Error, TimeoutError):  # the only session is taken, or transactions are refused
+        raise SharedSession from None
+    finally:
+        await neighbour.close()
+
+
+async def _session_of(connection: BoundedConnection) -> int:
+    async with asyncio.timeout(_POOLER_SECONDS):
+        row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    assert row is not None  # noqa: S101 - the query returns one row
+    return int(row[0])
+
+
+def _refuse_shared_sessions(url: str, name: str) -> None:
+    try:
+        asyncio.run(check_own_sessions(url))
+    except SharedSession as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
 def _prepare(settings: Settings, url: str) -> None:
     if not settings.database.migrate:
         return
     owner = settings.database.owner_url
+    if owner:
+        owner_url = with_timeouts(owner.get_secret_value(), timeouts_of(settings.database))
+        _refuse_shared_sessions(owner_url, "PULSA_DATABASE_OWNER_URL")
     try:
-        migrations = migrate(owner.get_secret_value() if owner else url)
+        migrations = migrate(owner_url if owner else url)
     except (psycopg.OperationalError, ValueError) as error:
         name = "PULSA_DATABASE_OWNER_URL" if owner else "PULSA_DATABASE_URL"
         raise SettingsError(f"{name}: {str(error).splitlines()[0]}") from error
@@ -125,7 +192,7 @@ def _prepare(settings: Settings, url: str) -> None:
 
 
 async def _audit(settings: Settings, url: str) -> AuditReport:
-    pool = await open_pool(url, size=2, timeout_seconds=settings.database.timeout_seconds)
+    pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database))
     try:
         return await audit_all(pool, deliveries_kept=timedelta(days=settings.delivery.retention_days))
     finally:
@@ -133,7 +200,7 @@ async def _audit(settings: Settings, url: str) -> AuditReport:
 
 
 async def _rotate(settings: Settings, url: str, crypto: Crypto) -> Mapping[str, Mapping[str, int]]:
-    pool = await open_pool(url, size=2, timeout_seconds=settings.database.timeout_seconds)
+    pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database))
     try:
         for column in COLUMNS:
             progress, printed = Progress(), 0

@@ -102,6 +102,17 @@ async def lock_accounts(connection: Executor, organization_ids: Iterable[str]) -
     return await fetch_accounts(await queue_lock_accounts(connection, organization_ids))
 
 
+async def queue_lock_free_accounts(connection: Executor, organization_ids: Iterable[str]) -> Rows:
+    """As `queue_lock_accounts`, without waiting: accounts that another transaction has locked are left out."""
+    return await connection.execute(SQL.lock_free_accounts, {"organization_ids": texts(sorted(set(organization_ids)))})
+
+
+async def find_accounts(connection: Executor, organization_ids: Iterable[str]) -> set[str]:
+    """Which of these organizations have an account; waits for no lock."""
+    rows = await connection.execute(SQL.find_accounts, {"organization_ids": texts(organization_ids)})
+    return {row[0] for row in await rows.fetchall()}
+
+
 async def queue_lock_accounts(connection: Executor, organization_ids: Iterable[str]) -> Rows:
     """Queue `lock_accounts` in a pipeline. Pass the result to `fetch_accounts` to get the accounts."""
     return await connection.execute(SQL.lock_accounts, {"organization_ids": texts(sorted(set(organization_ids)))})

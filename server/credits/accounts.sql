@@ -12,6 +12,19 @@ WHERE organization_id = ANY(%(organization_ids)s)
 ORDER BY organization_id
 FOR NO KEY UPDATE;
 
+-- lock_free_accounts
+-- As lock_accounts, without waiting: leaves out the accounts that another transaction has locked.
+SELECT {account}
+FROM accounts
+WHERE organization_id = ANY(%(organization_ids)s)
+ORDER BY organization_id
+FOR NO KEY UPDATE SKIP LOCKED;
+
+-- find_accounts
+SELECT organization_id
+FROM accounts
+WHERE organization_id = ANY(%(organization_ids)s);
+
 -- expect_unchanged
 -- Locks the account's row. Divides by zero, which fails the transaction, unless the row has exactly these values. A row
 -- that another transaction has locked fails too: waiting for the lock could take longer than the caller's deadline.

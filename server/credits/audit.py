@@ -87,6 +87,6 @@ async def audit_snapshot(
 async def _audit(pool: Pool, organization_id: str | None, deliveries_kept: timedelta | None) -> AuditReport:
     now = datetime.now(UTC)
     deliveries_since = None if deliveries_kept is None else now - deliveries_kept + _CLOCK_SKEW
-    async with transaction(pool) as connection:
+    async with transaction(pool, seconds=pool.timeouts.job) as connection:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return await audit_snapshot(connection, organization_id, deliveries_since, verify_time=now)

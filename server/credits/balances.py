@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from server.credits.accounts import Account
 from server.postgres.batcher import Batcher, Batching
 from server.postgres.columns import texts
-from server.postgres.pool import Pool, pipelined_transaction
+from server.postgres.pool import Pool, pipelined_transaction, retry_transient
 from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -48,7 +48,7 @@ class Balances:
         """low_balance_threshold is the threshold of organizations without an account."""
         self._pool = pool
         self._low_balance_threshold = low_balance_threshold
-        self._batcher: Batcher[str, Balance] = Batcher(self.read, batching)
+        self._batcher: Batcher[str, Balance] = Batcher(self._flush, batching)
 
     async def get(self, organization_id: str) -> Balance:
         """The current balance; it includes everything committed before this call. Without an account it is 0."""
@@ -56,14 +56,20 @@ class Balances:
 
     async def read(self, organization_ids: Sequence[str]) -> list[Balance]:
         """Read the balance of each organization in one snapshot; the result has the order of the argument."""
-        async with pipelined_transaction(self._pool) as pipeline:
-            rows = await pipeline.execute(SQL.read_balances, {"organization_ids": texts(set(organization_ids))})
-        found = {row[0]: Balance(*row) for row in await rows.fetchall()}
+        found = await retry_transient(lambda: self._read(organization_ids))
         return [found.get(organization_id) or self._empty(organization_id) for organization_id in organization_ids]
 
     async def drain(self) -> None:
         """Wait until every pending call is answered."""
         await self._batcher.drain()
+
+    async def _flush(self, organization_ids: Sequence[str], *, wait: bool) -> Sequence[Balance]:  # noqa: ARG002
+        return await self.read(organization_ids)  # locks nothing
+
+    async def _read(self, organization_ids: Sequence[str]) -> dict[str, Balance]:
+        async with pipelined_transaction(self._pool) as pipeline:
+            rows = await pipeline.execute(SQL.read_balances, {"organization_ids": texts(set(organization_ids))})
+        return {row[0]: Balance(*row) for row in await rows.fetchall()}
 
     def _empty(self, organization_id: str) -> Balance:
         return Balance(organization_id, 0, self._low_balance_threshold, 0)
@@ -75,11 +81,17 @@ class BalanceStreams:
     Polling sees every commit, of any replica and of an operator's own SQL, and needs no connection per stream.
     """
 
-    def __init__(self, balances: Balances, *, poll_seconds: float, spending_seconds: float) -> None:
-        """spending_seconds is the minimum interval before a message that only reports spent credits."""
+    def __init__(
+        self, balances: Balances, *, poll_seconds: float, spending_seconds: float, repeat_seconds: float = 30.0
+    ) -> None:
+        """spending_seconds is the minimum interval before a message that only reports spent credits.
+
+        repeat_seconds is the longest time without a message: then the balance is sent again.
+        """
         self._balances = balances
         self._poll_seconds = poll_seconds
         self._spending_seconds = spending_seconds
+        self._repeat_seconds = repeat_seconds
         self._streams: set[_Stream] = set()
         self._wake = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
@@ -88,8 +100,9 @@ class BalanceStreams:
         """Yield the current balance, then each change that a page should show. Ends only when the caller closes it.
 
         Yields at the next poll when credits were added or the low-balance threshold was crossed or changed, and at most
-        once per spending_seconds when credits were spent. A slow reader misses intermediate balances, never the latest.
-        last_sequence never decreases. Raises DatabaseUnavailable when the database stops answering.
+        once per spending_seconds when credits were spent; the same balance again after repeat_seconds. A slow reader
+        misses intermediate balances, never the latest. last_sequence never decreases. Raises DatabaseUnavailable when
+        the database stops answering.
         """
         stream = _Stream(organization_id)
         self._streams.add(stream)
@@ -121,7 +134,9 @@ class BalanceStreams:
         balances = await self._balances.read([stream.organization_id for stream in streams])
         now = time.monotonic()
         for stream, balance in zip(streams, balances, strict=True):
-            stream.publish(balance, now=now, spending_seconds=self._spending_seconds)
+            stream.publish(
+                balance, now=now, spending_seconds=self._spending_seconds, repeat_seconds=self._repeat_seconds
+            )
 
 
 @dataclass(slots=True, eq=False)
@@ -135,9 +150,13 @@ class _Stream:
     _error: Exception | None = None
     _unread: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def publish(self, balance: Balance, *, now: float, spending_seconds: float) -> None:
-        """Make the balance the reader's next one, if it is a change to report by now."""
-        if self._is_reportable(balance, seconds_passed=now - self._publish_time, spending_seconds=spending_seconds):
+    def publish(self, balance: Balance, *, now: float, spending_seconds: float, repeat_seconds: float) -> None:
+        """Make the balance the reader's next one, if it is a change to report by now, or the last is too long ago."""
+        passed = now - self._publish_time
+        is_older = self._published is not None and balance.last_sequence < self._published.last_sequence
+        if (passed >= repeat_seconds and not is_older) or self._is_reportable(
+            balance, seconds_passed=passed, spending_seconds=spending_seconds
+        ):
             self._published, self._publish_time = balance, now
             self._unread.set()
 

@@ -80,6 +80,11 @@ class Guess:
     right: bool = False
     """Whether code and context are the OTP's; false until they are compared."""
 
+    @property
+    def key(self) -> OtpKey:
+        """Identifies the OTP."""
+        return self.organization_id, self.otp_id
+
 
 @dataclass(slots=True)
 class GuessState:

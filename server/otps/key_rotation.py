@@ -49,7 +49,7 @@ async def reseal(pool: Pool, crypto: Crypto, column: Column, *, batch_size: int 
     progress, organization_id, delivery_id = Progress(), "", UUID(int=0)
     while True:
         after = {"after_organization_id": organization_id, "after_delivery_id": delivery_id, "limit": batch_size}
-        async with acquire(pool) as connection:
+        async with acquire(pool, seconds=pool.timeouts.job) as connection:
             rows = await (await connection.execute(column.find, after)).fetchall()
         if not rows:
             return
@@ -73,7 +73,7 @@ async def find_needed_keys(pool: Pool, *, now: datetime) -> Mapping[str, Mapping
         "live OTPs": SQL.count_live_otps,
     }
     needed: dict[str, dict[str, int]] = defaultdict(dict)
-    async with transaction(pool) as connection:
+    async with transaction(pool, seconds=pool.timeouts.job) as connection:
         await allow_all_plans(connection)
         for what, query in counts.items():
             for key_id, count in await (await connection.execute(query, {"now": now})).fetchall():
@@ -83,7 +83,7 @@ async def find_needed_keys(pool: Pool, *, now: datetime) -> Mapping[str, Mapping
 
 async def _write(pool: Pool, column: Column, changes: Sequence[Mapping[str, Any]]) -> None:
     async def once() -> None:
-        async with acquire(pool) as connection:
+        async with acquire(pool, seconds=pool.timeouts.job) as connection:
             await connection.cursor().executemany(column.write, changes)
 
     if changes:

@@ -27,7 +27,7 @@ async def erase_destinations(pool: Pool, *, before: datetime, limit: int) -> int
     Continues where the last run of any replica ended, and counts deliveries without a destination too. The OTPs of
     such deliveries expired long ago, so no resend needs the destination.
     """
-    async with acquire(pool) as connection:
+    async with acquire(pool, seconds=pool.timeouts.job) as connection:
         (progress,) = await (await connection.execute(SQL.read_progress)).fetchall()
         cursor = await connection.execute(
             SQL.find_next_deliveries, {"last_delivery_id": progress[0], "end_id": first_id(before), "limit": limit}
@@ -45,7 +45,7 @@ async def erase_destinations(pool: Pool, *, before: datetime, limit: int) -> int
 
 async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> int:
     """Remove OTPs that were first sent before `before`, with all their deliveries. Their ledger entries stay."""
-    async with acquire(pool) as connection:
+    async with acquire(pool, seconds=pool.timeouts.job) as connection:
         cursor = await connection.execute(SQL.find_old_otps, {"end_id": first_id(before), "limit": limit})
         found: list[tuple[str, UUID]] = await cursor.fetchall()
     if Queries.name_shards:  # on Citus a transaction is limited to one organization
@@ -64,7 +64,7 @@ async def remove_unverified(pool: Pool, *, before: datetime, limit: int) -> int:
 
 
 async def _remove(pool: Pool, find: str, remove: str, *, before: datetime, limit: int) -> int:
-    async with acquire(pool) as connection:
+    async with acquire(pool, seconds=pool.timeouts.job) as connection:
         cursor = await connection.execute(find, {"before": before, "limit": limit})
         found: list[tuple[str, str | bytes]] = await cursor.fetchall()
         if not found:
@@ -79,7 +79,7 @@ async def _remove(pool: Pool, find: str, remove: str, *, before: datetime, limit
 
 
 async def _remove_otps(pool: Pool, old: Sequence[tuple[str, UUID]]) -> int:
-    async with transaction(pool) as connection:
+    async with transaction(pool, seconds=pool.timeouts.job) as connection:
         await connection.execute(SQL.commit_asynchronously)
         locked = await (await connection.execute(SQL.lock_otps, _columns(old))).fetchall()
         if locked:

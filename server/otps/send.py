@@ -13,8 +13,10 @@ from server.clock import Clock, utc_now
 from server.credits.accounts import (
     expect_unchanged,
     fetch_accounts,
+    find_accounts,
     insert_low_balance_notices,
     queue_lock_accounts,
+    queue_lock_free_accounts,
     queue_read_accounts,
     write_balances,
 )
@@ -40,6 +42,7 @@ from server.otps.otp import (
 )
 from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.sms_pumping import add_unverified, fetch_unverified, queue_read_unverified
+from server.postgres.batcher import LOCKED, Locked
 from server.postgres.columns import (
     BIGINT,
     BOOLEAN,
@@ -245,13 +248,16 @@ class Sender:
             deadline=request.deadline,
         )
 
-    async def accept(self, sends: Sequence[Send]) -> list[Accepted | Replayed | DomainError]:
+    async def accept(
+        self, sends: Sequence[Send], *, wait: bool = True
+    ) -> list[Accepted | Replayed | DomainError | Locked]:
         """Accept or refuse each send, in order: Accepted, Replayed for a repeated request_id, or the error.
 
-        Raises DatabaseUnavailable; the caller may repeat the sends.
+        Without `wait`, LOCKED for a send whose account another transaction has locked. Raises AccountBusy when an
+        account was not unlocked in time, and DatabaseUnavailable; the caller may repeat the sends.
         """
         # Safe to run again after a lost connection, as every request_id is accepted once.
-        decisions = await retry_transient(lambda: self._transact(sends))
+        decisions = await retry_transient(lambda: self._transact(sends, wait=wait))
         decisions = list(map(_resolve_lost_commit, sends, decisions))
         # One turn of the event loop after the callers get their answers, so that dispatching delays no answer.
         loop = asyncio.get_running_loop()
@@ -281,22 +287,28 @@ class Sender:
             return replace(preview, refusal=decision.error)
         return replace(preview, credits=0) if isinstance(decision, Replayed) else preview
 
-    async def _transact(self, sends: Sequence[Send]) -> list[Decision]:
+    async def _transact(self, sends: Sequence[Send], *, wait: bool) -> list[Decision | Locked]:
         if len(sends) == 1 and (cached := self._accounts.checkout(sends[0])):
             accepted = await self._accept_cached(sends[0], cached)
             if accepted is not None:
                 return [accepted]
         async with pipelined_transaction(self._pool) as pipeline:
-            state = await read_state(pipeline, sends, since=self._clock() - DAY)
+            lock = queue_lock_accounts if wait else queue_lock_free_accounts
+            state = await read_state(pipeline, sends, since=self._clock() - DAY, accounts=lock)
+            locked = set() if wait else await _find_locked(pipeline, sends, state)
+            free = [send for send in sends if send.otp.organization_id not in locked] if locked else sends
             # After the locks, as waiting for them takes time: a deadline may have passed.
             now = self._clock()
-            decisions = admit(sends, state, now=now, limits=self._limits)
+            decisions = admit(free, state, now=now, limits=self._limits)
             admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
             if admitted:
                 await record(pipeline, admitted, state, now=now, lease_expire_time=now + self._lease)
         if len(sends) == 1:
             self._accounts.update(state, entries=len(admitted))
-        return decisions
+        if not locked:
+            return [*decisions]
+        decided = iter(decisions)
+        return [LOCKED if send.otp.organization_id in locked else next(decided) for send in sends]
 
     async def _accept_cached(self, send: Send, state: State) -> Admitted | None:
         """Accept a lone send on the cached account, in one round trip; None when it must take the normal path.
@@ -427,17 +439,23 @@ async def record(
     await insert_low_balance_notices(pipeline, state.newly_low, now=now)
 
 
-def _resolve_lost_commit(send: Send, decision: Decision) -> Decision:
+async def _find_locked(connection: Executor, sends: Sequence[Send], state: State) -> set[str]:
+    """The organizations whose account exists and was not locked, as another transaction has it."""
+    missing = {send.otp.organization_id for send in sends} - state.accounts.keys()
+    return await find_accounts(connection, missing) if missing else set()
+
+
+def _resolve_lost_commit(send: Send, decision: Decision | Locked) -> Decision | Locked:
     """Admitted instead of Replayed for a send whose own delivery is stored: the answer to its COMMIT was lost."""
     if isinstance(decision, Replayed) and decision.delivery.delivery_id == send.delivery_id:
         return Admitted(send, decision.delivery, decision.low_balance)
     return decision
 
 
-def _result(decision: Decision) -> Accepted | Replayed | DomainError:
+def _result(decision: Decision | Locked) -> Accepted | Replayed | DomainError | Locked:
     if isinstance(decision, Refused):
         return decision.error
-    if isinstance(decision, Replayed):
+    if isinstance(decision, Replayed | Locked):
         return decision
     send, delivery = decision.send, decision.delivery
     otp_record = OtpRecord(send.otp, [*send.earlier_deliveries, delivery])

@@ -10,8 +10,9 @@ from server.errors import DomainError
 from server.otps.admission import DestinationKey
 from server.otps.crypto import Crypto
 from server.otps.guess_policy import Guess, GuessBudget, GuessLimits, GuessState, judge
-from server.otps.otp import OTP_COLUMNS, Otp, OtpStatus, otp_from_row
+from server.otps.otp import OTP_COLUMNS, Otp, OtpKey, OtpStatus, otp_from_row
 from server.otps.sms_pumping import subtract_verified
+from server.postgres.batcher import LOCKED, Locked
 from server.postgres.columns import SMALLINT, TEXT, TIMESTAMPTZ, UUIDS, RowSource, byteas, texts, times, uuids
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.pool import Pool, pipelined_transaction, retry_transient
@@ -37,37 +38,42 @@ class Verifier:
         self._limits = limits
         self._clock = clock
 
-    async def verify(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+    async def verify(self, guesses: Sequence[Guess], *, wait: bool = True) -> list[Otp | DomainError | Locked]:
         """For each guess, in order, the verified OTP or an error.
 
         The errors are WrongCode, TooManyGuesses, OtpNotFound, DeadlineExceeded, and that of an OTP that is no longer
         pending. Raises DatabaseUnavailable.
         """
-        return await retry_transient(lambda: self._transact(guesses))
+        return await retry_transient(lambda: self._transact(guesses, wait=wait))
 
     def context_digest(self, context: str) -> bytes:
         """The digest of a context, for Guess.context_digest."""
         return self._crypto.context_digest(context)
 
-    async def _transact(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+    async def _transact(self, guesses: Sequence[Guess], *, wait: bool) -> list[Otp | DomainError | Locked]:
         async with pipelined_transaction(self._pool) as pipeline:
-            state, now = await self._lock(pipeline, guesses)
-            decisions = judge(guesses, state, now=now, limits=self._limits)
+            state, now = await self._lock(pipeline, guesses, wait=wait)
+            locked = set() if wait else await _find_locked(pipeline, guesses, state)
+            free = [guess for guess in guesses if guess.key not in locked] if locked else guesses
+            decisions = judge(free, state, now=now, limits=self._limits)
             if changed := list(state.changed_otps.values()):
                 await _GUESSED.write(pipeline, SQL.write_otps, changed)
                 if to_phones := [otp for otp in changed if otp.to_phone and otp.status is OtpStatus.VERIFIED]:
                     await subtract_verified(pipeline, to_phones)
             if state.changed_budgets:
                 await _write_budgets(pipeline, state.changed_budgets)
-        return decisions
+        if not locked:
+            return [*decisions]
+        decided = iter(decisions)
+        return [LOCKED if guess.key in locked else next(decided) for guess in guesses]
 
-    async def _lock(self, connection: Executor, guesses: Sequence[Guess]) -> tuple[GuessState, datetime]:
+    async def _lock(self, connection: Executor, guesses: Sequence[Guess], *, wait: bool) -> tuple[GuessState, datetime]:
         """Lock the OTPs and budgets of the guesses and set `right` on each guess; the time is that after locking."""
         keys = {
             "organization_ids": texts(guess.organization_id for guess in guesses),
             "otp_ids": uuids(guess.otp_id for guess in guesses),
         }
-        otps = await connection.execute(SQL.lock_otps, keys)
+        otps = await connection.execute(SQL.lock_otps if wait else SQL.lock_free_otps, keys)
         budgets = await connection.execute(SQL.lock_guess_budgets, keys)
         state = GuessState(
             {(row[0], row[1]): otp_from_row(row) for row in await otps.fetchall()}, await _fetch_budgets(budgets)
@@ -100,6 +106,16 @@ class Verifier:
             return False
         same_context = hmac.compare_digest(otp.context_digest, guess.context_digest)
         return hmac.compare_digest(code.encode(), guess.code.encode()) and same_context
+
+
+async def _find_locked(connection: Executor, guesses: Sequence[Guess], state: GuessState) -> set[OtpKey]:
+    """The OTPs that exist and were not locked, as another transaction has them."""
+    missing = {guess.key for guess in guesses} - state.otps.keys()
+    if not missing:
+        return set()
+    keys = {"organization_ids": texts(key[0] for key in missing), "otp_ids": uuids(key[1] for key in missing)}
+    rows = await connection.execute(SQL.find_otps, keys)
+    return {(row[0], row[1]) for row in await rows.fetchall()}
 
 
 async def _fetch_budgets(rows: Rows) -> dict[DestinationKey, GuessBudget]:

@@ -9,6 +9,26 @@ WHERE (organization_id, otp_id) IN (
 ORDER BY organization_id, otp_id
 FOR NO KEY UPDATE;
 
+-- lock_free_otps
+-- As lock_otps, without waiting: leaves out the OTPs that another transaction has locked.
+SELECT {otp}
+FROM otps
+WHERE (organization_id, otp_id) IN (
+        SELECT organization_id, otp_id
+        FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
+    )
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+ORDER BY organization_id, otp_id
+FOR NO KEY UPDATE SKIP LOCKED;
+
+-- find_otps
+SELECT otps.organization_id, otps.otp_id
+FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
+JOIN otps USING (organization_id, otp_id)
+WHERE true
+    AND otps.organization_id = ANY(%(organization_ids)s) -- shard
+;
+
 -- lock_guess_budgets
 -- After the OTPs. A destination without wrong guesses has no row, and a right guess needs none: it comes before them.
 SELECT organization_id, destination_digest, wrong_guess_times

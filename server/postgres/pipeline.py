@@ -72,6 +72,8 @@ class Pipeline:
         self._newly_prepared: list[tuple[bytes, tuple[int, ...]]] = []
         self.has_failed = False
         """Whether a statement has failed; PostgreSQL then skips the statements after it."""
+        self.is_done = False
+        """Whether the transaction has ended, so that the connection can be used for another one."""
 
     def begin(self) -> None:
         """Start the transaction."""
@@ -93,12 +95,14 @@ class Pipeline:
         self._queue(b"COMMIT")
         await self.round_trip()
         self._connection.pgconn.exit_pipeline_mode()
+        self.is_done = True
 
     async def rollback(self) -> None:
         """Roll back the transaction after a failed statement."""
         self._command(b"ROLLBACK")
         await self.round_trip()
         self._connection.pgconn.exit_pipeline_mode()
+        self.is_done = True
 
     async def execute(self, query: str, params: Mapping[str, Any], /) -> Rows:
         """Queue a statement with its named parameters."""

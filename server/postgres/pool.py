@@ -1,124 +1,352 @@
 """The connection pool, and the ways to use it: a single connection, a transaction, a pipelined transaction.
 
-A call that gets no connection, or loses it, raises DatabaseUnavailable.
+Every wait is bounded: for a connection, for a lock, a statement and an idle transaction by PostgreSQL, and the use of a
+connection as a whole. A connection that does not answer in time is closed. While the database cannot be reached, calls
+fail at once with DatabaseUnavailable, and a task looks for it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import psycopg
+import structlog
+from prometheus_client import Gauge
 from psycopg import AsyncConnection
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.waiting import wait_async
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from server.errors import DatabaseUnavailable
+from server.errors import AccountBusy, DatabaseUnavailable
 from server.postgres.columns import register_arrays
 from server.postgres.pipeline import Pipeline, PipelineConnection, Row
+from server.postgres.sqlstates import meaning_of
 
 Result = TypeVar("Result")
 Connection = AsyncConnection[Row]
-Pool = AsyncConnectionPool[PipelineConnection]
 
-APPLICATION_ROLE = "pulsa_application"
+APPLICATION_ROLE: Final = "pulsa_application"
 """The role of the server's connections: it may not change or delete a ledger entry. migrate.py grants its rights."""
+AVAILABLE = Gauge("pulsa_database_available", "1 while the database can be reached, 0 otherwise.")
 
 # A pipeline's plans are made once and kept, possibly since the tables were empty. A plan that reads a whole table is
 # cheap then and very expensive later. Every statement of the server finds its rows by key, so only plans that use an
 # index are allowed.
-_PLANNING = {
+_PLANNING: Final = {
     "plan_cache_mode": "force_generic_plan",  # a plan per execution makes a tiny batch three times as expensive
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-_RETRY_AFTER_SECONDS = 1.0
-_ATTEMPTS = 4
-# 40001: serialization failure; 40P01: deadlock; 57P01 to 57P03: PostgreSQL is stopping or starting. Besides these 08…:
-# a lost connection.
-_TRANSIENT = ("40001", "40P01", "57P01", "57P02", "57P03")
+_RETRY_AFTER_SECONDS: Final = 1.0
+_ATTEMPTS: Final = 4
+_PROBE_SECONDS: Final = 0.25
+"""Between two probes of a database that cannot be reached."""
+_SUSPICION_SECONDS: Final = 1.5
+"""A lost connection is no outage when another can be opened within this time."""
+_SILENT_SUSPICION_SECONDS: Final = 0.3
+"""As _SUSPICION_SECONDS, after a caller has waited in vain for an answer."""
+_KEEPALIVE: Final = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 3, "keepalives_count": 3}
+"""Of idle connections, in seconds; those in use have a shorter bound."""
+
+_INTERVAL: Final = 0.1
+"""psycopg's own: how often a wait looks whether it was interrupted, in seconds."""
+
+_log = structlog.get_logger(__name__)
 
 
-async def open_pool(url: str, *, size: int, timeout_seconds: float, role: str = APPLICATION_ROLE) -> Pool:
-    """Open a pool of `size` connections that act as `role`. Acquiring one waits at most timeout_seconds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long each thing may take, in seconds."""
 
-    Does not wait for the database: a server that starts during an outage answers DATABASE_UNAVAILABLE until it ends.
+    connection: float = 2.0
+    """Waiting for a free connection, and opening one."""
+    transaction: float = 2.0
+    """The use of one connection by a call or a batch; longer, and the connection is closed."""
+    lock: float = 1.0
+    """Waiting for a row that another transaction has locked; longer, and the call raises AccountBusy."""
+    job: float = 300.0
+    """The use of one connection by a periodic job or a command, and any one statement."""
+    idle_in_transaction: float = 5.0
+    """A transaction without a statement, as of a process that was frozen; longer, and PostgreSQL ends its session."""
+
+
+class BoundedConnection(PipelineConnection):
+    """A connection that a time-out ends at once."""
+
+    async def wait(self, gen: PQGen[Result], interval: float = _INTERVAL, timeout: float | None = None) -> Result:  # noqa: ASYNC109 - psycopg's signature
+        """Wait for PostgreSQL. A cancelled caller closes the connection.
+
+        psycopg would ask PostgreSQL to cancel the statement, and wait up to 10 seconds for a host that may be gone.
+        """
+        try:
+            return await wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+        except asyncio.CancelledError:
+            self.pgconn.finish()
+            raise
+
+
+class Pool:
+    """Connections that act as one role.
+
+    When a connection is lost, or does not answer in time, a task probes the database. As soon as the database takes
+    writes, all connections are replaced, as the others are probably dead too. A URL may name several hosts: the
+    connections go to the one that takes writes.
     """
 
-    async def configure(connection: Connection) -> None:
+    def __init__(self, url: str, *, size: int, timeouts: Timeouts, role: str) -> None:
+        self.conninfo = with_timeouts(url, timeouts)
+        self.max_size = size
+        self.timeouts = timeouts
+        self.is_available = True
+        """False while the database cannot be reached: every call fails at once then."""
+        self.on_change: Callable[[bool], object] = bool
+        """Called with the new value when `is_available` changes."""
+        self._role = role
+        self._pool = self._new_pool(self.conninfo)
+        self._probing: asyncio.Task[None] | None = None
+        self._is_decided = asyncio.Event()
+        """Set while no probe runs, and once the running one has found the database, or has declared an outage."""
+        self._is_decided.set()
+        self._holds_calls = False
+        """Whether calls wait for the running probe: at the start, and after a time-out."""
+        self._is_read_only = False
+        """Whether a refused write is among them: then reads that succeed prove nothing."""
+        self.last_success = 0.0
+        """When a connection was last used without an error: time.monotonic()."""
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Start to connect, without waiting for the database."""
+        await self._pool.open(wait=False)
+        AVAILABLE.set(1)
+        self._holds_calls = True
+        self._probe(replace=False, suspicion_seconds=self.timeouts.connection)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._probing is not None:
+            self._probing.cancel()
+        await asyncio.gather(self._pool.close(), *self._closing)
+
+    async def getconn(self) -> BoundedConnection:
+        """A connection, which goes back with `putconn`. Raises DatabaseUnavailable while the database is away."""
+        if self._holds_calls and not self._is_decided.is_set():
+            await self._is_decided.wait()
+        if not self.is_available:
+            raise DatabaseUnavailable(retry_after_seconds=_RETRY_AFTER_SECONDS)
+        return await self._pool.getconn(timeout=self.timeouts.connection)
+
+    async def putconn(self, connection: BoundedConnection) -> None:
+        """Take a connection back; a closed one is replaced."""
+        pool: AsyncConnectionPool[BoundedConnection] = connection._pool  # type: ignore[assignment]  # noqa: SLF001
+        await pool.putconn(connection)
+
+    def get_stats(self) -> dict[str, int]:
+        """The statistics of psycopg's pool."""
+        return self._pool.get_stats()
+
+    async def recover(self, error: BaseException) -> None:
+        """Probe the database after an error; returns when it is there, or when an outage is certain."""
+        silent = isinstance(error, TimeoutError | PoolTimeout)
+        self._holds_calls = self._holds_calls or silent
+        self._is_read_only = self._is_read_only or isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+        self._probe(
+            replace=meaning_of(error).lost,
+            suspicion_seconds=_SILENT_SUSPICION_SECONDS if silent else _SUSPICION_SECONDS,
+        )
+        await self._is_decided.wait()
+
+    def _probe(self, *, replace: bool, suspicion_seconds: float) -> None:
+        if self._probing is None:
+            self._is_decided.clear()
+            self._probing = asyncio.create_task(
+                self._probe_until_found(replace=replace, suspicion_seconds=suspicion_seconds)
+            )
+
+    async def _probe_until_found(self, *, replace: bool, suspicion_seconds: float) -> None:
+        began, loop = time.monotonic(), asyncio.get_running_loop()
+        lost = loop.call_later(suspicion_seconds, self._lose, began)
+        try:
+            while (conninfo := await self._find_primary()) is None:
+                if self._works_since(began):
+                    return  # only the probe finds no place, for example as PostgreSQL has too many connections
+                await asyncio.sleep(_PROBE_SECONDS)
+            if replace or not self.is_available or conninfo != self._pool.conninfo:
+                await self._replace(conninfo)
+            self._set_available(available=True)
+        finally:
+            lost.cancel()
+            self._probing, self._holds_calls, self._is_read_only = None, False, False
+            self._is_decided.set()
+
+    async def _find_primary(self) -> str | None:
+        """The URL of the first host to answer that it takes writes; None when none does. All are asked at once."""
+        probes = [asyncio.create_task(self._takes_writes(conninfo)) for conninfo in _each_host(self.conninfo)]
+        try:
+            for probe in asyncio.as_completed(probes):
+                if (conninfo := await probe) is not None:
+                    return conninfo
+            return None
+        finally:
+            for task in probes:
+                task.cancel()
+
+    async def _takes_writes(self, conninfo: str) -> str | None:
+        """The URL when its host takes writes, otherwise None."""
+        try:
+            async with asyncio.timeout(self.timeouts.connection):
+                connection = await BoundedConnection.connect(conninfo, autocommit=True)
+                try:
+                    rows = await connection.execute("SHOW transaction_read_only")
+                    return conninfo if await rows.fetchone() == ("off",) else None
+                finally:
+                    await connection.close()
+        except (psycopg.Error, TimeoutError):
+            return None
+
+    async def _replace(self, conninfo: str) -> None:
+        """Open new connections to the host and close the idle old ones; those in use are closed when they come back."""
+        old, self._pool = self._pool, self._new_pool(conninfo)
+        await self._pool.open(wait=False)
+        closing = asyncio.create_task(old.close(timeout=0))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def _lose(self, began: float) -> None:
+        """Declare an outage, unless a connection has worked since the probe began."""
+        self._is_decided.set()
+        if not self._works_since(began):
+            self._set_available(available=False)
+
+    def _works_since(self, began: float) -> bool:
+        return self.last_success > began and not self._is_read_only
+
+    def _set_available(self, *, available: bool) -> None:
+        self._is_decided.set()
+        if available is not self.is_available:
+            self.is_available = available
+            AVAILABLE.set(available)
+            self.on_change(available)
+            if available:
+                _log.warning("the database was found again")
+            else:
+                _log.error("the database was lost")
+
+    def _new_pool(self, conninfo: str) -> AsyncConnectionPool[BoundedConnection]:
+        return AsyncConnectionPool(
+            conninfo,
+            connection_class=BoundedConnection,
+            # psycopg prepares no statements itself: on every rollback it would drop those that pipelines have prepared.
+            kwargs={"autocommit": True, "prepare_threshold": None},
+            min_size=self.max_size,
+            max_size=self.max_size,
+            timeout=self.timeouts.connection,
+            reconnect_timeout=self.timeouts.connection,
+            configure=self._configure,
+            open=False,
+        )
+
+    async def _configure(self, connection: Connection) -> None:
         register_arrays(connection)
-        settings = {"role": role, "jit": "off", **_PLANNING}
+        settings = {
+            "role": self._role,
+            "jit": "off",
+            **_PLANNING,
+            "lock_timeout": _milliseconds(self.timeouts.lock),
+            "statement_timeout": _milliseconds(self.timeouts.job),
+            "idle_in_transaction_session_timeout": _milliseconds(self.timeouts.idle_in_transaction),
+        }
         await connection.execute(
             f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(settings))}", list(chain(*settings.items()))
         )
 
-    pool: Pool = AsyncConnectionPool(
-        url,
-        connection_class=PipelineConnection,
-        # psycopg prepares no statements itself: on every rollback it would drop those that pipelines have prepared.
-        kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": max(2, round(timeout_seconds))},
-        min_size=size,
-        max_size=size,
-        timeout=timeout_seconds,
-        reconnect_timeout=timeout_seconds,
-        configure=configure,
-        open=False,
-    )
-    await pool.open(wait=False)
+
+def with_timeouts(url: str, timeouts: Timeouts) -> str:
+    """The URL with bounds for what it leaves open. Of several hosts it leads to the one that takes writes."""
+    given = conninfo_to_dict(url)
+    bounds: dict[str, str | int] = {
+        "connect_timeout": max(2, round(timeouts.connection)),  # libpq takes whole seconds, at least 2
+        "tcp_user_timeout": round(1000 * timeouts.connection),
+    }
+    if "," in str(given.get("host") or given.get("hostaddr") or ""):
+        bounds["target_session_attrs"] = "read-write"
+    return make_conninfo("", **{**_KEEPALIVE, **bounds, **given})
+
+
+async def open_pool(url: str, *, size: int, timeouts: Timeouts | None = None, role: str = APPLICATION_ROLE) -> Pool:
+    """Open a pool of `size` connections that act as `role`.
+
+    Does not wait for the database: a server that starts during an outage answers DATABASE_UNAVAILABLE until it ends.
+    """
+    pool = Pool(url, size=size, timeouts=timeouts or Timeouts(), role=role)
+    await pool.open()
     return pool
 
 
 @asynccontextmanager
-async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+async def transaction(pool: Pool, *, seconds: float | None = None) -> AsyncIterator[Connection]:
     """Acquire a connection and run the block in a transaction; roll back when the block raises.
 
-    Raises DatabaseUnavailable when there is no connection or it is lost. After a lost connection the transaction may
-    have been committed: only an idempotent caller may repeat it.
+    Raises AccountBusy and DatabaseUnavailable as `acquire` does. After a lost connection the transaction may have been
+    committed: only an idempotent caller may repeat it.
     """
-    try:
-        async with pool.connection() as connection, connection.transaction():
-            yield connection
-    except (PoolTimeout, psycopg.OperationalError) as error:
-        raise await _unavailable(pool, error) from error
+    async with acquire(pool, seconds=seconds) as connection, connection.transaction():
+        yield connection
+
+
+@asynccontextmanager
+async def acquire(pool: Pool, *, seconds: float | None = None) -> AsyncIterator[Connection]:
+    """Acquire a connection whose statements commit one by one, for at most `seconds`: by default a call's time.
+
+    Raises AccountBusy for a row that stayed locked, and DatabaseUnavailable when there is no connection, or it is lost
+    or takes longer.
+    """
+    async with _translated_errors(pool):
+        connection = await pool.getconn()
+        try:
+            async with asyncio.timeout(seconds or pool.timeouts.transaction):
+                yield connection
+            pool.last_success = time.monotonic()
+        finally:
+            await pool.putconn(connection)
 
 
 @asynccontextmanager
 async def pipelined_transaction(pool: Pool) -> AsyncIterator[Pipeline]:
-    """Run the block in a pipelined transaction: see Pipeline. Raises DatabaseUnavailable as `transaction` does.
+    """Run the block in a pipelined transaction: see Pipeline. Raises as `transaction` does.
 
     BEGIN is sent with the first statements and COMMIT with the last.
     """
-    try:
+    async with _translated_errors(pool):
         connection = await pool.getconn()
         pipeline = Pipeline(connection)
         try:
-            pipeline.begin()
-            yield pipeline
-            await pipeline.commit()
+            async with asyncio.timeout(pool.timeouts.transaction):
+                try:
+                    pipeline.begin()
+                    yield pipeline
+                    await pipeline.commit()
+                    pool.last_success = time.monotonic()
+                except BaseException:
+                    if pipeline.has_failed:
+                        await pipeline.rollback()
+                    raise
         except BaseException:
-            if pipeline.has_failed:
-                await pipeline.rollback()
-            else:
+            if not pipeline.is_done:
                 # For example a cancelled caller, which does not wait for a rollback. PostgreSQL rolls back when the
                 # connection closes, and the pool opens another one.
                 await connection.close()
             raise
         finally:
             await pool.putconn(connection)
-    except (PoolTimeout, psycopg.OperationalError) as error:
-        raise await _unavailable(pool, error) from error
-
-
-@asynccontextmanager
-async def acquire(pool: Pool) -> AsyncIterator[Connection]:
-    """Acquire a connection whose statements commit one by one. Raises DatabaseUnavailable as `transaction` does."""
-    try:
-        async with pool.connection() as connection:
-            yield connection
-    except (PoolTimeout, psycopg.OperationalError) as error:
-        raise await _unavailable(pool, error) from error
 
 
 async def allow_all_plans(connection: Connection) -> None:
@@ -129,10 +357,10 @@ async def allow_all_plans(connection: Connection) -> None:
 
 
 async def retry_transient(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Run idempotent work, at most 4 times in all, while it fails with a transient error or a lost connection."""
+    """Run idempotent work, at most 4 times in all, while it fails with an error that sqlstates.py says to repeat."""
     try:
         return await work()  # without tenacity, which creates about 25 objects that only the garbage collector frees
-    except (DatabaseUnavailable, psycopg.OperationalError) as error:
+    except (DatabaseUnavailable, psycopg.Error) as error:
         if not _is_transient(error):
             raise
     async for attempt in AsyncRetrying(
@@ -148,13 +376,34 @@ async def retry_transient(work: Callable[[], Awaitable[Result]]) -> Result:
 
 def _is_transient(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
-    if isinstance(cause, PoolTimeout) or not isinstance(cause, psycopg.OperationalError):
-        return False
-    return cause.sqlstate is None or cause.sqlstate.startswith("08") or cause.sqlstate in _TRANSIENT
+    return cause is not None and meaning_of(cause).repeat
 
 
-async def _unavailable(pool: Pool, error: Exception) -> DatabaseUnavailable:
-    if isinstance(error, psycopg.OperationalError):
-        # If one connection is dead, others of the pool probably are too: replace the dead ones before the next call.
-        await pool.check()
-    return DatabaseUnavailable(retry_after_seconds=_RETRY_AFTER_SECONDS)
+@asynccontextmanager
+async def _translated_errors(pool: Pool) -> AsyncIterator[None]:
+    """Turn an error of the database into what the caller hears; see sqlstates.py."""
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable as error:
+        raise AccountBusy(retry_after_seconds=_RETRY_AFTER_SECONDS) from error
+    except (TimeoutError, psycopg.Error) as error:
+        meaning = meaning_of(error)
+        if not meaning.unavailable:
+            raise
+        if meaning.probe:
+            await pool.recover(error)
+        raise DatabaseUnavailable(retry_after_seconds=_RETRY_AFTER_SECONDS) from error
+
+
+def _each_host(conninfo: str) -> Iterator[str]:
+    """The URL for each of its hosts, with the others left out."""
+    given = conninfo_to_dict(conninfo)
+    lists = {name: str(given[name]).split(",") for name in ("host", "hostaddr", "port") if given.get(name)}
+    count = max(map(len, lists.values()), default=1)
+    for number in range(count):
+        one = {name: values[number if len(values) > 1 else 0] for name, values in lists.items()}
+        yield make_conninfo("", **{**given, **one})
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(1000 * seconds))

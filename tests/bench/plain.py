@@ -21,7 +21,7 @@ from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.destinations import parse_email, parse_phone
 from server.otps.otp import otp_from_row
-from server.postgres.pool import Connection, Pool, open_pool, transaction
+from server.postgres.pool import Connection, Pool, Timeouts, open_pool, transaction
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel
 from server.settings import Settings
@@ -36,7 +36,9 @@ Method = Callable[[bytes, Any], Awaitable[bytes]]
 @asynccontextmanager
 async def plain_methods(settings: Settings, database_url: str) -> AsyncIterator[Mapping[str, Method]]:
     """The methods by path, with a pool as large as the product's."""
-    pool = await open_pool(database_url, size=settings.database.connections, timeout_seconds=30)
+    pool = await open_pool(
+        database_url, size=settings.database.connections, timeouts=Timeouts(connection=30, transaction=30)
+    )
     plain = Plain(pool, Crypto(settings.secret.key_ring(), digest_secret=settings.secret.digest()))
     yield {
         "/pulsa.otp.v1.OtpService/SendOtp": plain.send_otp,

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from server.credits.audit import audit_all
-from server.postgres.pool import open_pool
+from server.postgres.pool import Timeouts, open_pool
 from tests.bench import growth, report
 from tests.bench.calls import store_otps
 from tests.bench.environment import FILLING, POSTGRES, BenchmarkEnvironment, benchmark_environment, create_database
@@ -108,7 +108,9 @@ async def _audit(environment: BenchmarkEnvironment, database: str) -> dict[str, 
     """Raises RuntimeError when a ledger does not hold: figures of a server with wrong balances are void."""
     with psycopg.connect(environment.database_url(database), autocommit=True) as connection:
         connection.execute("ANALYZE")  # the audit's joins are planned by the tables' current statistics
-    pool = await open_pool(environment.database_url(database), size=2, timeout_seconds=30)
+    pool = await open_pool(
+        environment.database_url(database), size=2, timeouts=Timeouts(connection=30, transaction=300)
+    )
     try:
         found = await audit_all(pool, deliveries_kept=_RETENTION)
     finally:

@@ -101,7 +101,7 @@ async def find_drift(pool: Pool, stripe_client: StripeClient, *, environment: st
 async def _compare(pool: Pool, stripe_client: StripeClient, *, environment: str, since: datetime) -> DriftReport:
     listed = await stripe_client.list_invoices(customer_id=None, since=since - _CLOCK_SKEW)
     owned = [(owner, invoice) for invoice in listed if (owner := owner_of(invoice, environment))]
-    async with acquire(pool) as connection:
+    async with acquire(pool, seconds=pool.timeouts.job) as connection:
         cursor = await connection.execute(SQL.list_since, {"since": since})
         rows = [_Row(*row) for row in await cursor.fetchall()]
     invoices = {invoice.invoice_id: invoice for _, invoice in owned}

@@ -167,7 +167,7 @@ class TopUps:
             raise TopUpAlreadyOpen(
                 top_up_id=str(unfinished.top_up_id), hosted_invoice_url=unfinished.hosted_invoice_url
             )
-        if not account.can_hold(quote.credits):
+        if account.available_credits + quote.credits > MAXIMUM_CREDITS:
             raise BalanceAboveMaximum(maximum_credits=MAXIMUM_CREDITS)
         top_up = self._new(purchase, quote, created_by=created_by)
         await insert_top_up(connection, top_up)

@@ -8,7 +8,7 @@ from datetime import timedelta
 import structlog
 
 from server.clock import Clock, utc_now
-from server.errors import DatabaseUnavailable
+from server.errors import AccountBusy, DatabaseUnavailable
 from server.logs import safe_traceback
 from server.otps.crypto import Crypto
 from server.otps.delivery.outbox import DeliveryJob
@@ -128,8 +128,8 @@ class Dispatcher:
                     return None
                 job = renewed
             return DeliveryResult(job, await self._deliver(job))
-        except DatabaseUnavailable:
-            _log.warning("a delivery was left in the outbox: no database")
+        except (DatabaseUnavailable, AccountBusy) as error:
+            _log.warning("a delivery was left in the outbox", reason=error.reason)
         except Exception as error:  # noqa: BLE001 - a worker must survive any job; the delivery stays in the outbox
             _log.error("a delivery job failed", trace=safe_traceback(error))
         return None
@@ -156,25 +156,41 @@ class Dispatcher:
                 await asyncio.sleep(self._outcomes.linger_seconds)
             results, self._results = self._results, []
             for batch in self._outcomes.batches(results):
-                fallbacks = await self._store(batch)
-                self._free_slots += len(batch)
-                self.enqueue(fallbacks)
+                await self._store(batch)
         self._recorder_is_running = False
 
-    async def _store(self, results: Sequence[DeliveryResult]) -> Sequence[DeliveryJob]:
-        """Store results and return the fallbacks to send; retried until the database is available.
+    async def _store(self, results: Sequence[DeliveryResult], *, of_one_organization: bool = False) -> None:
+        """Store results, queue their fallbacks and release the slots; retried until the database is available.
 
-        A result that is not stored would send its message again.
+        A result that is not stored would send its message again. While an account is locked, the results of its
+        organization wait by themselves.
         """
+        fallbacks: Sequence[DeliveryJob] = ()
         while True:
             try:
-                return await self._outcomes.record(results)
+                fallbacks = await self._outcomes.record(results)
+                break
+            except AccountBusy as error:
+                if not of_one_organization:
+                    for own in _by_organization(results):
+                        self._start(self._store(own, of_one_organization=True))
+                    return
+                await asyncio.sleep(error.retry_after_seconds)
             except DatabaseUnavailable as error:
                 _log.warning("outcomes wait for the database", count=len(results))
                 await asyncio.sleep(error.retry_after_seconds)
             except Exception as error:  # noqa: BLE001 - the recorder must survive any result; the deliveries stay in the outbox
                 _log.error("outcomes were not stored", count=len(results), trace=safe_traceback(error))
-                return []
+                break
+        self._free_slots += len(results)
+        self.enqueue(fallbacks)
+
+
+def _by_organization(results: Sequence[DeliveryResult]) -> list[Sequence[DeliveryResult]]:
+    groups: dict[str, list[DeliveryResult]] = {}
+    for result in results:
+        groups.setdefault(result.job.key[0], []).append(result)
+    return [*groups.values()]
 
 
 def _refusal(kind: OutcomeKind, failure_reason: str) -> Outcome:

@@ -85,7 +85,7 @@ class Outcomes:
         """Renew a job's lease and read its OTP's status; None when another replica took the delivery over."""
         return await self._renewer.submit(job.delivery.organization_id, job)
 
-    async def _renew(self, jobs: Sequence[DeliveryJob]) -> Sequence[DeliveryJob | None]:
+    async def _renew(self, jobs: Sequence[DeliveryJob], *, wait: bool) -> Sequence[DeliveryJob | None]:  # noqa: ARG002
         async def once() -> dict[DeliveryKey, DeliveryJob]:
             async with pipelined_transaction(self._pool) as pipeline:
                 return await outbox.renew(pipeline, jobs, lease=self._lease, now=self._clock())

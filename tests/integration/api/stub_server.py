@@ -83,8 +83,8 @@ class StubServer:
             lifetime_seconds=60,
         )
 
-    def metadata(self, *permissions: str) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self.token(*permissions)}"),)
+    def metadata(self, *permissions: str, organization_id: str = "acme") -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self.token(*permissions, organization_id=organization_id)}"),)
 
     def count(self, rpc: str, code: str) -> float:
         """How many calls of the rpc ended with this code."""

@@ -37,6 +37,8 @@ async def health_of(channel: grpc.aio.Channel, service: str) -> int:
 async def test_health_is_served_for_the_server_and_each_service(channel: grpc.aio.Channel) -> None:
     for name in ("", *(service.full_name for service in SERVICES)):
         assert await health_of(channel, name) == SERVING
+    for name in ("liveness", "readiness", "database"):
+        assert await health_of(channel, name) == SERVING
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await health_of(channel, "unknown.Service")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
@@ -73,6 +75,8 @@ async def test_a_drain_reports_not_serving_lets_calls_finish_and_ends_streams(
 
     draining = asyncio.create_task(stub_server.grpc_server.drain(lame_duck_seconds=1, grace_seconds=30))
     assert (await health.read()).status == NOT_SERVING
+    names = ("liveness", "readiness", "database")
+    assert [await health_of(channel, name) for name in names] == [SERVING, NOT_SERVING, SERVING]
     late = send(stub_server, channel)  # during the lame duck time calls are still served
     await until(lambda: len(stub_server.behavior.calls) == 3)
     health.cancel()

@@ -17,9 +17,9 @@ from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped] # no 
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
 from grpc_status import rpc_status  # type: ignore[import-untyped] # has no types
 from prometheus_client import CollectorRegistry
-from pulsa.credit.v1.credit_service_pb2 import WatchBalanceRequest
+from pulsa.credit.v1.credit_service_pb2 import WatchBalanceRequest, WatchBalanceResponse
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
-from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, SendOtpResponse
+from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, SendOtpResponse, VerifyOtpRequest
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 from structlog.testing import capture_logs
 
@@ -33,7 +33,7 @@ from tests.valid_requests import valid_request
 from tests.waiting import until
 
 SEND = "/pulsa.otp.v1.OtpService/SendOtp"
-LIMIT, BURST = 8, 1500
+LIMIT, SENDS, BURST = 8, 7, 1500  # one place in 8 is not for sends
 """Calls at once, and calls of a burst: more than may be queued by default, from where on gRPC cancels some."""
 
 
@@ -149,15 +149,67 @@ async def test_of_a_burst_calls_up_to_the_limit_are_served_and_all_others_get_re
         metadata = stub_server.metadata("otp.send")
         burst = [stubs[number % 4].SendOtp(send_request(), metadata=metadata) for number in range(BURST)]
         health = await health_pb2_grpc.HealthStub(channels[0]).Check(health_pb2.HealthCheckRequest())
-        await until(lambda: stub_server.count("SendOtp", "RESOURCE_EXHAUSTED") == BURST - LIMIT)
+        await until(lambda: stub_server.count("SendOtp", "RESOURCE_EXHAUSTED") == BURST - SENDS)
         stub_server.behavior.may_answer.set()
         ends = await asyncio.gather(*burst, return_exceptions=True)
 
     failures = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
     assert health.status == health_pb2.HealthCheckResponse.SERVING
-    assert len(stub_server.behavior.calls) == ends.count(SendOtpResponse()) == LIMIT
+    assert len(stub_server.behavior.calls) == ends.count(SendOtpResponse()) == SENDS
     assert {failure.code() for failure in failures} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert all("RetryInfo" in details_of(failure) for failure in failures)
+
+
+async def test_one_organization_leaves_places_to_others_and_sends_leave_one_to_guesses(tmp_path: Path) -> None:
+    async with (
+        run_stub_server(tmp_path, calls_at_once=16) as stub_server,
+        grpc.aio.insecure_channel(stub_server.address) as channel,
+    ):
+        stub_server.behavior.may_answer.clear()
+        metadata = stub_server.metadata("otp.send", "otp.verify", organization_id="*")
+        stub = OtpServiceStub(channel)
+
+        async def is_refused(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> bool:
+            count = len(stub_server.behavior.calls)
+            await until(lambda: call.done() or len(stub_server.behavior.calls) > count)
+            return call.done()
+
+        def send(organization_id: str) -> grpc.aio.UnaryUnaryCall[Any, Any]:
+            request = send_request()
+            request.organization_id = organization_id
+            return stub.SendOtp(request, metadata=metadata, timeout=20)
+
+        of_one = [await is_refused(send("acme")) for _ in range(16)]
+        of_another = await is_refused(send("other"))
+        of_third = await is_refused(send("third"))
+        guess: Any = valid_request(VerifyOtpRequest.DESCRIPTOR)
+        guess.organization_id = "other"
+        of_guess = await is_refused(stub.VerifyOtp(guess, metadata=metadata, timeout=20))
+        stub_server.behavior.may_answer.set()
+
+    assert of_one == [False] * 13 + [True] * 3  # 4/5 of 16 places
+    assert (of_another, of_third, of_guess) == (False, True, False)  # 14 of 16 places are for sends
+
+
+async def test_one_organization_leaves_streams_to_others(tmp_path: Path) -> None:
+    async with (
+        run_stub_server(tmp_path, streams_at_once=5) as stub_server,
+        grpc.aio.insecure_channel(stub_server.address) as channel,
+    ):
+        stub_server.behavior.may_answer.clear()
+        metadata = stub_server.metadata("balance.read", organization_id="*")
+        stub = CreditServiceStub(channel)
+
+        async def is_open(organization_id: str) -> bool:
+            request = WatchBalanceRequest(organization_id=organization_id)
+            watch = stub.WatchBalance(request, metadata=metadata, timeout=20)
+            (first,) = await asyncio.gather(watch.read(), return_exceptions=True)
+            return first == WatchBalanceResponse()
+
+        opened = [await is_open(name) for name in ("acme",) * 5 + ("other",)]
+        stub_server.behavior.may_answer.set()
+
+    assert opened == [True] * 4 + [False, True]
 
 
 async def test_grpc_cancels_queued_calls_above_the_bound(tmp_path: Path) -> None:

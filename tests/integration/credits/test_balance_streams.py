@@ -6,7 +6,6 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from uuid import uuid4
 
-import psycopg
 import pytest
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay
 
@@ -16,6 +15,7 @@ from server.credits.ledger import adjust_credits
 from server.errors import DatabaseUnavailable
 from server.postgres.batcher import Batching
 from server.postgres.pool import Pool
+from tests.outages import database_away, end_sessions
 
 
 def open_streams(pool: Pool, *, spending_seconds: float) -> BalanceStreams:
@@ -112,19 +112,22 @@ async def test_polling_stops_with_the_last_stream(streams: BalanceStreams) -> No
     await asyncio.wait_for(streams._poller, 10)
 
 
+async def test_lost_connections_do_not_end_a_stream(pool: Pool, streams: BalanceStreams, database_url: str) -> None:
+    async with aclosing(streams.follow("acme")) as stream:
+        await next_of(stream)
+        await end_sessions(database_url)
+        await adjust(pool, 100)
+        assert (await next_of(stream)).available_credits == 100
+
+
 async def test_a_lost_database_ends_streams_with_its_error_and_later_streams_work(
     streams: BalanceStreams, database_url: str
 ) -> None:
     stream = streams.follow("acme")
     await next_of(stream)
-    async with await psycopg.AsyncConnection.connect(database_url) as owner:
-        await owner.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-    with pytest.raises(DatabaseUnavailable):
-        await next_of(stream)
-    # One more stream may end with an error: a connection may be lost a little later than the others.
+    async with database_away(database_url):
+        with pytest.raises(DatabaseUnavailable):
+            await next_of(stream)
     async for attempt in AsyncRetrying(retry=retry_if_exception_type(DatabaseUnavailable), stop=stop_after_delay(10)):
         with attempt:
             async with aclosing(streams.follow("acme")) as after:

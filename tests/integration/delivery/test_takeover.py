@@ -1,6 +1,7 @@
 """The take-over job: it sends the deliveries that a crash left, in this process or another."""
 
 import asyncio
+from dataclasses import replace
 
 from server.jobs import take_over_deliveries
 from server.otps.crypto import Crypto
@@ -115,12 +116,13 @@ async def test_an_outcome_is_stored_once_the_database_is_available_again(
 
     await until(lambda: len(stand_ins.sandbox.received) == 1)
     connections = [await pool.getconn() for _ in range(pool.max_size)]
-    pool.timeout, timeout_seconds = 0.05, pool.timeout
+    timeouts = pool.timeouts
+    pool.timeouts = replace(timeouts, connection=0.05)
     stand_ins.sandbox.release()
     await asyncio.sleep(0)
 
     await until(lambda: pool.get_stats().get("requests_errors", 0) > 0)
-    pool.timeout = timeout_seconds
+    pool.timeouts = timeouts
     for connection in connections:
         await pool.putconn(connection)
     await harness.idle()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from server.errors import DomainError
 from server.otps.admission import Replayed, Send
 from server.otps.send import Accepted, ResendRequest, Sender, SendRequest
-from server.postgres.batcher import Batcher, Batching
+from server.postgres.batcher import Batcher, Batching, Locked
 
 
 class BatchedSender:
@@ -18,7 +18,7 @@ class BatchedSender:
     @property
     def waiting_count(self) -> int:
         """How many calls wait for the next batch."""
-        return len(self._batcher._waiting)
+        return sum(len(lane.calls) for lane in self._batcher._lanes.values())
 
     async def send(self, request: SendRequest) -> Accepted:
         """Send a new OTP. Raises the DomainError that refuses it."""
@@ -32,10 +32,12 @@ class BatchedSender:
         answer = await self._batcher.submit(organization_id, item)
         return await self._sender.replay(answer) if isinstance(answer, Replayed) else answer
 
-    async def _flush(self, items: Sequence[SendRequest | Send]) -> list[Accepted | Replayed | Exception]:
+    async def _flush(
+        self, items: Sequence[SendRequest | Send], *, wait: bool
+    ) -> list[Accepted | Replayed | Locked | Exception]:
         prepared = [self._prepare(item) for item in items]
         sends = [one for one in prepared if isinstance(one, Send)]
-        answers = iter(await self._sender.accept(sends) if sends else ())
+        answers = iter(await self._sender.accept(sends, wait=wait) if sends else ())
         return [next(answers) if isinstance(one, Send) else one for one in prepared]
 
     def _prepare(self, item: SendRequest | Send) -> Send | DomainError:

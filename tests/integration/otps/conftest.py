@@ -11,7 +11,7 @@ from tests.integration.otps.replica import Replica
 @pytest.fixture
 async def other_pool(database_url: str) -> AsyncIterator[Pool]:
     """The connections of a second replica."""
-    pool = await open_pool(database_url, size=4, timeout_seconds=5)
+    pool = await open_pool(database_url, size=4)
     yield pool
     await pool.close()
 

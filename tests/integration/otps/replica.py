@@ -58,11 +58,17 @@ class Replica:
     clock: Clock = utc_now
     crypto: Crypto = CRYPTO
     one_organization_per_transaction: bool = False
+    busy_seconds: float = 2.0
     accepted: list[Admitted] = field(default_factory=list)
     """What a dispatcher would have received."""
 
     def __post_init__(self) -> None:
-        batching = Batching(size=500, linger_seconds=0.0, by_organization=self.one_organization_per_transaction)
+        batching = Batching(
+            size=500,
+            linger_seconds=0.0,
+            by_organization=self.one_organization_per_transaction,
+            busy_seconds=self.busy_seconds,
+        )
         sender = Sender(
             self.pool,
             self.crypto,

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -46,9 +47,10 @@ async def open_dispatcher(replica: Replica) -> AsyncIterator[OpenDispatcher]:
 async def exhausted(pool: Pool) -> AsyncIterator[None]:
     """Inside, no connection is to be had, as if the database were unavailable."""
     connections = [await pool.getconn() for _ in range(pool.max_size)]
-    pool.timeout, timeout_seconds = 0.02, pool.timeout
+    timeouts = pool.timeouts
+    pool.timeouts = replace(timeouts, connection=0.02)
     yield
-    pool.timeout = timeout_seconds
+    pool.timeouts = timeouts
     for connection in connections:
         await pool.putconn(connection)
 

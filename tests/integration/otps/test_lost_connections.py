@@ -12,8 +12,8 @@ from server.otps.otp import DeliveryStatus, OtpStatus
 from server.otps.send import Accepted
 from server.postgres.pool import Pool, open_pool, transaction
 from server.providers.provider import OutcomeKind
+from tests.fault_proxy import BreakAt, FaultProxy, proxy_to
 from tests.integration.otps.backends import open_as_owner, wait_for_blocked_backend
-from tests.integration.otps.breaking_proxy import BreakAt, BreakingProxy, proxy_to
 from tests.integration.otps.replica import Replica, count_rows, fund, ledger, spent, stored
 
 
@@ -22,13 +22,13 @@ class ProxiedReplica:
     """A replica whose only connection goes through a proxy that can lose it."""
 
     replica: Replica
-    proxy: BreakingProxy
+    proxy: FaultProxy
 
 
 @pytest.fixture
 async def proxied(database_url: str) -> AsyncIterator[ProxiedReplica]:
     async with proxy_to(database_url) as (proxy, url):
-        pool = await open_pool(url, size=1, timeout_seconds=5)
+        pool = await open_pool(url, size=1)
         await fund(pool, 100)
         yield ProxiedReplica(Replica(pool), proxy)
         await pool.close()

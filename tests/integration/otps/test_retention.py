@@ -41,7 +41,7 @@ async def database_url(postgres: str) -> AsyncIterator[str]:
         owner.execute(sql.SQL("CREATE DATABASE {} TEMPLATE pulsa_template").format(database))
         url = psycopg.conninfo.make_conninfo(postgres, dbname=name)
         yield url
-        pool = await open_pool(url, size=1, timeout_seconds=5)
+        pool = await open_pool(url, size=1)
         async with transaction(pool) as connection:
             report = await audit_snapshot(connection, None, later(days=1), verify_time=later())
         await pool.close()

@@ -71,13 +71,6 @@ async def test_a_failed_call_has_the_other_lost_connections_replaced(pool: Pool,
             await connection.execute("SELECT 1")
 
 
-async def test_a_check_replaces_lost_connections(pool: Pool, postgres: str) -> None:
-    lost = await get_and_return(pool)
-    await terminate(lost, postgres)
-    await pool.check()
-    assert lost not in [await pool.getconn() for _ in range(pool.max_size)]
-
-
 async def test_every_connection_is_lent_in_turn(pool: Pool) -> None:
     borrowed = set()
 
@@ -86,16 +79,6 @@ async def test_every_connection_is_lent_in_turn(pool: Pool) -> None:
         return len(borrowed) == pool.max_size
 
     await until(are_all_lent)
-
-
-async def test_a_connection_that_is_too_old_is_replaced(one_connection: Pool) -> None:
-    old = await get_and_return(one_connection)
-    await one_connection.drain()  # from now on all existing connections are too old
-
-    async def is_replaced() -> bool:
-        return await get_and_return(one_connection) is not old
-
-    await until(is_replaced)
 
 
 async def test_no_connection_stays_open_after_the_pool_is_closed(pool: Pool) -> None:

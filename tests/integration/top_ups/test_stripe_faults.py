@@ -11,7 +11,7 @@ import pytest
 from server.credits.ledger import adjust_credits
 from server.credits.top_ups.state_machine import TopUp, TopUpStatus
 from server.errors import DatabaseUnavailable
-from server.postgres.pool import open_pool
+from server.postgres.pool import Timeouts, open_pool
 from tests.integration.top_ups.driver import ACME, TopUpDriver, purchase
 from tests.waiting import SECONDS, until
 
@@ -271,7 +271,7 @@ async def test_a_refund_after_the_credits_were_spent_is_flagged_and_nothing_goes
 async def test_while_the_database_is_down_no_webhook_is_accepted(driver: TopUpDriver) -> None:
     opened = await driver.buy()
     await driver.wait_for_events()
-    down = await open_pool("postgresql://127.0.0.1:9/closed", size=1, timeout_seconds=0.2)
+    down = await open_pool("postgresql://127.0.0.1:9/closed", size=1, timeouts=Timeouts(connection=0.2))
     working, driver.pool = driver.pool, down
     broken = driver.start()
     with pytest.raises(DatabaseUnavailable):

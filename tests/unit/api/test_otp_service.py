@@ -37,7 +37,7 @@ class FakeVerifier:
     def context_digest(self, _context: str) -> bytes:
         return b""
 
-    async def verify(self, guesses: Sequence[Guess]) -> list[Otp | DomainError]:
+    async def verify(self, guesses: Sequence[Guess], *, wait: bool) -> list[Otp | DomainError]:  # noqa: ARG002
         self.batches.append([guess.code for guess in guesses])
         if self.error:
             raise self.error

@@ -1,12 +1,14 @@
 """The batcher: a lone call leaves at once; calls that come while a flush is in flight leave together."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from server.postgres.batcher import Batcher, Batching, LoopTurn
+from server.errors import AccountBusy
+from server.postgres.batcher import LOCKED, Batcher, Batching, Locked, LoopTurn
+from tests.waiting import until
 
 NEVER_SECONDS = 3600.0
 NEVER_SLEEPS = LoopTurn(long_seconds=NEVER_SECONDS)  # so that also on a busy machine a batch gathers for 30 turns
@@ -23,19 +25,51 @@ class Doubler:
     batches: list[list[int]] = field(default_factory=list)
     gates: list[asyncio.Event] = field(default_factory=list)
     error: Exception | None = None
+    locked: set[int] = field(default_factory=set)
+    """Numbers whose rows are locked: they get no answer, and AccountBusy from a flush that may wait."""
+    waits: list[bool] = field(default_factory=list)
+    batchers: list[Batcher[int, int]] = field(default_factory=list)
 
-    async def flush(self, numbers: Sequence[int]) -> list[int | Exception]:
+    async def flush(self, numbers: Sequence[int], *, wait: bool) -> list[int | Locked | Exception]:
         self.batches.append(list(numbers))
+        self.waits.append(wait)
         self.gates.append(asyncio.Event())
         await self.gates[-1].wait()
         if self.error:
             raise self.error
-        return [Odd() if number % 2 else 2 * number for number in numbers]
+        if wait and self.locked.intersection(numbers):
+            raise AccountBusy(retry_after_seconds=1)
+        return [self._answer(number) for number in numbers]
+
+    def _answer(self, number: int) -> int | Locked | Exception:
+        if number in self.locked:
+            return LOCKED
+        return Odd() if number % 2 else 2 * number
 
     def batcher(
-        self, *, size: int = 100, linger_seconds: float = 0.0, by_organization: bool = False
+        self,
+        *,
+        size: int = 100,
+        linger_seconds: float = 0.0,
+        by_organization: bool = False,
+        flushes: int = 4,
+        busy_seconds: float = NEVER_SECONDS,
     ) -> Batcher[int, int]:
-        return Batcher(self.flush, Batching(size, linger_seconds, by_organization=by_organization), turn=NEVER_SLEEPS)
+        batching = Batching(
+            size, linger_seconds, by_organization=by_organization, flushes=flushes, busy_seconds=busy_seconds
+        )
+        self.batchers.append(Batcher(self.flush, batching, turn=NEVER_SLEEPS))
+        return self.batchers[-1]
+
+    async def end(self) -> None:
+        """End every flush, so that no task is left behind."""
+        self.locked.clear()
+        for batcher in self.batchers:
+            draining = asyncio.create_task(batcher.drain())
+            while not draining.done():
+                for gate in self.gates:
+                    gate.set()
+                await asyncio.sleep(0)
 
     async def end_flush(self) -> None:
         """End the flush, and wait until the next one has begun, if any."""
@@ -65,8 +99,10 @@ async def calls(batcher: Batcher[int, int], *numbers: int) -> list[asyncio.Task[
 
 
 @pytest.fixture
-def doubler() -> Doubler:
-    return Doubler()
+async def doubler() -> AsyncIterator[Doubler]:
+    doubler = Doubler()
+    yield doubler
+    await doubler.end()
 
 
 async def test_a_lone_call_leaves_at_once(doubler: Doubler) -> None:
@@ -227,4 +263,75 @@ async def test_batching_by_organization_flushes_each_organization_separately(dou
     for _ in range(4):
         await doubler.end_flush()
     assert [await task for task in tasks] == [4, 208, 8, 212, 408]
-    assert doubler.batches == [[2], [104, 106], [4], [204]]
+    assert doubler.batches == [[2], [104, 106], [204], [4]]
+
+
+async def test_a_batch_has_an_equal_share_of_each_organization_and_what_is_left_over(doubler: Doubler) -> None:
+    batcher = doubler.batcher(size=4)
+    await calls(batcher, 2)
+    await calls(batcher, 102, 104, 106, 108, 110, 202)
+    await doubler.end_flush()
+    assert doubler.batches == [[2], [102, 104, 106, 202]]
+
+
+async def test_a_slow_flush_holds_up_only_its_own_organizations(doubler: Doubler) -> None:
+    batcher = doubler.batcher()
+    slow = await calls(batcher, 2)
+    behind = await calls(batcher, 4)
+    others = await calls(batcher, 104)
+    await until(lambda: len(doubler.batches) == 2)
+    assert doubler.batches == [[2], [104]]
+    await doubler.end_flush()
+    assert await others[0] == 208
+    assert not behind[0].done()
+    doubler.gates[0].set()
+    await quiet_turns()
+    await doubler.end_flush()
+    assert (await slow[0], await behind[0]) == (4, 8)
+
+
+async def test_no_more_flushes_are_in_flight_than_allowed(doubler: Doubler) -> None:
+    batcher = doubler.batcher(flushes=2)
+    await calls(batcher, 2)
+    await calls(batcher, 102)
+    await until(lambda: len(doubler.batches) == 2)
+    await calls(batcher, 202)
+    await asyncio.sleep(0.7)  # long enough for another to overtake
+    assert doubler.batches == [[2], [102]]
+
+
+async def test_a_locked_organization_is_flushed_again_by_itself_and_waits_then(doubler: Doubler) -> None:
+    batcher = doubler.batcher()
+    doubler.locked = {102}
+    free, locked, after = await calls(batcher, 2, 102, 104)
+    await doubler.end_flush()
+    assert await free == 4
+    assert (doubler.batches, doubler.waits) == ([[2, 102, 104], [102]], [False, True])
+    others = await calls(batcher, 4)
+    assert doubler.batches[2:] == [[4]]
+    assert await after == 208
+    doubler.locked.clear()
+    for gate in doubler.gates:
+        gate.set()
+    assert (await locked, await others[0]) == (204, 8)
+
+
+async def test_a_call_whose_rows_stay_locked_raises_account_busy(doubler: Doubler) -> None:
+    batcher = doubler.batcher(busy_seconds=0.0)
+    doubler.locked = {102}
+    free, locked = await calls(batcher, 2, 102)
+    await doubler.end_flush()
+    assert await free == 4
+    with pytest.raises(AccountBusy):
+        await locked
+
+
+async def test_flushes_that_wait_for_locks_leave_others_to_the_free(doubler: Doubler) -> None:
+    batcher = doubler.batcher(flushes=4)
+    doubler.locked = {2, 102, 202, 302}
+    await calls(batcher, 2, 102, 202, 302)
+    await doubler.end_flush()
+    assert doubler.waits == [False, True, True]
+    (free,) = await calls(batcher, 402)
+    await doubler.end_flush()
+    assert await free == 804

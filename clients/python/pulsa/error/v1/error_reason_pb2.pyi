@@ -44,6 +44,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL. An error of the server, logged with the `incident_id`. Metadata: `incident_id`."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 9
     """DEADLINE_EXCEEDED. The call's deadline passed before the work began; nothing was charged."""
+    ERROR_REASON_ACCOUNT_BUSY: _ErrorReason.ValueType  # 10
+    """UNAVAILABLE with RetryInfo. Another transaction has held the organization's account for too long; nothing was
+    charged. Repeat with the same request_id.
+    """
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
     ERROR_REASON_TOP_UP_BELOW_MINIMUM: _ErrorReason.ValueType  # 21
@@ -124,6 +128,10 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 8
 """INTERNAL. An error of the server, logged with the `incident_id`. Metadata: `incident_id`."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 9
 """DEADLINE_EXCEEDED. The call's deadline passed before the work began; nothing was charged."""
+ERROR_REASON_ACCOUNT_BUSY: ErrorReason.ValueType  # 10
+"""UNAVAILABLE with RetryInfo. Another transaction has held the organization's account for too long; nothing was
+charged. Repeat with the same request_id.
+"""
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
 ERROR_REASON_TOP_UP_BELOW_MINIMUM: ErrorReason.ValueType  # 21
