@@ -172,7 +172,7 @@ class Dispatcher:
                 break
             except AccountBusy as error:
                 if not of_one_organization:
-                    for own in _by_organization(results):
+                    for own in self._outcomes.batches(results, by_organization=True):
                         self._start(self._store(own, of_one_organization=True))
                     return
                 await asyncio.sleep(error.retry_after_seconds)
@@ -184,13 +184,6 @@ class Dispatcher:
                 break
         self._free_slots += len(results)
         self.enqueue(fallbacks)
-
-
-def _by_organization(results: Sequence[DeliveryResult]) -> list[Sequence[DeliveryResult]]:
-    groups: dict[str, list[DeliveryResult]] = {}
-    for result in results:
-        groups.setdefault(result.job.key[0], []).append(result)
-    return [*groups.values()]
 
 
 def _refusal(kind: OutcomeKind, failure_reason: str) -> Outcome:

@@ -65,11 +65,14 @@ class Outcomes:
         self._batching = batching
         self._renewer: Batcher[DeliveryJob, DeliveryJob | None] = Batcher(self._renew, batching)
 
-    def batches(self, results: Sequence[DeliveryResult]) -> list[Sequence[DeliveryResult]]:
-        """Split results into batches, each for one transaction."""
+    def batches(
+        self, results: Sequence[DeliveryResult], *, by_organization: bool = False
+    ) -> list[Sequence[DeliveryResult]]:
+        """Split results into batches, each for one transaction; on Citus always by organization."""
+        by_organization = by_organization or self._batching.by_organization
         groups: dict[str, list[DeliveryResult]] = {}
         for result in results:
-            groups.setdefault(result.job.key[0] if self._batching.by_organization else "", []).append(result)
+            groups.setdefault(result.job.key[0] if by_organization else "", []).append(result)
         size = self._batching.size
         return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
