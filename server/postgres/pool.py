@@ -107,7 +107,7 @@ class Pool:
         self.timeouts = timeouts
         self.is_available = True
         """False while the database cannot be reached: every call fails at once then."""
-        self.on_change: Callable[[bool], object] = bool
+        self.on_change: Callable[[bool], object] = lambda _: None
         """Called with the new value when `is_available` changes."""
         self._role = role
         self._pool = self._new_pool(self.conninfo)
