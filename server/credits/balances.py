@@ -151,11 +151,10 @@ class _Stream:
     _unread: asyncio.Event = field(default_factory=asyncio.Event)
 
     def publish(self, balance: Balance, *, now: float, spending_seconds: float, repeat_seconds: float) -> None:
-        """Make the balance the reader's next one, if it is a change to report by now, or the last is too long ago."""
-        passed = now - self._publish_time
-        is_older = self._published is not None and balance.last_sequence < self._published.last_sequence
-        if (passed >= repeat_seconds and not is_older) or self._is_reportable(
-            balance, seconds_passed=passed, spending_seconds=spending_seconds
+        """Make the balance the reader's next one, if it is to be reported by now."""
+        seconds_passed = now - self._publish_time
+        if self._is_change(balance, has_waited=seconds_passed >= spending_seconds) or (
+            seconds_passed >= repeat_seconds and balance == self._published
         ):
             self._published, self._publish_time = balance, now
             self._unread.set()
@@ -174,7 +173,8 @@ class _Stream:
         assert self._published is not None  # noqa: S101 - publish sets it before _unread
         return self._published
 
-    def _is_reportable(self, balance: Balance, *, seconds_passed: float, spending_seconds: float) -> bool:
+    def _is_change(self, balance: Balance, *, has_waited: bool) -> bool:
+        """Whether a page should show the balance now; `has_waited` allows changes that only report spent credits."""
         last = self._published
         if last is None:
             return True
@@ -185,4 +185,4 @@ class _Stream:
             or balance.low_balance != last.low_balance
             or balance.low_balance_threshold != last.low_balance_threshold
         )
-        return urgent or seconds_passed >= spending_seconds
+        return urgent or has_waited

@@ -18,9 +18,9 @@ from server.postgres.pool import Pool
 from tests.outages import database_away, end_sessions
 
 
-def open_streams(pool: Pool, *, spending_seconds: float) -> BalanceStreams:
+def open_streams(pool: Pool, *, spending_seconds: float, repeat_seconds: float = 3600) -> BalanceStreams:
     balances = Balances(pool, low_balance_threshold=100, batching=Batching(size=500, linger_seconds=0.005))
-    return BalanceStreams(balances, poll_seconds=0.01, spending_seconds=spending_seconds)
+    return BalanceStreams(balances, poll_seconds=0.01, spending_seconds=spending_seconds, repeat_seconds=repeat_seconds)
 
 
 @pytest.fixture
@@ -91,6 +91,12 @@ async def test_a_new_stream_includes_all_commits_before_it_while_others_are_open
             await adjust(pool, 1)
             async with aclosing(streams.follow("acme")) as stream:
                 assert (await next_of(stream)).last_sequence >= number
+
+
+async def test_a_balance_that_does_not_change_is_sent_again(pool: Pool) -> None:
+    async with aclosing(open_streams(pool, spending_seconds=3600, repeat_seconds=0.05).follow("acme")) as stream:
+        first = await next_of(stream)
+        assert [await next_of(stream) for _ in range(2)] == [first, first]
 
 
 async def test_a_slow_reader_gets_the_latest_balance(pool: Pool, streams: BalanceStreams) -> None:

@@ -121,8 +121,9 @@ class CreditServiceServicer:
 
     def WatchBalance(self, request, context):
         """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
-        low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
-        Permission `balance.read`.
+        low-balance threshold, and spending at most once a second. Sends the same balance again after
+        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
+        caller or the server ends it. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

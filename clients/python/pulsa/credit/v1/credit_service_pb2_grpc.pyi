@@ -41,8 +41,9 @@ class CreditServiceStub:
     """Returns an organization's current balance. Permission `balance.read`."""
     WatchBalance: _grpc.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
-    low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
-    Permission `balance.read`.
+    low-balance threshold, and spending at most once a second. Sends the same balance again after
+    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
+    caller or the server ends it. Permission `balance.read`.
     """
     GetPricing: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetPricingRequest, _credit_service_pb2.GetPricingResponse]
     """Returns the prices of sends and of credits. Permission `balance.read`."""
@@ -92,8 +93,9 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """Returns an organization's current balance. Permission `balance.read`."""
     WatchBalance: _aio.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]  # type: ignore[assignment]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
-    low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
-    Permission `balance.read`.
+    low-balance threshold, and spending at most once a second. Sends the same balance again after
+    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
+    caller or the server ends it. Permission `balance.read`.
     """
     GetPricing: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetPricingRequest, _credit_service_pb2.GetPricingResponse]  # type: ignore[assignment]
     """Returns the prices of sends and of credits. Permission `balance.read`."""
@@ -152,8 +154,9 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_credit_service_pb2.WatchBalanceResponse], _abc.AsyncIterator[_credit_service_pb2.WatchBalanceResponse]]:
         """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
-        low-balance threshold, and spending at most once a second. Ends only when the caller or the server ends it.
-        Permission `balance.read`.
+        low-balance threshold, and spending at most once a second. Sends the same balance again after
+        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
+        caller or the server ends it. Permission `balance.read`.
         """
 
     @_abc_1.abstractmethod
