@@ -33,7 +33,11 @@ Connection = AsyncConnection[Row]
 
 APPLICATION_ROLE: Final = "pulsa_application"
 """The role of the server's connections: it may not change or delete a ledger entry. migrate.py grants its rights."""
-AVAILABLE = Gauge("pulsa_database_available", "1 while the database can be reached, 0 otherwise.")
+AVAILABLE: Final = Gauge(
+    "pulsa_database_available",
+    "1 while the database can be reached, 0 otherwise; with several workers, 0 when one of them cannot.",
+    multiprocess_mode="livemin",
+)
 
 # A pipeline's plans are made once and kept, possibly since the tables were empty. A plan that reads a whole table is
 # cheap then and very expensive later. Every statement of the server finds its rows by key, so only plans that use an

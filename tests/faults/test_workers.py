@@ -144,6 +144,7 @@ async def test_the_metrics_of_all_workers_are_summed(deployment: ProcessDeployme
         streams = [await watch(deployment, stub) for stub in stubs]
         assert await metric(deployment, "pulsa_rpc_requests_total", rpc="GetBalance", code="OK") == CONNECTIONS
         await until(lambda: equals(in_flight, len(streams)))
+        assert await metric(deployment, "pulsa_database_available") == 1
         for pid in worker_pids(supervisor).values():
             os.kill(pid, signal.SIGKILL)
         await until(lambda: equals(in_flight, 0))
