@@ -4,60 +4,12 @@ A name is `PULSA_`, the group and the field below, joined by `_`: `PULSA_STRIPE_
 With `_FILE` appended, it names a file that holds the value; meant for secrets.
 """
 
-import json
-import re
-from base64 import b64decode
-from binascii import Error as Base64Error
 from pathlib import Path
 from typing import Annotated, Literal
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
-KEY_BYTES = 32
-"""Length of each encryption key and of the digest key."""
-ADDRESS = r"^\S+:\d{1,5}$"
-"""Pattern of `host:port`."""
-_AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
-
-
-def _words(value: object) -> object:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
-
-
-def _json(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) else value
-
-
-def _is_database(value: SecretStr | None) -> SecretStr | None:
-    try:
-        conninfo_to_dict(value.get_secret_value() if value else "")
-    except ProgrammingError:  # its text quotes the URL, password included
-        raise ValueError("not a PostgreSQL URL") from None
-    return value
-
-
-def _are_areas(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(_AREA.fullmatch(area) for area in value):
-        raise ValueError("must be country codes such as ID, or number prefixes such as +62812")
-    return value
-
-
-Words = BeforeValidator(_words)
-"""A list, separated by commas."""
-Json = BeforeValidator(_json)
-"""A JSON value."""
-AreAreas = AfterValidator(_are_areas)
-"""Country codes (ISO 3166-1 alpha-2, or 001 for numbers of no country) and number prefixes (E.164)."""
-IsDatabase = AfterValidator(_is_database)
-"""A connection URL that psycopg accepts."""
-
-
-class Group(BaseModel):
-    """A group of related settings; immutable."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+from server.setting_types import ADDRESS, AreAreas, Group, IsDatabase, Json, Words, key_bytes
 
 
 class Log(Group):
@@ -167,14 +119,14 @@ class Secret(Group):
             name, _, value = entry.strip().partition(":")
             if not name or name in ring:
                 raise ValueError("PULSA_SECRET_KEYS: must be id:base64 entries with distinct ids")
-            ring[name] = _key("PULSA_SECRET_KEYS", value)
+            ring[name] = key_bytes("PULSA_SECRET_KEYS", value)
         return ring
 
     def digest(self) -> bytes:
         """The digest key. Raises ValueError when PULSA_SECRET_DIGEST_KEY is unset or malformed."""
         if self.digest_key is None:
             raise ValueError("PULSA_SECRET_DIGEST_KEY: is needed")
-        return _key("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value())
+        return key_bytes("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value())
 
 
 class Limit(Group):
@@ -488,13 +440,3 @@ class Settings(Group):
     twilio: Twilio = Twilio()
     vonage: Vonage = Vonage()
     sandbox: Sandbox = Sandbox()
-
-
-def _key(name: str, value: str) -> bytes:
-    try:
-        key = b64decode(value, validate=True)
-    except Base64Error:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise ValueError(f"{name}: must be base64 of {KEY_BYTES} bytes")
-    return key

@@ -13,7 +13,8 @@ from server.providers.templates import Templates
 from server.providers.twilio import Twilio, TwilioSettings
 from server.providers.vonage import Vonage, VonageSettings
 from server.providers.whatsapp import WhatsApp, WhatsAppSettings
-from server.settings import Group, Settings
+from server.setting_types import Group
+from server.settings import Settings
 
 _TRY_NEXT = frozenset({OutcomeKind.NOT_SENT, OutcomeKind.REJECTED_CONFIGURATION})
 

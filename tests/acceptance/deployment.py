@@ -17,9 +17,10 @@ from server.environment import load_settings
 from server.failpoints import Failpoint
 from server.providers.console import Console
 from server.providers.provider import Channel
-from server.sandbox.messages import message_page
+from server.sandbox.providers import message_page
 from server.sandbox.stripe import start_stripe_sandbox
-from server.settings import KEY_BYTES, Settings
+from server.setting_types import KEY_BYTES
+from server.settings import Settings
 from server.webhook.relay import Relay
 from server.webhook.sidecar import PATH, start_sidecar
 from tests.callers import Caller

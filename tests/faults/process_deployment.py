@@ -18,7 +18,7 @@ import psycopg
 from server.cli.token import DevelopmentKey, development_key
 from server.sandbox.relay import Mail, Relay
 from server.sandbox.stripe import StripeSandbox, start_stripe_sandbox
-from server.settings import KEY_BYTES
+from server.setting_types import KEY_BYTES
 from server.webhook.sidecar import PATH
 from tests.callers import Caller
 from tests.faults.processes import Process

@@ -1,0 +1,65 @@
+"""The types of settings' values: what each accepts from an environment variable, and how it is read."""
+
+import json
+import re
+from base64 import b64decode
+from binascii import Error as Base64Error
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
+
+KEY_BYTES = 32
+"""Length of each encryption key and of the digest key."""
+ADDRESS = r"^\S+:\d{1,5}$"
+"""Pattern of `host:port`."""
+_AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
+
+
+def _words(value: object) -> object:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _json(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _is_database(value: SecretStr | None) -> SecretStr | None:
+    try:
+        conninfo_to_dict(value.get_secret_value() if value else "")
+    except ProgrammingError:  # its text quotes the URL, password included
+        raise ValueError("not a PostgreSQL URL") from None
+    return value
+
+
+def _are_areas(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_AREA.fullmatch(area) for area in value):
+        raise ValueError("must be country codes such as ID, or number prefixes such as +62812")
+    return value
+
+
+Words = BeforeValidator(_words)
+"""A list, separated by commas."""
+Json = BeforeValidator(_json)
+"""A JSON value."""
+AreAreas = AfterValidator(_are_areas)
+"""Country codes (ISO 3166-1 alpha-2, or 001 for numbers of no country) and number prefixes (E.164)."""
+IsDatabase = AfterValidator(_is_database)
+"""A connection URL that psycopg accepts."""
+
+
+class Group(BaseModel):
+    """A group of related settings; immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def key_bytes(name: str, value: str) -> bytes:
+    """Decode a key; raises ValueError, which names `name`, unless it is base64 of KEY_BYTES bytes."""
+    try:
+        key = b64decode(value, validate=True)
+    except Base64Error:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{name}: must be base64 of {KEY_BYTES} bytes")
+    return key
