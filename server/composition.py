@@ -336,7 +336,11 @@ def _open_interceptor(stack: AsyncExitStack, settings: Settings, registry: Colle
         calls_at_once=settings.limit.calls_at_once,
         streams_at_once=settings.limit.streams_at_once,
     )
-    for background in (verifier.reload_on_change(), interceptor.metrics.publish_in_flight()):
+    for background in (
+        verifier.reload_on_change(),
+        interceptor.end_streams_with_their_tokens(),
+        interceptor.metrics.publish_in_flight(),
+    ):
         stack.callback(asyncio.create_task(background).cancel)
     return interceptor
 

@@ -16,11 +16,18 @@ from typing import Any, Final
 
 import jwt
 import structlog
+from prometheus_client import Gauge
 
 from server.api.jwks import KeySet, VerificationKey, read_keys
 from server.api.permissions import ALL_PERMISSIONS
 from server.errors import TokenInvalid
 from server.ids import ORGANIZATION_ID
+
+READ_TIME: Final = Gauge(
+    "pulsa_token_keys_read_timestamp_seconds",
+    "Unix time at which the file of token keys was last read and usable; with several workers, the earliest.",
+    multiprocess_mode="livemin",
+)
 
 ANY_ORGANIZATION: Final = "*"
 ALL: Final = "*"
@@ -43,6 +50,8 @@ class Caller:
     permissions: frozenset[str]
     expire_time: float
     """Unix time in seconds."""
+    key: VerificationKey
+    """The key that verified the token."""
 
 
 class TokenVerifier:
@@ -74,6 +83,7 @@ class TokenVerifier:
         self.unusable_keys: tuple[str, ...] = ()
         """The names of the keys that were skipped: see KeySet.unusable."""
         self._set_keys(read_keys(self._content))
+        READ_TIME.set(clock())
         self._callers: OrderedDict[str, Caller] = OrderedDict()
 
     def verify(self, token: str) -> Caller:
@@ -91,6 +101,10 @@ class TokenVerifier:
             self._callers.move_to_end(token)
         return caller
 
+    def still_accepts(self, caller: Caller) -> bool:
+        """Whether the caller's token would be accepted now: it has not expired, and its key was not removed."""
+        return caller.expire_time + self._leeway_seconds > self._clock() and caller.key in self._keys
+
     def reload(self) -> None:
         """Read the keys again and clear the cache if the file changed; log an unusable file and keep the old keys.
 
@@ -103,6 +117,7 @@ class TokenVerifier:
             self._log_error(type(error).__name__)
             return
         self._logged_error = ""
+        READ_TIME.set(self._clock())
         if found is not None:
             self._content = content
             self._set_keys(found)
@@ -133,7 +148,7 @@ class TokenVerifier:
             for key in self._candidates(header):
                 claims = self._claims(token, key)
                 if claims is not None:
-                    return _caller(claims)
+                    return _caller(claims, key)
         except Exception as error:  # noqa: BLE001 - any error that a hostile token causes is a refusal
             _log.debug("token_refused", why=type(error).__name__)
         raise TokenInvalid
@@ -160,7 +175,7 @@ class TokenVerifier:
             return None  # another key may have signed it
 
 
-def _caller(claims: dict[str, Any]) -> Caller:
+def _caller(claims: dict[str, Any], key: VerificationKey) -> Caller:
     subject, organization_id, permissions = claims["sub"], claims["organization_id"], claims["permissions"]
     if not isinstance(permissions, list) or not all(isinstance(permission, str) for permission in permissions):
         raise ValueError("permissions is not a list of strings")
@@ -169,7 +184,7 @@ def _caller(claims: dict[str, Any]) -> Caller:
     granted = frozenset(permissions)
     if organization_id == ANY_ORGANIZATION and ALL in granted:
         granted |= ALL_PERMISSIONS
-    return Caller(subject, organization_id, granted, float(claims["exp"]))
+    return Caller(subject, organization_id, granted, float(claims["exp"]), key)
 
 
 def mint(

@@ -71,7 +71,7 @@ class CreditService:
     async def WatchBalance(
         self, request: pb.WatchBalanceRequest, _: Call
     ) -> AsyncGenerator[pb.WatchBalanceResponse, None]:
-        """Stream the current balance and each change, until the caller or the server ends the stream."""
+        """Stream the current balance and each change, until the caller, the server or the token's end ends it."""
         async with aclosing(self._dependencies.balance_streams.follow(request.organization_id)) as balances:
             async for balance in balances:
                 yield pb.WatchBalanceResponse(balance=self._balance_message(balance))

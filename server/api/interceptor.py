@@ -48,6 +48,7 @@ is alone, 4/9 when two compete, and a newcomer always finds a place."""
 _RESERVE: Final = 8
 """One place in 8 is not for sends: under overload a VerifyOtp or GetBalance goes before a SendOtp."""
 _SENDS: Final = ("SendOtp", "ResendOtp")
+_TOKEN_CHECK_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -192,7 +193,7 @@ class Interceptor:
         self._access_log = AccessLog()
         self._overloaded = error_status(Overloaded(retry_after_seconds=overload_retry_seconds))
         self._deadline_passed = error_status(DeadlineExceeded())
-        self._open_streams: set[asyncio.Task[Any]] = set()
+        self._open_streams: dict[asyncio.Task[Any], Caller] = {}
         self._closing = False
 
     def handler(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
@@ -217,6 +218,17 @@ class Interceptor:
         self._closing = True
         for task in self._open_streams:
             task.cancel()
+
+    async def end_streams_with_their_tokens(self) -> None:
+        """End each stream within a second of the end of its token, or of the removal of its key, until cancelled.
+
+        The caller gets TokenInvalid, as for a call with that token.
+        """
+        while True:
+            await asyncio.sleep(_TOKEN_CHECK_SECONDS)
+            for task, caller in self._open_streams.items():
+                if not self._verifier.still_accepts(caller):
+                    task.cancel()
 
     def _method_handler(self, descriptor: MethodDescriptor, permission: str, servicer: object) -> LimitedHandler:
         method: Any = getattr(servicer, descriptor.name, None)
@@ -268,7 +280,7 @@ class Interceptor:
                     if has_organization and not (entered := concurrency.enter(organization := request.organization_id)):
                         status = self._overloaded
                     elif rpc.streams:
-                        await self._stream(method(request, call), context)
+                        await self._stream(method(request, call), caller, context)
                     else:
                         response = await method(request, call)
                         answer = response if isinstance(response, bytes) else response.SerializeToString()
@@ -303,10 +315,10 @@ class Interceptor:
             raise PermissionMissing(permission=permission)
         return caller
 
-    async def _stream(self, responses: AsyncGenerator[Any, None], context: Context) -> None:
+    async def _stream(self, responses: AsyncGenerator[Any, None], caller: Caller, context: Context) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of grpc.aio always runs in a task
-        self._open_streams.add(task)
+        self._open_streams[task] = caller
         try:
             async with aclosing(responses):
                 if self._closing:
@@ -314,11 +326,14 @@ class Interceptor:
                 async for response in responses:
                     await context.write(response.SerializeToString())
         except asyncio.CancelledError:
-            if not self._closing:
+            has_token = self._verifier.still_accepts(caller)
+            if has_token and not self._closing:
                 raise
             task.uncancel()
+            if not has_token:
+                raise TokenInvalid from None
         finally:
-            self._open_streams.discard(task)
+            del self._open_streams[task]
 
     def _incident(self, rpc: _Rpc, error: Exception) -> ErrorStatus:
         incident_id = str(new_id())

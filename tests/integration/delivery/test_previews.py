@@ -5,6 +5,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pulsa.credit.v1 import channel_pb2
 from pulsa.error.v1 import error_reason_pb2
 from pulsa.otp.v1 import otp_service_pb2 as pb
@@ -12,6 +13,7 @@ from pulsa.otp.v1.destination_pb2 import Destination
 
 from server.api.auth import Caller
 from server.api.interceptor import Call
+from server.api.jwks import VerificationKey
 from server.api.otp_service import OtpDependencies, OtpService
 from server.api.validation import compile_validation
 from server.errors import DomainError, InvalidDestination
@@ -24,6 +26,8 @@ from server.postgres.batcher import Batching
 from server.providers.provider import Channel
 from tests.integration.delivery.harness import EMAIL, SMS, WHATSAPP, DeliveryHarness, OpenHarness
 
+KEY = VerificationKey(Ed25519PrivateKey.generate().public_key(), "EdDSA", None)
+ANN = Caller("ann", "acme", frozenset(), math.inf, KEY)
 IMPOSSIBLE = RawDestination(Channel.SMS, "+620", "destination.sms")
 
 
@@ -103,7 +107,7 @@ async def test_the_rpc_answers_with_the_preview_and_nothing_else(harness: Delive
     )
     service, call = (
         OtpService(dependencies_of(harness)),
-        Call(Caller("ann", "acme", frozenset(), math.inf), math.inf, compile_validation(pb.SendOtpRequest.DESCRIPTOR)),
+        Call(ANN, math.inf, compile_validation(pb.SendOtpRequest.DESCRIPTOR)),
     )
 
     async def answer(payload: bytes) -> pb.SendOtpResponse:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from server.api import auth
@@ -80,6 +82,48 @@ def test_keys_are_rotated_and_a_removed_key_is_refused_at_once(file: Path) -> No
     verifier.reload()
     assert is_good(verifier, token(NEW, "new"))
     assert not is_good(verifier, token(OLD, "old"))
+
+
+def test_a_token_is_accepted_until_it_ends_or_its_key_is_removed(file: Path) -> None:
+    now = time.time()
+    verifier = TokenVerifier(file, leeway_seconds=5, clock=lambda: now)
+    caller = verifier.verify(token(OLD, "old"))
+
+    file.write_bytes(jwks(new=NEW, old=OLD))
+    verifier.reload()
+    assert verifier.still_accepts(caller)
+    now = caller.expire_time + 4
+    assert verifier.still_accepts(caller)
+    now = caller.expire_time + 5
+    assert not verifier.still_accepts(caller)
+
+    now = time.time()
+    file.write_bytes(jwks(new=NEW))
+    verifier.reload()
+    assert not verifier.still_accepts(caller)
+
+
+def test_the_time_of_the_last_usable_file_is_a_metric(file: Path) -> None:
+    def read_time() -> float | None:
+        return REGISTRY.get_sample_value("pulsa_token_keys_read_timestamp_seconds")
+
+    now = 1000.0
+    verifier = TokenVerifier(file, clock=lambda: now)
+    assert read_time() == 1000
+
+    now = 1001.0
+    verifier.reload()
+    assert read_time() == 1001
+
+    now = 1002.0
+    good = file.read_bytes()
+    file.write_bytes(b"{")
+    verifier.reload()
+    assert read_time() == 1001
+
+    file.write_bytes(good)
+    verifier.reload()
+    assert read_time() == 1002
 
 
 @pytest.mark.parametrize(

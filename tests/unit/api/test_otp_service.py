@@ -9,10 +9,12 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
 from server.api.auth import Caller
 from server.api.interceptor import Call
+from server.api.jwks import VerificationKey
 from server.api.otp_service import OtpDependencies, OtpService
 from server.api.validation import compile_validation
 from server.errors import DomainError, InvalidFields, WrongCode
@@ -23,7 +25,8 @@ from tests.unit.otps.sends import an_otp
 from tests.valid_requests import valid_request
 
 REQUEST = pb.VerifyOtpRequest.DESCRIPTOR
-ANN = Caller("ann", "*", frozenset(), math.inf)
+KEY = VerificationKey(Ed25519PrivateKey.generate().public_key(), "EdDSA", None)
+ANN = Caller("ann", "*", frozenset(), math.inf, KEY)
 WRONG_CODE, UNREADABLE = "111111", "222222"
 
 

@@ -122,8 +122,9 @@ class CreditServiceServicer:
     def WatchBalance(self, request, context):
         """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
         low-balance threshold, and spending at most once a second. Sends the same balance again after
-        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
-        caller or the server ends it. Permission `balance.read`.
+        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+        or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
+        key: open it again with a new token. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,8 +42,9 @@ class CreditServiceStub:
     WatchBalance: _grpc.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
     low-balance threshold, and spending at most once a second. Sends the same balance again after
-    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
-    caller or the server ends it. Permission `balance.read`.
+    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+    or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
+    key: open it again with a new token. Permission `balance.read`.
     """
     GetPricing: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetPricingRequest, _credit_service_pb2.GetPricingResponse]
     """Returns the prices of sends and of credits. Permission `balance.read`."""
@@ -94,8 +95,9 @@ class CreditServiceAsyncStub(CreditServiceStub):
     WatchBalance: _aio.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]  # type: ignore[assignment]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
     low-balance threshold, and spending at most once a second. Sends the same balance again after
-    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
-    caller or the server ends it. Permission `balance.read`.
+    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+    or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
+    key: open it again with a new token. Permission `balance.read`.
     """
     GetPricing: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetPricingRequest, _credit_service_pb2.GetPricingResponse]  # type: ignore[assignment]
     """Returns the prices of sends and of credits. Permission `balance.read`."""
@@ -155,8 +157,9 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_credit_service_pb2.WatchBalanceResponse], _abc.AsyncIterator[_credit_service_pb2.WatchBalanceResponse]]:
         """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
         low-balance threshold, and spending at most once a second. Sends the same balance again after
-        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends only when the
-        caller or the server ends it. Permission `balance.read`.
+        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+        or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
+        key: open it again with a new token. Permission `balance.read`.
         """
 
     @_abc_1.abstractmethod
