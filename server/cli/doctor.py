@@ -1,4 +1,7 @@
-"""`doctor`: checks everything that a deployment needs; each line is ok or says what to change."""
+"""`doctor`: checks everything that a deployment needs; each line is ok or says what to change.
+
+A line that begins with `warn` tells of something to change that does not keep the server from working.
+"""
 
 import asyncio
 import os
@@ -23,10 +26,11 @@ from server.settings import Settings
 _OLDEST_POSTGRES = 150000
 
 Check = Callable[[Settings], str]
+"""Returns what is ok. Raises UserWarning for a warning, and another error for what must be changed."""
 
 
 def doctor() -> int:
-    """Print a line per check, then every setting; return 0 when every check succeeds, 1 otherwise."""
+    """Print a line per check, then every setting; return 1 when a check fails, 0 otherwise."""
     settings = load_settings(os.environ)
     results = [_passes(name, check, settings) for name, check in _CHECKS]
     print("\nSettings, with their type and default:\n")
@@ -40,6 +44,8 @@ def doctor() -> int:
 def _passes(name: str, check: Check, settings: Settings) -> bool:
     try:
         print(f"ok    {name}: {check(settings)}")
+    except UserWarning as warning:
+        print(f"warn  {name}: {warning}")
     except StripeCallError as error:
         print(f"FAIL  {name}: Stripe refused the call: {error}")
         return False
@@ -57,9 +63,10 @@ def _secrets(settings: Settings) -> str:
 
 def _tokens(settings: Settings) -> str:
     file = required(settings.token.keys, "PULSA_TOKEN_KEYS")
-    verifier = TokenVerifier(file)
-    skipped = f"; skipped as unusable: {', '.join(verifier.unusable_keys)}" if verifier.unusable_keys else ""
-    return f"verified with the keys in {file}, audience {settings.token.audience}{skipped}"
+    found = f"verified with the keys in {file}, audience {settings.token.audience}"
+    if unusable := TokenVerifier(file).unusable_keys:
+        raise UserWarning(f"{found}; remove or mend those that cannot verify tokens: {', '.join(unusable)}")
+    return found
 
 
 def _encryption(settings: Settings) -> str:

@@ -221,7 +221,7 @@ def test_an_unusable_block_of_a_pem_file_is_skipped(file: Path) -> None:
     assert verifier.unusable_keys == ("key 1",)
 
 
-def test_doctor_names_the_keys_that_are_skipped(
+def test_doctor_warns_of_the_keys_that_are_skipped_and_names_them(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads(jwks(old=OLD))
@@ -231,7 +231,8 @@ def test_doctor_names_the_keys_that_are_skipped(
     monkeypatch.setattr(doctor, "_CHECKS", [(name, check) for name, check in doctor._CHECKS if name == "tokens"])
 
     assert doctor.doctor() == 0
-    line = f"ok    tokens: verified with the keys in {file}, audience pulsa; skipped as unusable: backup"
+    found = f"verified with the keys in {file}, audience pulsa"
+    line = f"warn  tokens: {found}; remove or mend those that cannot verify tokens: backup"
     assert line in capsys.readouterr().out.splitlines()
 
 
