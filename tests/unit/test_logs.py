@@ -12,18 +12,19 @@ import psycopg
 import pytest
 import structlog
 
-from server.logs import configure_logging, log_unhandled
+from server.logs import configure_logging, log_unhandled, safe_traceback
 
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("server")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
+    handlers, levels, raises = root.handlers[:], (root.level, ours.level), logging.raiseExceptions
     yield
     structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     ours.setLevel(levels[1])
+    logging.raiseExceptions = raises
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
@@ -119,6 +120,81 @@ def test_a_text_that_others_choose_is_one_short_line(style: str, capsys: pytest.
     assert len(output) < 10_000
     assert len(output.splitlines()) == 2
     assert "\x1b[2J" not in output
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_every_field_is_bounded_whatever_its_type(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json" if style == "json" else "console")
+    long = "x" * 1_000_000
+    log = structlog.get_logger("server.api")
+    log.info(
+        "call",
+        list=[long, "jane@mail.example"] * 1000,
+        map={long: long, "code": "918273"},
+        bytes=long.encode(),
+        number=10**10_000,
+        error=ValueError(long),
+        nested=[[long] * 1000],
+    )
+    log.info("call", **{f"field_{number}": long for number in range(1000)})
+
+    output = capsys.readouterr().err
+
+    assert len(output.splitlines()) == 2
+    assert len(output) < 200_000
+    assert "918273" not in output
+    assert "jane" not in output
+
+
+def test_numbers_texts_and_lists_of_them_are_logged_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json")
+    fields = {"count": 2**63, "seconds": 0.5, "alert": True, "status": None, "trace": ["ValueError", "a.py:1 in f"]}
+    structlog.get_logger("server.api").info("call", **fields)
+
+    (line,) = lines(capsys)
+
+    assert {name: line[name] for name in fields} == fields
+
+
+def test_a_trace_is_bounded_and_ends_when_an_error_is_its_own_cause() -> None:
+    def deeply(depth: int) -> None:
+        if depth:
+            deeply(depth - 1)
+        else:
+            error = ArithmeticError()
+            raise error from error
+
+    with pytest.raises(ArithmeticError) as caught:
+        deeply(500)
+
+    trace = safe_traceback(caught.value)
+    assert len(trace) <= 60
+    assert trace[0] == "ArithmeticError"
+    assert "raise error from error" in trace[25]
+
+
+def test_a_librarys_message_names_errors_without_their_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json")
+    log = logging.getLogger("another.package")
+    row = psycopg.errors.UniqueViolation("Key (destination)=(918273) already exists.")
+    log.warning("error ignored in %s: %s", "rollback", row)
+    log.warning(row)
+    log.warning("error ignored: %r", ValueError("918273"))
+    log.warning("error connecting: %s", psycopg.OperationalError("connection refused"))
+
+    assert [line["event"] for line in lines(capsys)] == [
+        "error ignored in rollback: UniqueViolation 23505",
+        "UniqueViolation 23505",
+        "error ignored: 'ValueError'",
+        "error connecting: connection refused",
+    ]
+
+
+def test_the_arguments_of_a_line_that_cannot_be_made_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="info", style="json")
+    logging.getLogger("another.package").warning("%d messages", "jane@mail.example")
+
+    assert "jane" not in capsys.readouterr().err
 
 
 def test_an_organization_id_is_shown_only_in_its_own_form(capsys: pytest.CaptureFixture[str]) -> None:
