@@ -359,6 +359,7 @@ def _listen_options(settings: Settings) -> ListenOptions:
         share_port=settings.workers > 1,
         reflection=settings.reflection,
         calls_waiting=settings.limit.calls_waiting,
+        calls_per_connection=settings.limit.calls_per_connection,
         keepalive_seconds=settings.keepalive_seconds,
     )
 

@@ -191,6 +191,13 @@ class Limit(Group):
         description="queued calls per process above which gRPC starts to cancel; at 125 % it cancels all. A larger "
         "value lets more callers of a burst receive RetryInfo, at the price of latency under sustained overload",
     )
+    calls_per_connection: int = Field(
+        default=480,
+        ge=1,
+        description="maximum calls and streams open on one connection; further ones wait in the caller's gRPC library, "
+        "or end there with UNAVAILABLE. Keep it below PULSA_LIMIT_CALLS_WAITING: then no connection fills the queue "
+        "alone. A caller with more streams opens more connections",
+    )
     streams_at_once: int = Field(
         default=1000,
         ge=1,

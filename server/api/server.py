@@ -72,6 +72,10 @@ class ListenOptions:
     all. A larger value makes served calls wait longer: one second at 2,000. With a smaller one, callers of a burst get
     CANCELLED instead of the interceptor's RESOURCE_EXHAUSTED with RetryInfo."""
 
+    calls_per_connection: int = 480
+    """Calls and streams open on one connection, also those whose token or body is still to come; the caller's gRPC
+    library keeps further ones. Below calls_waiting: otherwise one connection could have the calls of others ended."""
+
     keepalive_seconds: float = 30.0
     """Between two pings of a silent connection: below the 60 s after which nginx cuts a stream."""
 
@@ -82,6 +86,7 @@ class ListenOptions:
             *_OPTIONS,
             ("grpc.keepalive_time_ms", round(1000 * self.keepalive_seconds)),
             ("grpc.so_reuseport", int(self.share_port)),
+            ("grpc.max_concurrent_streams", self.calls_per_connection),
             ("grpc.server.max_pending_requests", self.calls_waiting),
             ("grpc.server.max_pending_requests_hard_limit", self.calls_waiting * 5 // 4),
         ]

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,54 @@ async def test_grpc_cancels_queued_calls_above_the_bound(tmp_path: Path) -> None
 
     assert set(ends) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
     assert len(stub_server.behavior.calls) == ends.count(grpc.StatusCode.OK)
+
+
+async def test_one_connection_does_not_have_the_queued_calls_of_another_cancelled(tmp_path: Path) -> None:
+    """Before their tokens are known, calls share only the queue."""
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    listening = ListenOptions(address="127.0.0.1:0", calls_waiting=40, calls_per_connection=30)
+    async with (
+        run_stub_server(tmp_path, listening=listening) as stub_server,
+        grpc.aio.insecure_channel(stub_server.address, own_connection) as greedy,
+        grpc.aio.insecure_channel(stub_server.address, own_connection) as modest,
+    ):
+        metadata = stub_server.metadata("otp.send")
+        await asyncio.gather(greedy.channel_ready(), modest.channel_ready())
+        ends, floods = [], []
+        for _ in range(10):
+            floods += [OtpServiceStub(greedy).SendOtp(send_request(), timeout=60) for _ in range(200)]
+            ends.append(await OtpServiceStub(modest).SendOtp(send_request(), metadata=metadata, timeout=60).code())
+        for flood in floods:
+            flood.cancel()
+
+    assert ends == [grpc.StatusCode.OK] * 10
+
+
+async def test_a_connection_has_a_limit_of_calls_and_streams_whose_bodies_are_not_there_yet(tmp_path: Path) -> None:
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    listening = ListenOptions(address="127.0.0.1:0", calls_per_connection=3)
+    async with (
+        run_stub_server(tmp_path, listening=listening) as stub_server,
+        grpc.aio.insecure_channel(stub_server.address, own_connection) as greedy,
+        grpc.aio.insecure_channel(stub_server.address, own_connection) as modest,
+    ):
+        metadata, body_may_come = stub_server.metadata("otp.send"), asyncio.Event()
+
+        async def late_body() -> AsyncIterator[bytes]:
+            await body_may_come.wait()
+            yield send_request().SerializeToString()
+
+        await greedy.channel_ready()
+        invoke: Any = greedy.stream_unary(SEND)
+        begun = [invoke(late_body(), metadata=metadata, timeout=60) for _ in range(3)]
+        await asyncio.gather(*(call.wait_for_connection() for call in begun))
+        further = await OtpServiceStub(greedy).SendOtp(send_request(), metadata=metadata, timeout=2).code()
+        of_another = await OtpServiceStub(modest).SendOtp(send_request(), metadata=metadata, timeout=60).code()
+        body_may_come.set()
+        ends = [await call.code() for call in begun]
+
+    assert (further, of_another) == (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OK)
+    assert ends == [grpc.StatusCode.OK] * 3
 
 
 async def test_open_streams_do_not_count_against_the_limit_of_calls(tmp_path: Path) -> None:
