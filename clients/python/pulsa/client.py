@@ -42,7 +42,8 @@ class PulsaClient:
     """Pulsa's services. Thread-safe. Close it after use, or use it in a `with` statement.
 
     A unary call raises PulsaError, and so does the result of its `future`, which does not wait. A stream raises
-    grpc.RpcError while it is read: pulsa.errors.explain converts it.
+    grpc.RpcError while it is read: pulsa.errors.explain converts it. It ends with its token, for the reason
+    TOKEN_INVALID: open it again, which asks for a new token.
     """
 
     def __init__(self, channel: grpc.Channel, *, token: Token, timeout_seconds: float = 10.0) -> None:
