@@ -102,10 +102,10 @@ class Pool:
 
     When a connection is lost, or does not answer in time, a task probes the database. As soon as the database takes
     writes, all connections are replaced, as the others are probably dead too. A URL may name several hosts: the
-    connections go to the one that takes writes.
+    connections go to the one that takes writes. With `read_only` they take none, and any host will do.
     """
 
-    def __init__(self, url: str, *, size: int, timeouts: Timeouts, role: str) -> None:
+    def __init__(self, url: str, *, size: int, timeouts: Timeouts, role: str, read_only: bool = False) -> None:
         self.conninfo = with_timeouts(url, timeouts)
         self.max_size = size
         self.timeouts = timeouts
@@ -114,6 +114,7 @@ class Pool:
         self.on_change: Callable[[bool], object] = lambda _: None
         """Called with the new value when `is_available` changes."""
         self._role = role
+        self._read_only = read_only
         self._pool = self._new_pool(self.conninfo)
         self._probing: asyncio.Task[None] | None = None
         self._is_decided = asyncio.Event()
@@ -210,7 +211,7 @@ class Pool:
                 connection = await BoundedConnection.connect(conninfo, autocommit=True)
                 try:
                     rows = await connection.execute("SHOW transaction_read_only")
-                    return conninfo if await rows.fetchone() == ("off",) else None
+                    return conninfo if await rows.fetchone() == ("off",) or self._read_only else None
                 finally:
                     await connection.close()
         except (psycopg.Error, TimeoutError):
@@ -268,6 +269,8 @@ class Pool:
             "statement_timeout": _milliseconds(self.timeouts.job),
             "idle_in_transaction_session_timeout": _milliseconds(self.timeouts.idle_in_transaction),
         }
+        if self._read_only:
+            settings["default_transaction_read_only"] = "on"
         await connection.execute(
             f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(settings))}", list(chain(*settings.items()))
         )
@@ -282,15 +285,18 @@ def with_timeouts(url: str, timeouts: Timeouts) -> str:
     }
     if "," in str(given.get("host") or given.get("hostaddr") or ""):
         bounds["target_session_attrs"] = "read-write"
-    return make_conninfo("", **{**_KEEPALIVE, **bounds, **given})
+    bounded = make_conninfo("", **{**_KEEPALIVE, **bounds, **given})
+    return make_conninfo("", **conninfo_to_dict(bounded))  # in libpq's order: the pool compares such texts
 
 
-async def open_pool(url: str, *, size: int, timeouts: Timeouts | None = None, role: str = APPLICATION_ROLE) -> Pool:
-    """Open a pool of `size` connections that act as `role`.
+async def open_pool(
+    url: str, *, size: int, timeouts: Timeouts | None = None, role: str = APPLICATION_ROLE, read_only: bool = False
+) -> Pool:
+    """Open a pool of `size` connections that act as `role`, and with `read_only` may not write.
 
     Does not wait for the database: a server that starts during an outage answers DATABASE_UNAVAILABLE until it ends.
     """
-    pool = Pool(url, size=size, timeouts=timeouts or Timeouts(), role=role)
+    pool = Pool(url, size=size, timeouts=timeouts or Timeouts(), role=role, read_only=read_only)
     await pool.open()
     return pool
 

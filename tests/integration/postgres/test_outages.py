@@ -179,6 +179,25 @@ async def test_a_start_reaches_the_second_host_behind_a_silent_one(database_url:
             assert await one(pool) == 1
 
 
+async def test_the_connections_of_a_start_are_kept_when_the_database_answers(database_url: str) -> None:
+    async with pool_of(database_url) as pool:
+        opened = pool._pool
+        assert await one(pool) == 1  # waits for the first look
+        assert pool._pool is opened
+
+
+async def test_a_read_only_pool_reads_and_cannot_write(database_url: str) -> None:
+    pool = await open_pool(database_url, size=1, timeouts=TIMEOUTS, read_only=True)
+    try:
+        assert await one(pool) == 1
+        with pytest.raises(DatabaseUnavailable) as refused:
+            async with acquire(pool) as connection:
+                await connection.execute("DELETE FROM notices")
+        assert isinstance(refused.value.__cause__, psycopg.errors.ReadOnlySqlTransaction)
+    finally:
+        await pool.close()
+
+
 async def test_a_transaction_that_idles_is_ended_and_its_caller_hears_of_the_database(database_url: str) -> None:
     async with pool_of(database_url) as pool:
         with pytest.raises(DatabaseUnavailable):  # noqa: PT012 - the statements of one transaction
