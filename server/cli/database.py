@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import psycopg
-import structlog
 
 from server.composition import open_crypto, timeouts_of
 from server.credits.audit import AuditReport, audit_all
@@ -18,11 +17,9 @@ from server.logs import configure_logging
 from server.otps.crypto import Crypto
 from server.otps.key_rotation import COLUMNS, Progress, find_needed_keys, reseal
 from server.postgres import embedded
-from server.postgres.migrate import migrate
+from server.postgres.migrate import SchemaError, migrate
 from server.postgres.pool import BoundedConnection, open_pool, with_timeouts
 from server.settings import Settings
-
-_log = structlog.get_logger(__name__)
 
 _PROGRESS_ROWS: Final = 50_000
 _POOLER_SECONDS: Final = 5.0
@@ -183,12 +180,10 @@ def _prepare(settings: Settings, url: str) -> None:
         owner_url = with_timeouts(owner.get_secret_value(), timeouts_of(settings.database))
         _refuse_shared_sessions(owner_url, "PULSA_DATABASE_OWNER_URL")
     try:
-        migrations = migrate(owner_url if owner else url)
-    except (psycopg.OperationalError, ValueError) as error:
+        migrate(owner_url if owner else url)
+    except (psycopg.OperationalError, SchemaError) as error:
         name = "PULSA_DATABASE_OWNER_URL" if owner else "PULSA_DATABASE_URL"
         raise SettingsError(f"{name}: {str(error).splitlines()[0]}") from error
-    for migration in migrations:
-        _log.info("migrated", version=migration.version, name=migration.name)
 
 
 async def _audit(settings: Settings, url: str) -> AuditReport:
