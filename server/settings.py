@@ -68,7 +68,11 @@ class Database(Group):
         default=False,
         description="PULSA_DATABASE_URL is a Citus coordinator; a transaction then spans one organization only",
     )
-    migrate: bool = Field(default=True, description="apply missing migrations at start")
+    migrate: bool = Field(
+        default=False,
+        description="serve applies missing migrations at its start; false: only migrate does. An embedded PostgreSQL "
+        "is migrated by either",
+    )
 
 
 class Tls(Group):

@@ -9,20 +9,26 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import psycopg
+import structlog
+from pydantic import SecretStr
 
 from server.composition import open_crypto, timeouts_of
 from server.credits.audit import AuditReport, audit_all
 from server.environment import SettingsError, load_settings
+from server.errors import RetryLater
 from server.logs import configure_logging
 from server.otps.crypto import Crypto
 from server.otps.key_rotation import COLUMNS, Progress, find_needed_keys, reseal
 from server.postgres import embedded
-from server.postgres.migrate import SchemaError, migrate
+from server.postgres.migrate import READ_ONLY, SchemaError, first_line, look, migrate
 from server.postgres.pool import BoundedConnection, open_pool, with_timeouts
 from server.settings import Settings
 
+_log = structlog.get_logger(__name__)
+
 _PROGRESS_ROWS: Final = 50_000
 _POOLER_SECONDS: Final = 5.0
+_LOOK_AGAIN_SECONDS: Final = 1.0
 
 
 class SharedSession(Exception):
@@ -38,34 +44,62 @@ class SharedSession(Exception):
 
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
-    """Yield the URL of the configured PostgreSQL, or of an embedded one that runs while the block does.
+    """Yield the URL of the configured PostgreSQL, or of an embedded one that runs while the block does: for a server.
 
-    Applies missing migrations first, unless PULSA_DATABASE_MIGRATE is false. Raises SettingsError when that fails, and
-    for a pooler that shares sessions.
+    Applies missing migrations to an embedded one, and with PULSA_DATABASE_MIGRATE to any. Raises SettingsError when
+    that fails, when the schema lacks migrations, and for a pooler that shares sessions. A database that is away or
+    takes no writes is only logged: the server waits for it.
     """
-    if settings.database.url is not None:
-        url = with_timeouts(settings.database.url.get_secret_value(), timeouts_of(settings.database))
-        _refuse_shared_sessions(url, "PULSA_DATABASE_URL")
-        _prepare(settings, url)
+    with _opened(settings, settings.database.url) as url:
+        if settings.database.url is None or settings.database.migrate:
+            _migrate(settings, url)
+        _check(url)
         yield url
-        return
-    with embedded.start(settings.data / "postgres") as postgres:
-        _prepare(settings, postgres.url)
-        yield postgres.url
+
+
+@contextmanager
+def existing_database(settings: Settings, *, writes: bool) -> Iterator[str]:
+    """As `database`, for a command: never migrates, and a database must be there, with this version's schema.
+
+    A standby will do unless the command `writes`. Raises SettingsError, also when the database goes away in the block.
+    """
+    if settings.database.url is None and not (settings.data / "postgres" / "data").exists():
+        raise SettingsError(f"PULSA_DATABASE_URL: is needed, as there is no embedded PostgreSQL in {settings.data}")
+    configure_logging(level=settings.log.level, style="console")
+    with _opened(settings, settings.database.url) as url, _naming("PULSA_DATABASE_URL"):
+        found = asyncio.run(look(url))
+        asyncio.run(check_own_sessions(url))
+        found.require(writes=writes)
+        yield url
+
+
+async def refuse_old_schema(url: str) -> None:
+    """Raise SettingsError when the schema lacks migrations, as soon as the database can be reached; never return.
+
+    For a server that began before its database.
+    """
+    with _naming("PULSA_DATABASE_URL"):
+        while True:
+            try:
+                (await look(url)).require(writes=False, may_be_newer=True)
+                await asyncio.Event().wait()
+            except psycopg.OperationalError:
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def migrate_database() -> None:
     """`migrate`: apply missing migrations and log each."""
-    settings = load_settings({**os.environ, "PULSA_DATABASE_MIGRATE": "true"})
+    settings = load_settings(os.environ)
     configure_logging(level="info", style="console")
-    with database(settings):
-        print("the schema is up to date")
+    with _opened(settings, settings.database.owner_url or settings.database.url) as url:
+        _migrate(settings, url)
+    print("the schema is up to date")
 
 
 def audit() -> int:
     """`audit`: replay every ledger and print inconsistencies; return 0 when there are none, 1 otherwise."""
     settings = load_settings(os.environ)
-    with database(settings) as url:
+    with existing_database(settings, writes=False) as url:
         report = asyncio.run(_audit(settings, url))
     for finding in report.findings:
         print(f"{finding.organization_id}: {finding.rule}: {finding.description}")
@@ -81,7 +115,7 @@ def rotate() -> int:
     """
     settings = load_settings(os.environ)
     crypto = open_crypto(settings)
-    with database(settings) as url:
+    with existing_database(settings, writes=True) as url:
         needed = asyncio.run(_rotate(settings, url, crypto))
     for line in key_report(crypto, needed):
         print(line)
@@ -134,12 +168,12 @@ async def check_own_sessions(url: str) -> None:
     except (psycopg.Error, TimeoutError):
         return
     try:
-        await _check(client, url)
+        await _compare_sessions(client, url)
     finally:
         await client.close()
 
 
-async def _check(client: BoundedConnection, url: str) -> None:
+async def _compare_sessions(client: BoundedConnection, url: str) -> None:
     try:
         session = await _session_of(client)
         if session == client.pgconn.backend_pid:  # no pooler: it would have given a number of its own
@@ -165,29 +199,55 @@ async def _session_of(connection: BoundedConnection) -> int:
     return int(row[0])
 
 
-def _refuse_shared_sessions(url: str, name: str) -> None:
-    try:
-        asyncio.run(check_own_sessions(url))
-    except SharedSession as error:
-        raise SettingsError(f"{name}: {error}") from error
-
-
-def _prepare(settings: Settings, url: str) -> None:
-    if not settings.database.migrate:
+@contextmanager
+def _opened(settings: Settings, url: SecretStr | None) -> Iterator[str]:
+    """Yield the URL with its time-outs, or without one that of the embedded PostgreSQL."""
+    if url is not None:
+        yield with_timeouts(url.get_secret_value(), timeouts_of(settings.database))
         return
-    owner = settings.database.owner_url
-    if owner:
-        owner_url = with_timeouts(owner.get_secret_value(), timeouts_of(settings.database))
-        _refuse_shared_sessions(owner_url, "PULSA_DATABASE_OWNER_URL")
+    with embedded.start(settings.data / "postgres") as postgres:
+        yield postgres.url
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn what an operator can mend into a SettingsError of one line that names the setting of the URL."""
     try:
-        migrate(owner_url if owner else url)
-    except (psycopg.OperationalError, SchemaError) as error:
-        name = "PULSA_DATABASE_OWNER_URL" if owner else "PULSA_DATABASE_URL"
-        raise SettingsError(f"{name}: {str(error).splitlines()[0]}") from error
+        yield
+    except RetryLater as error:
+        raise SettingsError(f"{name}: {first_line(error.__cause__ or error)}") from error
+    except (SchemaError, SharedSession, psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
+        raise SettingsError(f"{name}: {first_line(error)}") from error
+
+
+def _check(url: str) -> None:
+    with _naming("PULSA_DATABASE_URL"):
+        try:
+            found = asyncio.run(look(url))
+        except psycopg.OperationalError as error:
+            _log.warning("waiting for the database", reason=first_line(error))
+            return
+        asyncio.run(check_own_sessions(url))
+        found.require(writes=False, may_be_newer=True)
+    if found.is_newer:
+        _log.warning("the schema is newer than the server", migration=found.version, newest=found.newest)
+    if not found.takes_writes:
+        _log.warning("waiting for the database", reason=READ_ONLY)
+
+
+def _migrate(settings: Settings, url: str) -> None:
+    """Migrate with the owner's URL, if there is one, otherwise with `url`."""
+    name, owner = "PULSA_DATABASE_URL", settings.database.owner_url
+    if owner is not None:
+        name, url = "PULSA_DATABASE_OWNER_URL", with_timeouts(owner.get_secret_value(), timeouts_of(settings.database))
+    with _naming(name):
+        asyncio.run(look(url, role=None))  # fails in time where a migration, which may take long, would wait
+        asyncio.run(check_own_sessions(url))
+        migrate(url)
 
 
 async def _audit(settings: Settings, url: str) -> AuditReport:
-    pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database))
+    pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database), read_only=True)
     try:
         return await audit_all(pool, deliveries_kept=timedelta(days=settings.delivery.retention_days))
     finally:

@@ -10,20 +10,18 @@ from collections.abc import Callable, Sequence
 import psycopg
 
 from server.api.auth import TokenVerifier
-from server.cli.database import database
+from server.cli.database import existing_database
 from server.composition import check_lease, open_stripe, required, signing_secrets
 from server.credits.pricing import load_pricing
 from server.credits.stripe.errors import StripeCallError
 from server.environment import SettingsError, load_settings, variables
-from server.postgres.migrate import current_version, load_migrations
+from server.postgres.migrate import look
 from server.postgres.pool import APPLICATION_ROLE
 from server.providers.console import Console
 from server.providers.provider import Channel
 from server.providers.routing import open_providers
 from server.providers.templates import load_templates
 from server.settings import Settings
-
-_OLDEST_POSTGRES = 150000
 
 Check = Callable[[Settings], str]
 """Returns what is ok. Raises UserWarning for a warning, and another error for what must be changed."""
@@ -94,14 +92,9 @@ def _channels(settings: Settings) -> str:
 
 
 def _database(settings: Settings) -> str:
-    with database(settings) as url, psycopg.connect(url) as connection:
-        if connection.info.server_version < _OLDEST_POSTGRES:
-            raise ValueError(f"PostgreSQL 15 or newer is required; this is {connection.info.server_version // 10000}")
-        version, newest = current_version(connection), len(load_migrations())
-        if version != newest:
-            raise ValueError(f"the schema is at migration {version} of {newest}: run python -m server migrate")
-        connection.execute(f"SET ROLE {APPLICATION_ROLE}")
-        return f"PostgreSQL {connection.info.server_version // 10000}, migration {version}, role {APPLICATION_ROLE}"
+    with existing_database(settings, writes=True) as url:
+        found = asyncio.run(look(url))
+    return f"PostgreSQL {found.postgres // 10000}, migration {found.version}, role {APPLICATION_ROLE}"
 
 
 def _stripe(settings: Settings) -> str:

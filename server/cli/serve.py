@@ -12,7 +12,7 @@ import structlog
 import uvloop
 
 from server.api.server import pinned_polling_thread
-from server.cli.database import database
+from server.cli.database import database, refuse_old_schema
 from server.cli.workers import Supervisor, wait_until_orphaned
 from server.composition import running
 from server.environment import load_settings
@@ -74,8 +74,10 @@ async def _serve(settings: Settings, url: str, *, supervisor: int | None) -> Non
             await stack.enter_async_context(pinned_polling_thread())
         tune_garbage_collector()
         _log.info("listening", address=settings.listen, port=server.port)
-        ends = [asyncio.ensure_future(wait_for_stop_signal())]
+        ends = [asyncio.ensure_future(wait_for_stop_signal()), asyncio.ensure_future(refuse_old_schema(url))]
         if supervisor is not None:
             ends.append(asyncio.ensure_future(wait_until_orphaned(supervisor)))
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         _log.info("draining")
+        for end in ended:
+            end.result()  # raises what refuse_old_schema has found

@@ -6,11 +6,12 @@ import os
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
-from server.cli.database import database
-from server.composition import open_credits, open_shared, open_stripe
+from server.cli.database import existing_database
+from server.composition import open_credits, open_shared, open_stripe, timeouts_of
 from server.credits.stripe.errors import StripeCallError
 from server.credits.stripe.reconcile import find_drift
 from server.environment import load_settings
+from server.postgres.pool import open_pool
 from server.settings import Settings
 
 
@@ -27,7 +28,7 @@ def reconcile(arguments: argparse.Namespace) -> int:
     """`reconcile`: print how Stripe and the top-ups of the last 35 days differ; return 1 when they do, 0 otherwise."""
     settings = load_settings(os.environ)
     try:
-        with database(settings) as url:
+        with existing_database(settings, writes=arguments.event is not None) as url:
             if arguments.event:
                 return asyncio.run(_replay(settings, url, arguments.event))
             return asyncio.run(_report(settings, url))
@@ -38,10 +39,11 @@ def reconcile(arguments: argparse.Namespace) -> int:
 
 async def _report(settings: Settings, url: str) -> int:
     async with AsyncExitStack() as stack:
-        shared = await open_shared(stack, settings, url, None)
         stripe_client = open_stripe(settings)
         stack.push_async_callback(stripe_client.close)
-        report = await find_drift(shared.pool, stripe_client, environment=settings.environment, now=datetime.now(UTC))
+        pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database), read_only=True)
+        stack.push_async_callback(pool.close)
+        report = await find_drift(pool, stripe_client, environment=settings.environment, now=datetime.now(UTC))
     print(report)
     return 0 if report.holds else 1
 

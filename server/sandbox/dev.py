@@ -82,6 +82,7 @@ def dev() -> None:
             "reflection": True,
             "lame_duck_seconds": 0,
             "log": {"level": "warning", "format": "console"},
+            "database": {"migrate": True},
             "token": {"keys": key.public_key_file},
             "secret": _secrets(data),
             "stripe": {

@@ -36,7 +36,7 @@ def fresh_database_url(postgres: str) -> Iterator[str]:
 async def test_servers_that_start_at_the_same_time_migrate_a_new_database_once(
     settings: dict[str, str], fresh_database_url: str, tmp_path: Path
 ) -> None:
-    settings["PULSA_DATABASE_URL"] = fresh_database_url
+    settings |= {"PULSA_DATABASE_URL": fresh_database_url, "PULSA_DATABASE_MIGRATE": "true"}
     folders = [tmp_path / f"replica-{number}" for number in range(3)]
     for folder in folders:
         folder.mkdir()
@@ -53,7 +53,7 @@ async def test_servers_that_start_at_the_same_time_migrate_a_new_database_once(
 
 
 async def test_a_wrong_setting_is_reported_in_one_line_that_names_it(settings: dict[str, str], tmp_path: Path) -> None:
-    processes = {}
+    processes, settings["PULSA_DATABASE_MIGRATE"] = {}, "true"
     for name, value in WRONG.items():
         processes[name] = Process("serve", settings | {name: value}, output=tmp_path / f"{name}.log")
 
