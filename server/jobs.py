@@ -116,18 +116,18 @@ async def take_over_deliveries(
     """Enqueue deliveries whose lease has expired or whose next attempt is due; returns how many.
 
     At most as many as fit into the dispatcher's queue, so that a backlog stays in the database and not in memory. Each
-    organization with due deliveries gets an equal share.
+    organization with due deliveries gets an equal share, plus what those with few leave over.
     """
     free = min(limit, dispatcher.free_places)
     if free <= 0:
         return 0
     enqueued = 0
-    organization_ids = await find_due(pool, now=now, limit=free)
-    for position, organization_id in enumerate(organization_ids):
+    due = await find_due(pool, now=now)
+    for position, (organization_id, delivery_ids) in enumerate(sorted(due.items(), key=lambda item: len(item[1]))):
         # New sends may have filled the queue meanwhile.
-        share = min(free - enqueued, dispatcher.free_places) // (len(organization_ids) - position)
+        share = -(-min(free - enqueued, dispatcher.free_places) // (len(due) - position))
         if share > 0:
-            jobs = await claim_due(pool, crypto, organization_id, lease=lease, now=now, limit=share)
+            jobs = await claim_due(pool, crypto, organization_id, delivery_ids[:share], lease=lease, now=now)
             enqueued += dispatcher.enqueue(jobs)
     return enqueued
 

@@ -29,6 +29,7 @@ from server.providers.provider import Message
 SQL = load_queries(__file__, delivery=DELIVERY_COLUMNS, otp=OTP_COLUMNS)
 
 _log = structlog.get_logger(__name__)
+_DUE_ROWS = 1000
 _OUTBOX_COLUMNS = 2
 """The outbox's columns, which lock_due_deliveries selects before those of the delivery and the OTP."""
 _END_OF_DELIVERY = _OUTBOX_COLUMNS + len(DELIVERY_COLUMNS.names)
@@ -86,20 +87,32 @@ def job_for(admitted: Admitted, *, lease: timedelta) -> DeliveryJob:
     )
 
 
-async def find_due(pool: Pool, *, now: datetime, limit: int) -> list[str]:
-    """Find at most `limit` organizations with due deliveries, the longest overdue first."""
+async def find_due(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict[str, list[UUID]]:
+    """Find due deliveries of each organization, longest overdue first: `limit` of the longest overdue in all.
+
+    If there are more, also `limit` of those that became due last: behind the backlog of one organization, the others
+    are found as soon as they are due.
+    """
+    found: dict[str, list[UUID]] = {}
     async with acquire(pool) as connection:
-        cursor = await connection.execute(SQL.find_due_organizations, {"now": now, "limit": limit})
-        return [row[0] for row in await cursor.fetchall()]
+        cursor = await connection.execute(SQL.find_longest_due, {"now": now, "limit": limit})
+        rows: list[DeliveryKey] = await cursor.fetchall()
+        if len(rows) == limit:
+            cursor = await connection.execute(SQL.find_latest_due, {"now": now, "limit": limit})
+            rows += reversed(await cursor.fetchall())
+    for organization_id, delivery_id in dict.fromkeys(rows):
+        found.setdefault(organization_id, []).append(delivery_id)
+    return found
 
 
 async def claim_due(
-    pool: Pool, crypto: Crypto, organization_id: str, *, lease: timedelta, now: datetime, limit: int
+    pool: Pool, crypto: Crypto, organization_id: str, delivery_ids: Sequence[UUID], *, lease: timedelta, now: datetime
 ) -> list[DeliveryJob]:
-    """Claim at most `limit` due deliveries of an organization, the longest overdue first, until now + lease."""
+    """Claim those of an organization's deliveries that are still due, longest overdue first, until now + lease."""
     key = {"organization_id": organization_id}
     async with transaction(pool) as connection:
-        rows = await (await connection.execute(SQL.lock_due_deliveries, {**key, "now": now, "limit": limit})).fetchall()
+        wanted = {**key, "delivery_ids": list(delivery_ids), "now": now}
+        rows = await (await connection.execute(SQL.lock_due_deliveries, wanted)).fetchall()
         jobs = [_job(row, crypto, lease_expire_time=now + lease, now=now) for row in rows]
         if jobs:
             ids = [job.delivery.delivery_id for job in jobs]

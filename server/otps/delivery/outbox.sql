@@ -1,10 +1,16 @@
--- find_due_organizations
--- Reads the whole outbox without locks. It is small: it holds only deliveries without a final outcome.
-SELECT organization_id
+-- find_longest_due
+-- Without locks, and no more than `limit` rows of the index by time.
+SELECT organization_id, delivery_id
 FROM outbox
 WHERE next_attempt_time <= %(now)s
-GROUP BY organization_id
-ORDER BY min(next_attempt_time)
+ORDER BY next_attempt_time
+LIMIT %(limit)s;
+
+-- find_latest_due
+SELECT organization_id, delivery_id
+FROM outbox
+WHERE next_attempt_time <= %(now)s
+ORDER BY next_attempt_time DESC
 LIMIT %(limit)s;
 
 -- lock_due_deliveries
@@ -18,9 +24,9 @@ JOIN otps AS otp ON otp.organization_id = outbox.organization_id AND otp.otp_id 
 WHERE outbox.organization_id = %(organization_id)s
     AND delivery.organization_id = %(organization_id)s
     AND otp.organization_id = %(organization_id)s
+    AND outbox.delivery_id = ANY(%(delivery_ids)s)
     AND outbox.next_attempt_time <= %(now)s
 ORDER BY outbox.next_attempt_time
-LIMIT %(limit)s
 FOR UPDATE OF outbox SKIP LOCKED;
 
 -- set_lease

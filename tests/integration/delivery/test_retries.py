@@ -154,4 +154,4 @@ async def test_one_organizations_backlog_leaves_queue_places_for_another(
     await harness.take_over(after=LEASE)
 
     assert (await harness.deliveries(quiet))[0].status is SENT
-    assert len(stand_ins.relay.mails) == 6
+    assert len(stand_ins.relay.mails) == 10

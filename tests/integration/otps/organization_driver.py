@@ -12,7 +12,7 @@ from server.credits.ledger import adjust_credits
 from server.errors import DomainError, InsufficientCredits, RetryLater
 from server.ids import new_id
 from server.otps.admission import Send, SendLimits
-from server.otps.delivery.outbox import DeliveryJob, claim_due
+from server.otps.delivery.outbox import DeliveryJob, claim_due, find_due
 from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import GuessLimits
@@ -151,7 +151,9 @@ class OrganizationDriver:
 
     async def take_over(self) -> None:
         now = self.clock()
-        jobs = await claim_due(self.replica.pool, CRYPTO, self.organization_id, lease=LEASE, now=now, limit=1000)
+        pool, due = self.replica.pool, await find_due(self.replica.pool, now=now)
+        delivery_ids = due.get(self.organization_id, [])
+        jobs = await claim_due(pool, CRYPTO, self.organization_id, delivery_ids, lease=LEASE, now=now)
         assert {one.delivery.delivery_id for one in jobs} == self.model.take_over(now, now + LEASE)
         for job in jobs:
             assert job.destination == self.jobs[job.delivery.delivery_id].destination
