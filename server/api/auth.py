@@ -58,6 +58,7 @@ class TokenVerifier:
     """Verifies tokens with the keys of a file that may change while the server runs.
 
     A verified token is cached until it expires: checking a signature costs 75 to 290 µs, a cache hit less than 1 µs.
+    The cache takes 1 to 9 KB for each token.
     """
 
     def __init__(
@@ -181,9 +182,9 @@ def _caller(claims: dict[str, Any], key: VerificationKey) -> Caller:
         raise ValueError("permissions is not a list of strings")
     if not _SUBJECT.fullmatch(subject) or not _ORGANIZATION_ID.fullmatch(organization_id):
         raise ValueError("sub or organization_id is malformed")
-    granted = frozenset(permissions)
-    if organization_id == ANY_ORGANIZATION and ALL in granted:
-        granted |= ALL_PERMISSIONS
+    granted = ALL_PERMISSIONS.intersection(permissions)  # not unknown ones, of which a token may have thousands
+    if organization_id == ANY_ORGANIZATION and ALL in permissions:
+        granted = ALL_PERMISSIONS
     return Caller(subject, organization_id, granted, float(claims["exp"]), key)
 
 

@@ -120,8 +120,17 @@ def test_the_cached_areas_of_one_account_are_bounded() -> None:
     assert len(state.unverified) <= 256
 
 
+def test_the_cached_areas_of_all_accounts_are_bounded() -> None:
+    cache = AccountCache(maximum_size=1000)
+    for number in range(50):
+        for sequence in range(1, 101):
+            cache.update(read(sequence, f"area-{sequence}", organization_id=f"org-{number}"), entries=1)
+    kept = [number for number in range(50) if cache.checkout(send(f"org-{number}")) is not None]
+    assert kept == list(range(41, 50))  # 101 places each
+
+
 def test_the_accounts_of_the_oldest_sends_are_dropped() -> None:
-    cache = AccountCache(maximum_accounts=2)
+    cache = AccountCache(maximum_size=2)
     for organization_id in ("acme", "bolt", "acme", "core"):
         for sequence in (4, 5):
             cache.update(read(sequence, organization_id=organization_id), entries=1)
