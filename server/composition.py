@@ -17,15 +17,15 @@ from server.api.interceptor import Interceptor
 from server.api.otp_service import OtpDependencies, OtpService
 from server.api.server import GrpcServer, ListenOptions, start_server
 from server.api.tls import TlsFileError, TlsFiles
+from server.background import until_done
 from server.credits.balances import Balances, BalanceStreams
 from server.credits.pricing import Pricing, load_pricing
-from server.credits.stripe.client import StripeClient
+from server.credits.stripe.client import Failpoint, StripeClient
 from server.credits.stripe.inbox import StripeInbox
 from server.credits.top_ups.service import TopUps
 from server.credits.top_ups.state_machine import TopUpTerms
 from server.credits.top_ups.store import TopUpStore
 from server.environment import SettingsError
-from server.failpoints import Failpoint
 from server.jobs import JobRunner, RetentionPeriods, periodic_jobs
 from server.otps.admission import Admitted, SendLimits
 from server.otps.crypto import Crypto
@@ -308,6 +308,7 @@ def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: Open
     if mailer is not None:
         stack.push_async_callback(mailer.close)
     return JobRunner(
+        shared.pool,
         periodic_jobs(
             pool=shared.pool,
             crypto=shared.crypto,
@@ -319,7 +320,7 @@ def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: Open
             inbox=credits.inbox,
             environment=settings.environment,
             send_mail=mailer.mail if mailer else None,
-        )
+        ),
     )
 
 
@@ -336,12 +337,13 @@ def _open_interceptor(stack: AsyncExitStack, settings: Settings, registry: Colle
         calls_at_once=settings.limit.calls_at_once,
         streams_at_once=settings.limit.streams_at_once,
     )
-    for background in (
-        verifier.reload_on_change(),
-        interceptor.end_streams_with_their_tokens(),
-        interceptor.metrics.publish_in_flight(),
-    ):
-        stack.callback(asyncio.create_task(background).cancel)
+    background = {
+        "token keys": verifier.reload_on_change,
+        "streams": interceptor.end_streams_with_their_tokens,
+        "calls in flight": interceptor.metrics.publish_in_flight,
+    }
+    for name, work in background.items():
+        stack.callback(asyncio.create_task(until_done(name, work)).cancel)
     return interceptor
 
 

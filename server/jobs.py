@@ -1,32 +1,38 @@
 """Periodic jobs: what they do, how often they run, and the runner.
 
 A job finishes work that a crash, an outage or a full queue left behind, or deletes data after its retention period.
-Every replica runs every job; the work is leased or safe to repeat.
+Most work is leased by row, and every replica takes part. A job of maintenance runs on one replica at a time, which
+holds the job's lease in the table `job_leases`.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 import structlog
 
+from server.background import repeat
 from server.credits.notices import SendMail, remove_notices, send_due_notices
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError
 from server.credits.stripe.inbox import StripeInbox, remove_stripe_events
 from server.credits.stripe.reconcile import find_drift
 from server.credits.top_ups.service import TopUps
-from server.errors import DomainError
-from server.logs import safe_traceback
+from server.errors import DomainError, PaymentProviderUnavailable
+from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.delivery.outbox import claim_due, find_due
 from server.otps.retention import erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
-from server.postgres.pool import Pool
+from server.postgres.pool import Pool, acquire
+from server.postgres.queries import load_queries
 
+SQL = load_queries(__file__)
 _log = structlog.get_logger(__name__)
 
 _MAXIMUM_DELIVERIES: Final = 500
@@ -34,6 +40,10 @@ _MAXIMUM_CALLS: Final = 16
 """Per run, to Stripe or to the mail relay."""
 _RETENTION_ROWS: Final = 500
 _DAY: Final = 24 * 60 * 60
+_LOOK_SECONDS: Final = 15
+"""Between two looks at the lease of a job of maintenance: whether it is due, and nobody runs it."""
+_LEASE: Final = timedelta(minutes=1)
+"""A crashed holder is replaced after this time, and a failed run repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +52,72 @@ class PeriodicJob:
 
     name: str
     interval_seconds: float
+    """Of maintenance: the shortest time since its last success on any replica."""
     run: Callable[[datetime], Awaitable[int]]
     """Runs once at `now`; returns the number of items processed. Unfinished work is picked up by the next run."""
+    is_maintenance: bool = False
+    """Whether one replica at a time runs it."""
 
 
 class JobRunner:
     """Runs each job in a task of its own: a slow job delays no other. A failed run is repeated at the next interval."""
 
-    def __init__(self, jobs: Sequence[PeriodicJob]) -> None:
-        self._tasks = [asyncio.create_task(_run_periodically(job), name=f"job {job.name}") for job in jobs]
+    def __init__(self, pool: Pool, jobs: Sequence[PeriodicJob]) -> None:
+        self._tasks = [asyncio.create_task(_repeat(pool, job), name=f"job {job.name}") for job in jobs]
 
     async def stop(self) -> None:
         """Cancel all jobs. A later run, on any replica, finishes what a cancelled run has begun."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _repeat(pool: Pool, job: PeriodicJob) -> None:
+    if job.is_maintenance:
+        await repeat(job.name, min(_LOOK_SECONDS, job.interval_seconds), lambda: maintain(pool, job))
+    else:
+        await repeat(job.name, job.interval_seconds, lambda: _run(job))
+
+
+async def _run(job: PeriodicJob) -> float:
+    if count := await job.run(datetime.now(UTC)):
+        _log.info("job", job=job.name, count=count)
+    return time.time()
+
+
+async def maintain(pool: Pool, job: PeriodicJob, *, lease: timedelta = _LEASE) -> float:
+    """Run a job of maintenance if it is due and no replica holds its lease; returns its last success in Unix time.
+
+    The lease is renewed while the job runs. When it cannot be, the run ends with TimeoutError before the lease does.
+    """
+    key = {"job": job.name, "holder": new_id()}
+    began = asyncio.get_running_loop().time()
+    values = {**key, "lease": lease, "interval": timedelta(seconds=job.interval_seconds)}
+    if await _fetch(pool, SQL.take_lease, values):
+        async with asyncio.timeout_at(began + lease.total_seconds()) as bound:
+            renewing = asyncio.create_task(_renew(pool, key, lease, bound))
+            try:
+                await _run(job)
+            finally:
+                renewing.cancel()
+        await _fetch(pool, SQL.finish_job, key)
+    ((last_success,),) = await _fetch(pool, SQL.read_last_success, key)
+    return float(last_success)
+
+
+async def _renew(pool: Pool, key: dict[str, Any], lease: timedelta, bound: asyncio.Timeout) -> None:
+    """Renew the lease, and move the bound of the run with it, until cancelled."""
+    while True:
+        await asyncio.sleep(lease.total_seconds() / 4)
+        began = asyncio.get_running_loop().time()
+        with suppress(DomainError):  # the next turn tries again, as long as the lease lasts
+            if await _fetch(pool, SQL.renew_lease, {**key, "lease": lease}) and not bound.expired():
+                bound.reschedule(began + lease.total_seconds())
+
+
+async def _fetch(pool: Pool, query: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    async with acquire(pool) as connection:
+        return await (await connection.execute(query, values)).fetchall()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +152,19 @@ def periodic_jobs(
     `send_mail` sends mail to billing contacts; when it is None, their notices stay in the database.
     """
     limit = _MAXIMUM_CALLS
+    report = partial(report_drift, pool, stripe_client, environment=environment)
     jobs = [
         PeriodicJob("deliveries", 1, lambda now: take_over_deliveries(pool, crypto, dispatcher, lease=lease, now=now)),
         PeriodicJob("top-ups", 1, lambda now: top_ups.advance_due(now=now, limit=limit)),
         PeriodicJob("stripe events", 1, lambda now: inbox.process_due(now=now, limit=limit)),
-        PeriodicJob("undelivered stripe events", 300, lambda now: collect_undelivered_events(inbox, now=now)),
-        PeriodicJob("drift", _DAY, lambda now: report_drift(pool, stripe_client, environment=environment, now=now)),
-        PeriodicJob("retention", 60, lambda now: apply_retention(pool, periods, now=now)),
+        PeriodicJob(
+            "undelivered stripe events",
+            300,
+            lambda now: collect_undelivered_events(inbox, now=now),
+            is_maintenance=True,
+        ),
+        PeriodicJob("drift", _DAY, lambda now: report(now=now), is_maintenance=True),
+        *retention_jobs(pool, periods),
     ]
     if send_mail is not None:
         jobs.append(PeriodicJob("notices", 1, lambda now: send_due_notices(pool, send_mail, now=now, limit=limit)))
@@ -133,63 +200,59 @@ async def take_over_deliveries(
 
 
 async def collect_undelivered_events(inbox: StripeInbox, *, now: datetime) -> int:
-    """Store Stripe events whose webhooks were not delivered; returns how many were new."""
+    """Store Stripe events whose webhooks were not delivered; returns how many were new.
+
+    Raises PaymentProviderUnavailable when Stripe does not list them.
+    """
     try:
         return await inbox.collect_undelivered(now=now)
     except StripeCallError as error:
-        _log.warning("undelivered events were not listed", why=type(error).__name__)
-        return 0
+        raise PaymentProviderUnavailable(retry_after_seconds=_LEASE.total_seconds()) from error
 
 
 async def report_drift(pool: Pool, stripe_client: StripeClient, *, environment: str, now: datetime) -> int:
-    """Compare Stripe's invoices with the top-ups and log an alert per difference; returns the number of differences."""
+    """Compare Stripe's invoices with the top-ups and log an alert per difference; returns the number of differences.
+
+    Raises PaymentProviderUnavailable when Stripe does not list its invoices.
+    """
     try:
         report = await find_drift(pool, stripe_client, environment=environment, now=now)
     except StripeCallError as error:
-        _log.warning("the drift report was not made", why=type(error).__name__)
-        return 0
+        raise PaymentProviderUnavailable(retry_after_seconds=_LEASE.total_seconds()) from error
     for drift in report.drifts:
         _log.error("drift", alert=True, drift=str(drift))
     return len(report.drifts)
 
 
-class _RetentionStep(Protocol):
-    def __call__(self, pool: Pool, /, *, before: datetime, limit: int) -> Awaitable[int]: ...
+class _Removal(Protocol):
+    def __call__(self, pool: Pool, /, *, before: datetime, limit: int) -> AsyncIterator[int]: ...
 
 
-async def apply_retention(pool: Pool, periods: RetentionPeriods, *, now: datetime) -> int:
-    """Erase or delete all data older than its period, 500 rows at a time; returns the number of rows."""
+def retention_jobs(pool: Pool, periods: RetentionPeriods) -> list[PeriodicJob]:
+    """Return the jobs that erase or delete all data older than its period, 500 rows at a time; none waits for another.
+
+    They return the number of rows.
+    """
     margin = timedelta(days=1)
-    steps: list[tuple[_RetentionStep, datetime]] = [
-        (erase_destinations, now - periods.destinations),
-        (remove_otps, now - periods.records),
-        (remove_guess_budgets, now - periods.guess_window - margin),
-        (remove_unverified, now - periods.unverified_window - margin),
-        (remove_notices, now - periods.records),
-        (remove_stripe_events, now - periods.records),
+    removals: list[tuple[str, _Removal, timedelta]] = [
+        ("destinations", erase_destinations, periods.destinations),
+        ("otps", remove_otps, periods.records),
+        ("guess budgets", remove_guess_budgets, periods.guess_window + margin),
+        ("unverified credits", remove_unverified, periods.unverified_window + margin),
+        ("notices", remove_notices, periods.records),
+        ("stripe events", remove_stripe_events, periods.records),
     ]
-    return sum([await _repeat(step, pool, before) for step, before in steps])
+    return [
+        PeriodicJob(f"retention of {data}", 60, partial(_remove_all, pool, removal, period), is_maintenance=True)
+        for data, removal, period in removals
+    ]
 
 
-async def _repeat(step: _RetentionStep, pool: Pool, before: datetime) -> int:
-    """Repeat the step until no rows are left. Pauses as long as each step took, to limit the load on the database."""
-    total = 0
-    while True:
-        began = time.monotonic()
-        count = await step(pool, before=before, limit=_RETENTION_ROWS)
-        if not count:
-            return total
+async def _remove_all(pool: Pool, removal: _Removal, period: timedelta, now: datetime) -> int:
+    """Remove until nothing is left. Pauses as long as each step took, to limit the load on the database."""
+    total, began = 0, time.monotonic()
+    async for count in removal(pool, before=now - period, limit=_RETENTION_ROWS):
         total += count
         await asyncio.sleep(time.monotonic() - began)
-
-
-async def _run_periodically(job: PeriodicJob) -> None:
-    while True:
-        await asyncio.sleep(job.interval_seconds)
-        try:
-            if count := await job.run(datetime.now(UTC)):
-                _log.info("job", job=job.name, count=count)
-        except DomainError as error:
-            _log.warning("job failed", job=job.name, reason=error.reason)
-        except Exception as error:  # noqa: BLE001 - no failed job may end the runner; the line logs the error
-            _log.error("job failed", job=job.name, trace=safe_traceback(error))
+        began = time.monotonic()
+    return total

@@ -19,6 +19,7 @@ from tenacity import retry, retry_if_exception_type, wait_fixed
 
 from server.api.interceptor import Interceptor
 from server.api.tls import Certificates, TlsFiles
+from server.background import until_done
 
 _log = structlog.get_logger(__name__)
 
@@ -124,7 +125,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Start to accept calls."""
         await self._server.start()
-        self._monitor = asyncio.create_task(self._replace_when_stopped())
+        self._monitor = asyncio.create_task(until_done("grpc server", self._replace_when_stopped))
 
     async def drain(self, *, lame_duck_seconds: float, grace_seconds: float) -> None:
         """Report NOT_SERVING, serve for `lame_duck_seconds` more, then accept no calls and let those in flight finish.
@@ -222,7 +223,8 @@ async def pinned_polling_thread() -> AsyncIterator[None]:
     if len(processors) <= 1:
         yield
         return
-    repinning = asyncio.create_task(_follow_event_loop(ctypes.CDLL(None).sched_getcpu))
+    current_processor = ctypes.CDLL(None).sched_getcpu
+    repinning = asyncio.create_task(until_done("polling thread", lambda: _follow_event_loop(current_processor)))
     try:
         yield
     finally:

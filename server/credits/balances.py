@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from server.background import until_done
 from server.credits.accounts import Account
 from server.postgres.batcher import Batcher, Batching
 from server.postgres.columns import texts
@@ -108,7 +109,7 @@ class BalanceStreams:
         self._streams.add(stream)
         self._wake.set()
         if self._poller is None or self._poller.done():
-            self._poller = asyncio.create_task(self._poll())
+            self._poller = asyncio.create_task(until_done("balance streams", self._poll))
         try:
             while True:
                 yield await stream.next()

@@ -4,7 +4,7 @@ The table `notices` is an outbox. Every replica sends from it under a lease; eac
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -60,8 +60,13 @@ async def send_due_notices(pool: Pool, send_mail: SendMail, *, now: datetime, li
     return sum(result is True for result in results)
 
 
-async def remove_notices(pool: Pool, *, before: datetime, limit: int) -> int:
-    """Delete at most `limit` notices created earlier that are SENT or FAILED; returns how many, 0 when none is left."""
+async def remove_notices(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
+    """Delete notices created earlier that are SENT or FAILED, at most `limit` in each step; yields how many."""
+    while count := await _remove_next(pool, before=before, limit=limit):
+        yield count
+
+
+async def _remove_next(pool: Pool, *, before: datetime, limit: int) -> int:
     async with acquire(pool) as connection, connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(SQL.find_old_notices, {"before": before, "limit": limit})
         found = await cursor.fetchall()

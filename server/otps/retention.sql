@@ -23,9 +23,9 @@ WHERE last_delivery_id < %(last_delivery_id)s;
 
 -- find_old_otps
 -- By their oldest deliveries: the primary key is ordered by time. The periodic job sends those that are still QUEUED.
-SELECT organization_id, otp_id
+SELECT organization_id, otp_id, delivery_id
 FROM deliveries
-WHERE delivery_id < %(end_id)s AND status <> 'QUEUED'
+WHERE delivery_id > %(last_delivery_id)s AND delivery_id < %(end_id)s AND status <> 'QUEUED'
 ORDER BY delivery_id
 LIMIT %(limit)s;
 
@@ -65,9 +65,9 @@ WHERE otps.organization_id = old.organization_id
     AND otps.otp_id = old.otp_id;
 
 -- find_old_guess_budgets
-SELECT organization_id, destination_digest
+SELECT organization_id, destination_digest, last_guess_time
 FROM guess_budgets
-WHERE last_guess_time < %(before)s
+WHERE last_guess_time >= %(after)s AND last_guess_time < %(before)s
 ORDER BY last_guess_time
 LIMIT %(limit)s;
 
@@ -83,9 +83,9 @@ WHERE organization_id = %(organization_id)s AND destination_digest IN (
 );
 
 -- find_old_unverified
-SELECT organization_id, area
+SELECT organization_id, area, window_start_time
 FROM unverified_credits
-WHERE window_start_time < %(before)s
+WHERE window_start_time >= %(after)s AND window_start_time < %(before)s
 ORDER BY window_start_time
 LIMIT %(limit)s;
 

@@ -23,6 +23,7 @@ from psycopg.waiting import wait_async
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from server.background import until_done
 from server.errors import AccountBusy, DatabaseUnavailable
 from server.postgres.columns import register_arrays
 from server.postgres.pipeline import Pipeline, PipelineConnection, Row
@@ -179,7 +180,8 @@ class Pool:
     async def _probe_until_found(self, *, replace: bool, suspicion_seconds: float) -> None:
         began, loop = time.monotonic(), asyncio.get_running_loop()
         lost = loop.call_later(suspicion_seconds, self._lose, began)
-        try:
+
+        async def probe() -> None:
             while (conninfo := await self._find_primary()) is None:
                 if self._works_since(began):
                     return  # only the probe finds no place, for example as PostgreSQL has too many connections
@@ -187,6 +189,9 @@ class Pool:
             if replace or not self.is_available or conninfo != self._pool.conninfo:
                 await self._replace(conninfo)
             self._set_available(available=True)
+
+        try:
+            await until_done("database probe", probe, pause_seconds=_PROBE_SECONDS)
         finally:
             lost.cancel()
             self._probing, self._holds_calls, self._is_read_only = None, False, False

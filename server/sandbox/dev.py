@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import sys
 from base64 import b64encode
 from contextlib import AsyncExitStack
@@ -16,8 +17,8 @@ from server.cli.database import database
 from server.cli.serve import wait_for_stop_signal
 from server.cli.token import DevelopmentKey, development_key
 from server.composition import running
+from server.credits.stripe.client import Failpoint
 from server.environment import load_settings
-from server.failpoints import Failpoint, kill_at
 from server.logs import configure_logging
 from server.metrics import serve_metrics
 from server.providers.console import Console
@@ -159,7 +160,15 @@ def _token(key: DevelopmentKey, subject: str, organization_id: str, *permissions
 def _failpoint(setting: str) -> Failpoint | None:
     """PULSA_SANDBOX_FAILPOINT names a failpoint and, after #, at which occurrence the process kills itself."""
     name, _, occurrence = setting.partition("#")
-    return kill_at(name, occurrence=int(occurrence or 1)) if name else None
+    left = int(occurrence or 1)
+
+    async def kill_process(reached: str) -> None:
+        nonlocal left
+        left -= reached == name
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return kill_process if name else None
 
 
 def _secrets(folder: Path) -> dict[str, str]:

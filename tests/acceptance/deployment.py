@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from server.cli.token import DevelopmentKey, development_key
 from server.composition import running
+from server.credits.stripe.client import Failpoint
 from server.environment import load_settings
-from server.failpoints import Failpoint
 from server.providers.console import Console
 from server.providers.provider import Channel
 from server.sandbox.providers import message_page
@@ -80,7 +80,7 @@ class Deployment(Caller):
 async def deployed(
     database_url: str, folder: Path, *, failpoint: Failpoint | None = None, **changes: Any
 ) -> AsyncIterator[Deployment]:
-    """Run everything. `changes` are settings by group; `failpoint` is awaited at each place of failpoints.py."""
+    """Run everything. `changes` are settings by group; `failpoint` is awaited at each of its places."""
     key, console = development_key(folder), Console(None)
     async with AsyncExitStack() as stack:
         stripe = await start_stripe_sandbox(webhook_secret=WEBHOOK_SECRET)

@@ -16,12 +16,16 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from server.credits.stripe.errors import TRANSPORT_ERRORS, StripeUnavailable, explain
 from server.credits.stripe.invoices import Invoice, Parameters, read_invoice
 from server.credits.stripe.webhooks import EVENT_TYPES, StripeEvent, read_event
-from server.failpoints import Failpoint
 
 # With telemetry the SDK would measure its calls and write a file about them into the home directory.
 stripe.enable_telemetry = False
 
 Answer = TypeVar("Answer")
+Failpoint = Callable[[str], Awaitable[None]]
+"""Awaited with the name of a step once the step is done: after each Stripe call and each commit of a top-up.
+
+Crash tests kill the server there; in production it is None.
+"""
 _RATE_LIMIT_ATTEMPTS = 4
 _PAGE_SIZE = 100
 

@@ -5,7 +5,7 @@ attempts, DEAD. An event of another mode or account is stored as REJECTED and ne
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -210,11 +210,16 @@ class StripeInbox:
         return event.invoice_id
 
 
-async def remove_stripe_events(pool: Pool, *, before: datetime, limit: int) -> int:
-    """Delete at most `limit` DONE or REJECTED events created earlier; returns how many, 0 when none is left.
+async def remove_stripe_events(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
+    """Delete DONE or REJECTED events created earlier, at most `limit` in each step; yields how many.
 
     An event that Stripe sends again later is processed again, which changes nothing. DEAD events are kept for a person.
     """
+    while count := await _remove_next(pool, before=before, limit=limit):
+        yield count
+
+
+async def _remove_next(pool: Pool, *, before: datetime, limit: int) -> int:
     async with acquire(pool) as connection:
         cursor = await connection.execute(SQL.find_old_events, {"before": before, "limit": limit})
         event_ids = [row[0] for row in await cursor.fetchall()]

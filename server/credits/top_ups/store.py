@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from server.clock import Clock, utc_now
 from server.credits.accounts import Account, lock_or_create_account
 from server.credits.ledger import LedgerEntryKind, append_entry
+from server.credits.stripe.client import Failpoint
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
 from server.credits.top_ups.state_machine import (
     TRANSITIONS,
@@ -28,7 +29,6 @@ from server.credits.top_ups.state_machine import (
     review_payment,
 )
 from server.errors import TopUpNotFound
-from server.failpoints import Failpoint
 from server.ids import new_id
 from server.postgres.columns import TableColumns
 from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction

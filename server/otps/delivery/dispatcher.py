@@ -2,11 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
+from server.background import until_done
 from server.clock import Clock, utc_now
 from server.errors import AccountBusy, DatabaseUnavailable
 from server.logs import safe_traceback
@@ -90,8 +92,8 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+    def _start(self, work: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.create_task(until_done("delivering", work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -102,7 +104,7 @@ class Dispatcher:
         """
         if self._queue and self._free_slots and not self._worker_is_starting:
             self._worker_is_starting = True
-            self._start(self._work())
+            self._start(self._work)
 
     async def _work(self) -> None:
         self._worker_is_starting = False
@@ -110,14 +112,18 @@ class Dispatcher:
             job = self._queue.popleft()
             self._free_slots -= 1
             self._start_worker()
-            result = await self._run(job)
+            result = None
+            try:
+                result = await self._run(job)
+            finally:
+                if result is None:
+                    self._free_slots += 1
             if result is None:
-                self._free_slots += 1
                 continue
             self._results.append(result)
             if not self._recorder_is_running:
                 self._recorder_is_running = True
-                self._start(self._record())
+                self._start(self._record)
 
     async def _run(self, job: DeliveryJob) -> DeliveryResult | None:
         """The result of the job; None when another replica took it over, or it stays in the outbox."""
@@ -173,7 +179,7 @@ class Dispatcher:
             except AccountBusy as error:
                 if not of_one_organization:
                     for own in self._outcomes.batches(results, by_organization=True):
-                        self._start(self._store(own, of_one_organization=True))
+                        self._start(partial(self._store, own, of_one_organization=True))
                     return
                 await asyncio.sleep(error.retry_after_seconds)
             except DatabaseUnavailable as error:

@@ -74,7 +74,8 @@ async def test_values_that_no_key_opens_and_erased_values_stay_unchanged(open_ha
     harness = open_harness(crypto=OLD)
     await harness.fund(100)
     await harness.deliver(email(1))
-    await erase_destinations(harness.pool, before=harness.clock() + timedelta(days=1), limit=10)
+    erased = erase_destinations(harness.pool, before=harness.clock() + timedelta(days=1), limit=10)
+    assert [count async for count in erased] == [1]
     await harness.deliver(email(2))
     before = await harness.rows("SELECT destination_sealed FROM deliveries ORDER BY delivery_id")
 

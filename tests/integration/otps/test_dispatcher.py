@@ -1,5 +1,6 @@
 """The dispatcher: how many messages it risks while outcomes cannot be stored, and which share a transaction."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,6 +28,18 @@ class NulMessageIdConsole(Console):
     async def deliver(self, message: Message) -> Outcome:
         outcome = await super().deliver(message)
         return outcome._replace(provider_message_id="\0") if len(self.messages) == 1 else outcome
+
+
+class CancelledConsole(Console):
+    """Is interrupted at the first messages, as by a library that cancels what it waits for."""
+
+    left = 2
+
+    async def deliver(self, message: Message) -> Outcome:
+        if self.left:
+            self.left -= 1
+            raise asyncio.CancelledError
+        return await super().deliver(message)
 
 
 @pytest.fixture
@@ -83,6 +96,16 @@ async def test_an_outcome_that_cannot_be_stored_stays_in_the_outbox_and_delays_n
     statuses = [(await stored(replica.pool, send.record.otp)).deliveries[0].status for send in sends]
     assert statuses == [QUEUED] + [SENT] * 4
     assert await count_rows(replica.pool, "outbox") == 1
+
+
+async def test_workers_that_are_interrupted_begin_again(replica: Replica, open_dispatcher: OpenDispatcher) -> None:
+    await fund(replica.pool, 10)
+    sends = [await replica.send() for _ in range(4)]
+    dispatcher = open_dispatcher(CancelledConsole(None))
+    dispatcher.enqueue([replica.job(send) for send in sends])
+    await dispatcher.idle()
+    statuses = [(await stored(replica.pool, send.record.otp)).deliveries[0].status for send in sends]
+    assert statuses == [QUEUED] * 2 + [SENT] * 2
 
 
 async def test_after_a_drain_no_job_is_enqueued(replica: Replica, open_dispatcher: OpenDispatcher) -> None:

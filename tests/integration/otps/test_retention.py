@@ -15,7 +15,7 @@ from server.credits.notices import remove_notices
 from server.credits.stripe.inbox import remove_stripe_events
 from server.errors import OtpNotFound, WrongCode
 from server.ids import new_id
-from server.jobs import RetentionPeriods, apply_retention
+from server.jobs import RetentionPeriods, retention_jobs
 from server.otps.retention import SQL, erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
 from server.otps.send import Accepted
 from server.postgres.pool import Pool, acquire, open_pool, transaction
@@ -49,6 +49,15 @@ async def database_url(postgres: str) -> AsyncIterator[str]:
     assert report.findings == ()
 
 
+async def apply_retention(pool: Pool, *, now: datetime) -> int:
+    """Run each job of retention once; returns the number of rows."""
+    return sum([await job.run(now) for job in retention_jobs(pool, PERIODS)])
+
+
+async def total(steps: AsyncIterator[int]) -> int:
+    return sum([count async for count in steps])
+
+
 def later(*, days: float = 0) -> datetime:
     return datetime.now(UTC) + timedelta(days=days)
 
@@ -63,7 +72,7 @@ async def accepted_sends(replica: Replica, number: int) -> list[Accepted]:
 
 async def test_a_destination_is_erased_after_its_period_and_nothing_else_is(replica: Replica) -> None:
     pool, (send,) = replica.pool, await accepted_sends(replica, 1)
-    counts = [await apply_retention(pool, PERIODS, now=later(days=days)) for days in (29.9, 30.1, 30.1, 89.9)]
+    counts = [await apply_retention(pool, now=later(days=days)) for days in (29.9, 30.1, 30.1, 89.9)]
 
     (delivery,) = (await stored(pool, send.record.otp)).deliveries
     assert counts == [0, 1, 0, 0]
@@ -74,15 +83,15 @@ async def test_a_destination_is_erased_after_its_period_and_nothing_else_is(repl
 
 async def test_erasing_continues_where_the_last_step_ended(replica: Replica) -> None:
     await accepted_sends(replica, 5)
-    steps = [await erase_destinations(replica.pool, before=later(), limit=2) for _ in range(4)]
+    steps = [count async for count in erase_destinations(replica.pool, before=later(), limit=2)]
     await accepted_sends(replica, 1)
-    steps += [await erase_destinations(replica.pool, before=later(), limit=2) for _ in range(2)]
+    steps += [count async for count in erase_destinations(replica.pool, before=later(), limit=2)]
 
     async with acquire(replica.pool) as connection:
         left = await (
             await connection.execute("SELECT 1 FROM deliveries WHERE destination_sealed IS NOT NULL")
         ).fetchall()
-    assert steps == [2, 2, 1, 0, 1, 0]
+    assert steps == [2, 2, 1, 1]
     assert left == []
 
 
@@ -93,8 +102,8 @@ async def test_an_old_otp_is_removed_with_its_deliveries_and_its_ledger_entries_
     await replica.record_outcome(again, OutcomeKind.REJECTED_DESTINATION)
     before = await ledger(pool)
 
-    young = await remove_otps(pool, before=later(days=-1), limit=100)
-    counts = [await apply_retention(pool, PERIODS, now=later(days=90.1)) for _ in range(2)]
+    young = await total(remove_otps(pool, before=later(days=-1), limit=100))
+    counts = [await apply_retention(pool, now=later(days=90.1)) for _ in range(2)]
 
     assert (young, counts) == (0, [4 + 3, 0])
     assert [await count_rows(pool, table) for table in ("otps", "deliveries", "outbox")] == [0, 0, 0]
@@ -105,24 +114,60 @@ async def test_an_otp_with_an_open_delivery_is_not_removed(replica: Replica) -> 
     pool = replica.pool
     await fund(pool, 1)
     send = await replica.send()
-    while_open = await remove_otps(pool, before=later(), limit=100)
+    while_open = await total(remove_otps(pool, before=later(), limit=100))
     await replica.record_outcome(send, OutcomeKind.ACCEPTED)
 
-    assert (while_open, await remove_otps(pool, before=later(), limit=100)) == (0, 1)
+    assert (while_open, await total(remove_otps(pool, before=later(), limit=100))) == (0, 1)
 
 
 async def test_a_step_removes_at_most_its_limit(replica: Replica) -> None:
     await accepted_sends(replica, 5)
-    assert [await remove_otps(replica.pool, before=later(), limit=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [count async for count in remove_otps(replica.pool, before=later(), limit=2)] == [2, 2, 1]
 
 
 async def test_a_locked_otp_is_left_for_the_next_run(replica: Replica, other_pool: Pool) -> None:
     held, *_ = await accepted_sends(replica, 3)
     async with transaction(other_pool) as holder:
         await holder.execute("SELECT 1 FROM otps WHERE otp_id = %s FOR NO KEY UPDATE", [held.record.otp.otp_id])
-        meanwhile = await remove_otps(replica.pool, before=later(), limit=100)
+        meanwhile = await total(remove_otps(replica.pool, before=later(), limit=1))
 
-    assert (meanwhile, await remove_otps(replica.pool, before=later(), limit=100)) == (2, 1)
+    assert (meanwhile, await total(remove_otps(replica.pool, before=later(), limit=100))) == (2, 1)
+
+
+async def test_otps_that_cannot_be_removed_do_not_keep_the_younger_ones(
+    replica: Replica, database_url: str, other_pool: Pool
+) -> None:
+    """The oldest ones lack their OTP, as after a deletion by hand, are sent again for ever, or are locked."""
+    pool, sends = replica.pool, await accepted_sends(replica, 10)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as owner:
+        for send in sends[:3]:
+            await owner.execute("DELETE FROM otps WHERE otp_id = %s", [send.record.otp.otp_id])
+    await fund(pool, 3)
+    open_again = [await replica.resend(send.record.otp) for send in sends[3:6]]
+    async with transaction(other_pool) as holder:
+        await holder.execute(
+            "SELECT 1 FROM deliveries WHERE delivery_id = %s FOR UPDATE", [sends[6].delivery.delivery_id]
+        )
+        removed = await total(remove_otps(pool, before=later(), limit=2))
+    left = await count_rows(pool, "otps")
+    for send in open_again:
+        await replica.record_outcome(send, OutcomeKind.ACCEPTED)
+
+    # The locked one keeps its neighbour in the step until the next run.
+    assert (removed, left, await total(remove_otps(pool, before=later(), limit=2))) == (2, 5, 5)
+
+
+async def test_locked_rows_of_one_time_do_not_keep_the_younger_ones(pool: Pool, other_pool: Pool) -> None:
+    insert = "INSERT INTO guess_budgets (organization_id, destination_digest, last_guess_time) VALUES ('acme', %s, %s)"
+    async with acquire(pool) as connection:
+        old = later(days=-3)
+        await connection.cursor().executemany(insert, [(bytes([number]), old) for number in range(3)])
+        await connection.execute(insert, [b"younger", later(days=-2)])
+    async with transaction(other_pool) as holder:
+        await holder.execute("SELECT 1 FROM guess_budgets WHERE length(destination_digest) = 1 FOR UPDATE")
+        meanwhile = [count async for count in remove_guess_budgets(pool, before=later(), limit=3)]
+
+    assert (meanwhile, await total(remove_guess_budgets(pool, before=later(), limit=3))) == ([0, 0, 1], 3)
 
 
 @pytest.fixture(params=[True, False], ids=["Citus", "PostgreSQL"])
@@ -141,15 +186,15 @@ async def test_the_otps_of_many_organizations_are_removed_in_one_step(replica: R
         for _ in range(3):
             await replica.record_outcome(await replica.send(organization_id=name), OutcomeKind.ACCEPTED)
 
-    assert [await remove_otps(replica.pool, before=later(), limit=100) for _ in range(2)] == [9, 0]
+    assert [count async for count in remove_otps(replica.pool, before=later(), limit=100)] == [9]
     assert await count_rows(replica.pool, "deliveries") == 0
 
 
 async def test_two_replicas_remove_each_otp_once(replica: Replica, other_pool: Pool) -> None:
     await accepted_sends(replica, 40)
     pools = (replica.pool, other_pool) * 4
-    removed = await asyncio.gather(*(remove_otps(pool, before=later(), limit=10) for pool in pools))
-    rest = [await remove_otps(replica.pool, before=later(), limit=100) for _ in range(2)]
+    removed = await asyncio.gather(*(total(remove_otps(pool, before=later(), limit=10)) for pool in pools))
+    rest = [await total(remove_otps(replica.pool, before=later(), limit=100)) for _ in range(2)]
 
     assert (sum(removed) + rest[0], rest[1]) == (40, 0)
     assert await count_rows(replica.pool, "deliveries") == 0
@@ -160,8 +205,8 @@ async def test_wrong_guesses_are_removed_once_they_no_longer_count(replica: Repl
     otp = send.record.otp
     with pytest.raises(WrongCode):
         await replica.verify(otp, wrong(otp))
-    counting = await apply_retention(replica.pool, PERIODS, now=later(days=1.9))
-    over = await apply_retention(replica.pool, PERIODS, now=later(days=2.1))
+    counting = await apply_retention(replica.pool, now=later(days=1.9))
+    over = await apply_retention(replica.pool, now=later(days=2.1))
 
     assert (counting, over, await count_rows(replica.pool, "guess_budgets")) == (0, 1, 0)
 
@@ -173,9 +218,9 @@ async def test_a_locked_guess_budget_is_left_for_the_next_run(replica: Replica, 
         await replica.verify(otp, wrong(otp))
     async with transaction(other_pool) as guess:
         await guess.execute("SELECT 1 FROM guess_budgets FOR NO KEY UPDATE")
-        meanwhile = await remove_guess_budgets(replica.pool, before=later(), limit=10)
+        meanwhile = await total(remove_guess_budgets(replica.pool, before=later(), limit=10))
 
-    assert (meanwhile, await remove_guess_budgets(replica.pool, before=later(), limit=10)) == (0, 1)
+    assert (meanwhile, await total(remove_guess_budgets(replica.pool, before=later(), limit=10))) == (0, 1)
 
 
 async def test_a_run_continues_until_nothing_is_left(pool: Pool) -> None:
@@ -186,7 +231,7 @@ async def test_a_run_continues_until_nothing_is_left(pool: Pool) -> None:
             [later(days=-3)],
         )
 
-    assert await apply_retention(pool, PERIODS, now=later()) == 12_345
+    assert await apply_retention(pool, now=later()) == 12_345
 
 
 async def test_unverified_credits_are_removed_once_their_window_is_over(replica: Replica, other_pool: Pool) -> None:
@@ -194,11 +239,11 @@ async def test_unverified_credits_are_removed_once_their_window_is_over(replica:
     await fund(pool, 6)
     for number in ("+6281234567890", "+6581234567"):
         await replica.record_outcome(await replica.send(number, channel=Channel.SMS), OutcomeKind.ACCEPTED)
-    counting = await apply_retention(pool, PERIODS, now=later(days=2.9))
+    counting = await apply_retention(pool, now=later(days=2.9))
     async with transaction(other_pool) as send:
         await send.execute("SELECT 1 FROM unverified_credits WHERE area = 'ID' FOR NO KEY UPDATE")
-        meanwhile = await remove_unverified(pool, before=later(), limit=10)
-    over = await apply_retention(pool, PERIODS, now=later(days=3.1))
+        meanwhile = await total(remove_unverified(pool, before=later(), limit=1))
+    over = await apply_retention(pool, now=later(days=3.1))
 
     assert (counting, meanwhile, over, await count_rows(pool, "unverified_credits")) == (0, 1, 1, 0)
 
@@ -211,7 +256,7 @@ async def test_pending_notices_are_kept_and_others_are_removed(pool: Pool) -> No
                 " next_attempt_time, create_time) VALUES ('acme', %s, 'BALANCE_LOW', %s, '', %s, %s, %s, %s)",
                 [new_id(), status, Jsonb({}), status, later(), later()],
             )
-    removed = [await remove_notices(pool, before=later(days=days), limit=10) for days in (-1, 1, 1)]
+    removed = [await total(remove_notices(pool, before=later(days=days), limit=1)) for days in (-1, 1, 1)]
 
     assert (removed, await count_rows(pool, "notices")) == ([0, 2, 0], 1)
 
@@ -224,7 +269,7 @@ async def test_received_and_dead_events_are_kept_and_others_are_removed(pool: Po
                 " VALUES (%s, 'invoice.paid', '{}', %s, %s, %s)",
                 [f"evt_{status}", status, later(), later()],
             )
-    removed = [await remove_stripe_events(pool, before=later(days=days), limit=10) for days in (-1, 1, 1)]
+    removed = [await total(remove_stripe_events(pool, before=later(days=days), limit=1)) for days in (-1, 1, 1)]
 
     assert (removed, await count_rows(pool, "stripe_events")) == ([0, 2, 0], 2)
 
@@ -236,6 +281,7 @@ async def test_old_rows_are_found_by_an_index_without_a_sort(pool: Pool, name: s
         "ids": {"remove_guess_budgets": [b"1"], "remove_unverified": ["ID"]}.get(name, [new_id()]),
         "organization_ids": ["acme"],
         "otp_ids": [new_id()],
+        "after": later(days=-9),
         "before": later(),
         "last_delivery_id": new_id(),
         "end_id": new_id(),

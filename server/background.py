@@ -1,0 +1,65 @@
+"""Tasks in the background: a failure is logged with its kind, and the work begins again after a pause.
+
+Nobody awaits such a task: without this, an error, or a cancellation that leaks out of a library, would end it unseen.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from prometheus_client import Gauge
+
+from server.errors import DomainError
+from server.logs import safe_traceback
+
+LAST_SUCCESS: Final = Gauge(
+    "pulsa_job_last_success_timestamp_seconds",
+    "When a periodic job last ended without an error, on any replica if one replica at a time runs it: Unix time.",
+    ["job"],
+    multiprocess_mode="max",
+)
+_PAUSE_SECONDS: Final = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+async def until_done(
+    name: str, work: Callable[[], Awaitable[object]], *, pause_seconds: float = _PAUSE_SECONDS
+) -> None:
+    """Run the work until it returns: after a failure, which is logged, again after `pause_seconds`."""
+    while True:
+        if await _succeeds(name, work):
+            return
+        await asyncio.sleep(pause_seconds)
+
+
+async def repeat(name: str, interval_seconds: float, work: Callable[[], Awaitable[float]]) -> None:
+    """Run the work after each interval, for ever; failures are logged.
+
+    The work returns when it last succeeded, in Unix time, for the metric.
+    """
+    last_success = LAST_SUCCESS.labels(name)
+
+    async def once() -> None:
+        last_success.set(await work())
+
+    while True:
+        await asyncio.sleep(interval_seconds)
+        await _succeeds(name, once)
+
+
+async def _succeeds(name: str, work: Callable[[], Awaitable[object]]) -> bool:
+    try:
+        await work()
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        _log.error("job failed", job=name, why="CancelledError")  # something that the work awaited was cancelled
+    except DomainError as error:
+        _log.warning("job failed", job=name, reason=error.reason, why=type(error.__cause__ or error).__name__)
+    except Exception as error:  # noqa: BLE001 - no failure may end the task; the line logs the error
+        _log.error("job failed", job=name, why=type(error).__name__, trace=safe_traceback(error))
+    else:
+        return True
+    return False
