@@ -7,6 +7,7 @@ import pytest
 
 from server.credits.stripe.reconcile import DriftReport, find_drift
 from server.credits.top_ups.state_machine import TopUpStatus
+from server.errors import PaymentProviderUnavailable
 from server.jobs import report_drift
 from server.postgres.pool import acquire
 from tests.integration.top_ups.driver import TopUpDriver
@@ -89,6 +90,12 @@ async def test_top_ups_older_than_35_days_are_left_out(driver: TopUpDriver) -> N
     await driver.buy()
     driver.clock.ahead = timedelta(days=36)
     assert (await _report(driver)).top_ups == 0
+
+
+async def test_the_job_fails_when_stripe_does_not_answer(driver: TopUpDriver) -> None:
+    await driver.inject_fault("GET /v1/invoices", "refuse", status=403)
+    with pytest.raises(PaymentProviderUnavailable):
+        await report_drift(driver.pool, driver.replica.stripe_client, environment="test", now=driver.clock())
 
 
 async def test_the_job_returns_the_number_of_differences(driver: TopUpDriver) -> None:
