@@ -85,6 +85,51 @@ WHERE (%(organization_id)s::text IS NULL OR send.organization_id = %(organizatio
     AND (%(deliveries_since)s::timestamptz IS NULL OR send.create_time >= %(deliveries_since)s)
 LIMIT %(limit)s;
 
+-- finding_delivery_without_otp
+-- Every charged delivery has its OTP: retention removes both together. The OTP is missing, so the deliveries of one
+-- organization are found by its ledger.
+SELECT delivery.organization_id, concat(
+    'delivery ', delivery.delivery_id, ' at ', delivery.ledger_sequence, ' is of no OTP'
+)
+FROM deliveries AS delivery
+LEFT JOIN otps ON otps.organization_id = delivery.organization_id AND otps.otp_id = delivery.otp_id
+WHERE (%(organization_id)s::text IS NULL
+        OR (delivery.organization_id = %(organization_id)s AND delivery.delivery_id IN (
+            SELECT reference_id
+            FROM ledger_entries
+            WHERE ledger_entries.organization_id = %(organization_id)s AND kind = 'SEND'
+        )))
+    AND otps.otp_id IS NULL
+LIMIT %(limit)s;
+
+-- finding_delivery_not_in_outbox
+-- Every delivery without a final outcome is in the outbox: otherwise it is charged and nobody sends it.
+SELECT delivery.organization_id, concat(
+    'delivery ', delivery.delivery_id, ' at ', delivery.ledger_sequence, ' is QUEUED and not in the outbox'
+)
+FROM deliveries AS delivery
+LEFT JOIN outbox ON outbox.organization_id = delivery.organization_id AND outbox.delivery_id = delivery.delivery_id
+WHERE (%(organization_id)s::text IS NULL
+        OR (delivery.organization_id = %(organization_id)s AND delivery.otp_id IN (
+            SELECT otp_id
+            FROM otps
+            WHERE otps.organization_id = %(organization_id)s
+        )))
+    AND delivery.status = 'QUEUED' AND outbox.delivery_id IS NULL
+LIMIT %(limit)s;
+
+-- finding_outbox_without_delivery
+-- What is in the outbox waits for an outcome: otherwise a message is sent a second time, or without a charge.
+SELECT outbox.organization_id, concat(
+    'the outbox has delivery ', outbox.delivery_id, ', which is ', coalesce(delivery.status, 'missing')
+)
+FROM outbox
+LEFT JOIN deliveries AS delivery ON delivery.organization_id = outbox.organization_id
+    AND delivery.delivery_id = outbox.delivery_id AND delivery.otp_id = outbox.otp_id
+WHERE (%(organization_id)s::text IS NULL OR outbox.organization_id = %(organization_id)s)
+    AND delivery.status IS DISTINCT FROM 'QUEUED'
+LIMIT %(limit)s;
+
 -- finding_refund_without_send
 -- Every REFUND entry returns all credits of one earlier SEND entry.
 SELECT refund.organization_id, concat(
@@ -117,4 +162,12 @@ FROM ledger_entries AS entry
 LEFT JOIN top_ups AS top_up ON top_up.organization_id = entry.organization_id AND top_up.top_up_id = entry.reference_id
 WHERE (%(organization_id)s::text IS NULL OR entry.organization_id = %(organization_id)s)
     AND entry.kind = 'TOP_UP' AND top_up.top_up_id IS NULL
+LIMIT %(limit)s;
+
+-- finding_adjustment_without_author
+-- Every ADJUSTMENT entry says who made it and why.
+SELECT organization_id, concat('an adjustment of ', credits, ' at ', sequence, ' has no author or no reason')
+FROM ledger_entries
+WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+    AND kind = 'ADJUSTMENT' AND (reason = '' OR created_by = '')
 LIMIT %(limit)s;

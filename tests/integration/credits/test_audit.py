@@ -142,6 +142,10 @@ async def test_ledgers_that_hold_are_counted(ledgers: Pool) -> None:
             "kind = 'REFUND'",
             {"delivery_not_in_ledger", "refund_without_send"},
         ),
+        ("UPDATE deliveries SET status = 'QUEUED'", "credits = 1", {"delivery_not_in_outbox"}),
+        ("DELETE FROM otps", "true", {"delivery_without_otp"}),
+        ("UPDATE ledger_entries SET created_by = ''", "kind = 'ADJUSTMENT'", {"adjustment_without_author"}),
+        ("UPDATE ledger_entries SET reason = ''", "kind = 'ADJUSTMENT'", {"adjustment_without_author"}),
     ],
 )
 async def test_every_damage_is_found_in_its_organization(
@@ -154,6 +158,19 @@ async def test_every_damage_is_found_in_its_organization(
     assert {finding.organization_id for finding in report.findings} == {"acme"}
     assert set((await audit_within(damaged, "acme")).findings) == set(report.findings)
     assert (await audit_within(damaged, "other")).holds
+
+
+@pytest.mark.parametrize("otp_id", ["delivery_id", "gen_random_uuid()"])
+async def test_a_settled_delivery_in_the_outbox_is_found(damaged: Connection, otp_id: str) -> None:
+    await damaged.execute(
+        "INSERT INTO outbox (organization_id, delivery_id, otp_id, next_attempt_time)"  # noqa: S608 - of this file
+        f" SELECT organization_id, delivery_id, {otp_id}, now() FROM deliveries WHERE credits = 1".encode()
+    )
+    report = await audit_within(damaged)
+    assert [(finding.rule, finding.organization_id) for finding in report.findings] == [
+        ("outbox_without_delivery", "acme")
+    ]
+    assert (await audit_within(damaged, "acme")).findings == report.findings
 
 
 async def test_the_number_of_findings_is_limited(damaged: Connection) -> None:
