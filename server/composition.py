@@ -19,6 +19,7 @@ from server.api.server import GrpcServer, ListenOptions, start_server
 from server.api.tls import TlsFileError, TlsFiles
 from server.background import until_done
 from server.credits.balances import Balances, BalanceStreams
+from server.credits.ledger import AuditKeys
 from server.credits.pricing import Pricing, load_pricing
 from server.credits.stripe.client import Failpoint, StripeClient
 from server.credits.stripe.inbox import StripeInbox
@@ -107,6 +108,7 @@ class SharedDependencies:
     pool: Pool
     pricing: Pricing
     crypto: Crypto
+    audit_keys: AuditKeys | None
     templates: Templates
     console: Console | None
     """Prints messages instead of sending them; only in development."""
@@ -155,7 +157,7 @@ async def open_shared(
     Queries.use_shards(name_shards=database.citus)
     pool = await open_pool(database_url, size=database.connections, timeouts=timeouts_of(database))
     stack.push_async_callback(pool.close)
-    return SharedDependencies(settings, pool, pricing, crypto, templates, console)
+    return SharedDependencies(settings, pool, pricing, crypto, open_audit_keys(settings), templates, console)
 
 
 def timeouts_of(database: Database) -> Timeouts:
@@ -185,7 +187,13 @@ def open_credits(
         payment_method_types=settings.stripe.payment_methods,
         lease=timedelta(seconds=settings.stripe.lease_seconds),
     )
-    store = TopUpStore(pool, terms, low_balance_threshold=pricing.low_balance_threshold, failpoint=failpoint)
+    store = TopUpStore(
+        pool,
+        terms,
+        low_balance_threshold=pricing.low_balance_threshold,
+        audit_keys=shared.audit_keys,
+        failpoint=failpoint,
+    )
     top_ups = TopUps(store, stripe_client, pricing)
     inbox = StripeInbox(store, stripe_client, secrets=signing_secrets(settings), account_id=settings.stripe.account_id)
     balances = Balances(pool, low_balance_threshold=pricing.low_balance_threshold, batching=shared.batching)
@@ -205,6 +213,7 @@ def open_credits(
         stripe_inbox=inbox,
         stripe_wait_seconds=settings.stripe.wait_seconds,
         deliveries_kept=timedelta(days=settings.delivery.retention_days),
+        audit_keys=shared.audit_keys,
     )
     return OpenCredits(CreditService(dependencies), stripe_client, top_ups, inbox)
 
@@ -215,6 +224,15 @@ def open_crypto(settings: Settings) -> Crypto:
         return Crypto(settings.secret.key_ring(), digest_secret=settings.secret.digest())
     except ValueError as error:
         raise SettingsError(str(error)) from error
+
+
+def open_audit_keys(settings: Settings) -> AuditKeys | None:
+    """The keys of the ledger's MACs; None when there are none. Raises SettingsError for a malformed key."""
+    try:
+        ring = settings.audit.key_ring()
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    return AuditKeys(ring) if ring else None
 
 
 def open_stripe(settings: Settings, failpoint: Failpoint | None = None) -> StripeClient:
@@ -320,6 +338,7 @@ def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: Open
             inbox=credits.inbox,
             environment=settings.environment,
             send_mail=mailer.mail if mailer else None,
+            audit_keys=shared.audit_keys,
         ),
     )
 

@@ -17,6 +17,8 @@ from typing import Any, Final, Protocol
 import structlog
 
 from server.background import repeat
+from server.credits.audit import make_daily_macs
+from server.credits.ledger import AuditKeys
 from server.credits.notices import SendMail, remove_notices, send_due_notices
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError
@@ -146,10 +148,12 @@ def periodic_jobs(
     inbox: StripeInbox,
     environment: str,
     send_mail: SendMail | None,
+    audit_keys: AuditKeys | None,
 ) -> list[PeriodicJob]:
     """Return every periodic job.
 
-    `send_mail` sends mail to billing contacts; when it is None, their notices stay in the database.
+    `send_mail` sends mail to billing contacts; when it is None, their notices stay in the database. `audit_keys` make
+    the ledger's daily MACs; when it is None, there are none.
     """
     limit = _MAXIMUM_CALLS
     report = partial(report_drift, pool, stripe_client, environment=environment)
@@ -166,6 +170,10 @@ def periodic_jobs(
         PeriodicJob("drift", _DAY, lambda now: report(now=now), is_maintenance=True),
         *retention_jobs(pool, periods),
     ]
+    if audit_keys is not None:
+        jobs.append(
+            PeriodicJob("daily MACs", 60, lambda now: make_daily_macs(pool, audit_keys, now=now), is_maintenance=True)
+        )
     if send_mail is not None:
         jobs.append(PeriodicJob("notices", 1, lambda now: send_due_notices(pool, send_mail, now=now, limit=limit)))
     return jobs

@@ -63,3 +63,14 @@ def key_bytes(name: str, value: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise ValueError(f"{name}: must be base64 of {KEY_BYTES} bytes")
     return key
+
+
+def key_ring(name: str, keys: SecretStr) -> dict[str, bytes]:
+    """Decode `id:base64,…` to keys by id, in their order. Raises ValueError, which names `name`, when malformed."""
+    ring: dict[str, bytes] = {}
+    for entry in keys.get_secret_value().split(","):
+        key_id, _, value = entry.strip().partition(":")
+        if not key_id or key_id in ring:
+            raise ValueError(f"{name}: must be id:base64 entries with distinct ids")
+        ring[key_id] = key_bytes(name, value)
+    return ring

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
-from server.setting_types import ADDRESS, AreAreas, Group, IsDatabase, Json, Words, key_bytes
+from server.setting_types import ADDRESS, AreAreas, Group, IsDatabase, Json, Words, key_bytes, key_ring
 
 
 class Log(Group):
@@ -118,19 +118,27 @@ class Secret(Group):
         """The encryption keys by id, oldest first. Raises ValueError when PULSA_SECRET_KEYS is unset or malformed."""
         if self.keys is None:
             raise ValueError("PULSA_SECRET_KEYS: is needed")
-        ring = {}
-        for entry in self.keys.get_secret_value().split(","):
-            name, _, value = entry.strip().partition(":")
-            if not name or name in ring:
-                raise ValueError("PULSA_SECRET_KEYS: must be id:base64 entries with distinct ids")
-            ring[name] = key_bytes("PULSA_SECRET_KEYS", value)
-        return ring
+        return key_ring("PULSA_SECRET_KEYS", self.keys)
 
     def digest(self) -> bytes:
         """The digest key. Raises ValueError when PULSA_SECRET_DIGEST_KEY is unset or malformed."""
         if self.digest_key is None:
             raise ValueError("PULSA_SECRET_DIGEST_KEY: is needed")
         return key_bytes("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value())
+
+
+class Audit(Group):
+    """Keys of the ledger's MACs, with which `audit` tells edited history."""
+
+    keys: SecretStr | None = Field(
+        default=None,
+        description="keys of the ledger's MACs as id:base64 of 32 bytes, separated by commas, oldest first: the last "
+        "one makes them, all of them check; unset: no MACs are made or checked",
+    )
+
+    def key_ring(self) -> dict[str, bytes] | None:
+        """The keys by id, oldest first; None when PULSA_AUDIT_KEYS is unset. Raises ValueError when it is malformed."""
+        return key_ring("PULSA_AUDIT_KEYS", self.keys) if self.keys else None
 
 
 class Limit(Group):
@@ -441,6 +449,7 @@ class Settings(Group):
     tls: Tls = Tls()
     token: Token = Token()
     secret: Secret = Secret()
+    audit: Audit = Audit()
     limit: Limit = Limit()
     delivery: Delivery = Delivery()
     stripe: Stripe = Stripe()

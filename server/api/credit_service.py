@@ -24,7 +24,7 @@ from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
 from server.credits.alerts import update_alerts
 from server.credits.audit import audit_organization
 from server.credits.balances import Balances, BalanceStreams
-from server.credits.ledger import adjust_credits, list_entries
+from server.credits.ledger import AuditKeys, adjust_credits, list_entries
 from server.credits.pricing import Pricing
 from server.credits.stripe.inbox import StripeInbox
 from server.credits.top_ups.service import Purchase, TopUps
@@ -52,6 +52,8 @@ class CreditDependencies:
     """Maximum wait of CreateTopUp and CancelTopUp for Stripe; the work continues after it."""
     deliveries_kept: timedelta | None
     """How long deliveries are kept; None: without a limit."""
+    audit_keys: AuditKeys | None = None
+    """Make and check the ledger's MACs; None: there are none."""
 
 
 class CreditService:
@@ -165,13 +167,17 @@ class CreditService:
             created_by=call.caller.subject,
             low_balance_threshold=self._dependencies.pricing.low_balance_threshold,
             now=datetime.now(UTC),
+            audit_keys=self._dependencies.audit_keys,
         )
         return pb.AdjustCreditsResponse(ledger_entry=entry_message(entry), balance=self._balance_message(balance))
 
     async def VerifyLedger(self, request: pb.VerifyLedgerRequest, _: Call) -> pb.VerifyLedgerResponse:
         """Audit one organization's ledger and return the findings."""
         report = await audit_organization(
-            self._dependencies.pool, request.organization_id, deliveries_kept=self._dependencies.deliveries_kept
+            self._dependencies.pool,
+            request.organization_id,
+            deliveries_kept=self._dependencies.deliveries_kept,
+            audit_keys=self._dependencies.audit_keys,
         )
         return pb.VerifyLedgerResponse(
             holds=report.holds,

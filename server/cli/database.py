@@ -12,7 +12,7 @@ import psycopg
 import structlog
 from pydantic import SecretStr
 
-from server.composition import open_crypto, timeouts_of
+from server.composition import open_audit_keys, open_crypto, timeouts_of
 from server.credits.audit import AuditReport, audit_all
 from server.environment import SettingsError, load_settings
 from server.errors import RetryLater
@@ -104,7 +104,11 @@ def audit() -> int:
     for finding in report.findings:
         print(f"{finding.organization_id}: {finding.rule}: {finding.description}")
     verdict = "every ledger holds" if report.holds else f"{len(report.findings)} findings"
-    print(f"{report.organization_count} organizations, {report.entry_count} ledger entries: {verdict}")
+    if settings.audit.keys is None:
+        macs = "no MACs were checked, as PULSA_AUDIT_KEYS is unset"
+    else:
+        macs = f"MACs from {report.days[0]} to {report.days[1]}" if report.days else "no day has MACs yet"
+    print(f"{report.organization_count} organizations, {report.entry_count} ledger entries: {verdict}; {macs}")
     return 0 if report.holds else 1
 
 
@@ -249,7 +253,11 @@ def _migrate(settings: Settings, url: str) -> None:
 async def _audit(settings: Settings, url: str) -> AuditReport:
     pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database), read_only=True)
     try:
-        return await audit_all(pool, deliveries_kept=timedelta(days=settings.delivery.retention_days))
+        return await audit_all(
+            pool,
+            deliveries_kept=timedelta(days=settings.delivery.retention_days),
+            audit_keys=open_audit_keys(settings),
+        )
     finally:
         await pool.close()
 

@@ -171,3 +171,127 @@ FROM ledger_entries
 WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
     AND kind = 'ADJUSTMENT' AND (reason = '' OR created_by = '')
 LIMIT %(limit)s;
+
+-- digest_entries_with_own_mac
+-- Each entry that brings credits from outside, and each such MAC: either may be missing.
+SELECT organization_id, sequence, entry_mac.key_id, entry_mac.mac, {digest}
+FROM (
+    SELECT *
+    FROM ledger_entries
+    WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+        AND kind IN ('TOP_UP', 'ADJUSTMENT')
+) AS entry
+FULL JOIN (
+    SELECT *
+    FROM entry_macs
+    WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+) AS entry_mac USING (organization_id, sequence)
+GROUP BY organization_id, sequence, entry_mac.key_id, entry_mac.mac;
+
+-- digest_covered_entries
+-- Each daily MAC with the digest of the entries that it is of. LATERAL: each entry is read once, by the primary key.
+SELECT covered.organization_id, covered.last_sequence, covered.day, covered.key_id, covered.mac,
+    coalesce(covered.previous_mac, ''), coalesce(ledger.digest, '')
+FROM (
+    SELECT *,
+        lag(last_sequence, 1, 0::bigint) OVER chain AS previous_sequence,
+        lag(mac) OVER chain AS previous_mac
+    FROM ledger_macs
+    WHERE (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+    WINDOW chain AS (PARTITION BY organization_id ORDER BY last_sequence)
+) AS covered
+CROSS JOIN LATERAL (
+    SELECT {digest} AS digest
+    FROM ledger_entries
+    WHERE organization_id = covered.organization_id
+        AND sequence > covered.previous_sequence AND sequence <= covered.last_sequence
+) AS ledger
+ORDER BY covered.organization_id, covered.last_sequence;
+
+-- digest_days
+-- Each day with the digest of its MACs, of which each says which organization and day it is of. NULL while unfinished.
+SELECT coalesce(ledger_days.day, made.day), ledger_days.day IS NOT NULL, ledger_days.key_id, ledger_days.mac,
+    coalesce(lag(ledger_days.mac) OVER (ORDER BY ledger_days.day), ''), coalesce(made.digest, '')
+FROM ledger_days
+FULL JOIN (
+    SELECT day, sha256(string_agg(mac, ''::bytea ORDER BY mac)) AS digest
+    FROM ledger_macs
+    GROUP BY day
+) AS made ON made.day = ledger_days.day
+ORDER BY ledger_days.day;
+
+-- begin_day
+-- Returns whether it is the first one. Nothing happens while a day is unfinished, or when this one was begun before.
+INSERT INTO ledger_days (day)
+SELECT %(day)s
+WHERE NOT EXISTS (
+    SELECT
+    FROM ledger_days
+    WHERE mac IS NULL OR day >= %(day)s
+)
+ON CONFLICT DO NOTHING
+RETURNING NOT EXISTS (
+    SELECT
+    FROM ledger_days AS earlier
+);
+
+-- lock_unfinished_day
+-- The lock keeps every MAC of the day before the day's own one.
+SELECT day
+FROM ledger_days
+WHERE mac IS NULL
+FOR UPDATE;
+
+-- digest_next_entries
+-- For the next accounts, the entries after the newest MAC: at most `entries`, and none from the first one that is
+-- later than the day.
+SELECT account.organization_id, newest.last_sequence, coalesce(newest_mac.mac, ''), ledger.last_sequence, ledger.digest
+FROM (
+    SELECT organization_id
+    FROM accounts
+    WHERE organization_id > %(after)s
+    ORDER BY organization_id
+    LIMIT %(accounts)s
+) AS account
+CROSS JOIN LATERAL (
+    SELECT coalesce(max(last_sequence), 0) AS last_sequence
+    FROM ledger_macs
+    WHERE ledger_macs.organization_id = account.organization_id
+) AS newest
+LEFT JOIN ledger_macs AS newest_mac ON newest_mac.organization_id = account.organization_id
+    AND newest_mac.last_sequence = newest.last_sequence
+CROSS JOIN LATERAL (
+    SELECT max(sequence) AS last_sequence, {digest} AS digest
+    FROM ledger_entries
+    WHERE organization_id = account.organization_id
+        AND sequence > newest.last_sequence AND sequence <= newest.last_sequence + %(entries)s
+        AND sequence < coalesce((
+            SELECT min(later.sequence)
+            FROM ledger_entries AS later
+            WHERE later.organization_id = account.organization_id
+                AND later.sequence > newest.last_sequence AND later.sequence <= newest.last_sequence + %(entries)s
+                AND later.create_time >= %(end_time)s
+        ), newest.last_sequence + %(entries)s + 1)
+) AS ledger
+ORDER BY account.organization_id;
+
+-- insert_ledger_macs
+INSERT INTO ledger_macs ({new_mac}, day)
+SELECT {new_mac}, %(day)s
+FROM {new_mac:rows} AS new ({new_mac});
+
+-- digest_day
+SELECT coalesce((
+    SELECT earlier.mac
+    FROM ledger_days AS earlier
+    WHERE earlier.day < %(day)s
+    ORDER BY earlier.day DESC
+    LIMIT 1
+), ''), coalesce(sha256(string_agg(mac, ''::bytea ORDER BY mac)), ''), count(*)
+FROM ledger_macs
+WHERE day = %(day)s;
+
+-- finish_day
+UPDATE ledger_days
+SET key_id = %(key_id)s, mac = %(mac)s
+WHERE day = %(day)s;

@@ -3,11 +3,12 @@
 A caller locks the account, appends the entry and stores the balance in one transaction.
 """
 
-from collections.abc import Sequence
+import hmac
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from server.credits.accounts import (
@@ -57,7 +58,45 @@ _NEW_ENTRIES: RowSource[LedgerEntry] = RowSource(
     balance_after=BIGINT,
     reference_id=UUIDS,
 )
-SQL = load_queries(__file__, entry=TableColumns(LedgerEntry), new_entry=_NEW_ENTRIES)
+DIGEST: Final = """sha256(
+        string_agg(
+            int8send(sequence) || int8send(credits) || int8send(balance_after) || uuid_send(reference_id)
+                || timestamptz_send(create_time),
+            ''::bytea ORDER BY sequence
+        ) || convert_to(coalesce(
+            jsonb_agg(jsonb_build_array(sequence, kind, reason, created_by) ORDER BY sequence)
+                FILTER (WHERE kind <> 'SEND' OR reason <> '' OR created_by <> '')::text, ''
+        ), 'UTF8')
+    )"""
+"""The digest of one organization's entries, as a SQL aggregate: all their columns, unambiguously; NULL without entries.
+
+Numbers, ids and times have a fixed length. An entry whose texts are not listed is a SEND, with the other texts empty:
+listing those would take most of the time. A changed digest needs new names of the MACs, such as `entry 2`.
+"""
+SQL = load_queries(__file__, entry=TableColumns(LedgerEntry), new_entry=_NEW_ENTRIES, digest=DIGEST)
+_KINDS_WITH_OWN_MAC: Final = {LedgerEntryKind.TOP_UP, LedgerEntryKind.ADJUSTMENT}
+
+
+class AuditKeys:
+    """Makes and checks MACs (HMAC-SHA-256): the last key of the ring makes them, every key checks them."""
+
+    def __init__(self, secrets: Mapping[str, bytes]) -> None:
+        self._secrets = secrets
+        self._current_key_id = tuple(secrets)[-1]
+
+    def make(self, *parts: bytes) -> tuple[str, bytes]:
+        """The current key's id, and the MAC of the parts: the first says of what it is, such as `entry 1`."""
+        return self._current_key_id, self._mac(self._current_key_id, parts)
+
+    def objection(self, key_id: str, mac: bytes, *parts: bytes) -> str | None:
+        """Why this is not the MAC of the parts; None when it is."""
+        if key_id not in self._secrets:
+            return f"its key {key_id} is not in PULSA_AUDIT_KEYS"
+        return None if hmac.compare_digest(mac, self._mac(key_id, parts)) else "its MAC is wrong"
+
+    def _mac(self, key_id: str, parts: Sequence[bytes]) -> bytes:
+        message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        return hmac.digest(self._secrets[key_id], message, "sha256")
 
 
 async def append_entry(
@@ -70,10 +109,12 @@ async def append_entry(
     now: datetime,
     reason: str = "",
     created_by: str = "",
+    audit_keys: AuditKeys | None = None,
 ) -> LedgerEntry:
     """Change the balance of a locked account and append its entry, once per kind and reference_id.
 
-    A repeat changes nothing and returns the entry of the first call; the caller compares its contents.
+    A repeat changes nothing and returns the entry of the first call; the caller compares its contents. With audit_keys
+    a TOP_UP and an ADJUSTMENT get a MAC of their own.
     Raises InsufficientCredits when the balance would become negative, and BalanceAboveMaximum when it would exceed what
     an account can hold; a refund always fits.
     """
@@ -101,6 +142,10 @@ async def append_entry(
         create_time=now,
     )
     await insert_entries(connection, [entry], now=now, reason=reason, created_by=created_by)
+    if audit_keys and kind in _KINDS_WITH_OWN_MAC:
+        key = {"organization_id": entry.organization_id, "sequence": entry.sequence}
+        for (digest,) in await (await connection.execute(SQL.digest_entry, key)).fetchall():
+            await insert_entry_mac(connection, audit_keys, entry.organization_id, entry.sequence, digest)
     await write_balances(connection, [account])
     if crossed:
         await insert_low_balance_notices(connection, [account], now=now)
@@ -121,6 +166,20 @@ async def insert_entries(
     """
     constants = {"now": now, "reason": reason, "created_by": created_by}
     await _NEW_ENTRIES.write(connection, SQL.insert_entries, entries, **constants)
+
+
+async def insert_entry_mac(
+    connection: Connection, audit_keys: AuditKeys, organization_id: str, sequence: int, digest: bytes
+) -> None:
+    """Store the MAC of one entry, whose DIGEST this is."""
+    key_id, mac = audit_keys.make(*entry_parts(organization_id, digest))
+    values = {"organization_id": organization_id, "sequence": sequence, "key_id": key_id, "mac": mac}
+    await connection.execute(SQL.insert_entry_mac, values)
+
+
+def entry_parts(organization_id: str, digest: bytes) -> tuple[bytes, ...]:
+    """What the MAC of one entry is of."""
+    return b"entry 1", organization_id.encode(), digest
 
 
 async def find_entry(
@@ -154,6 +213,7 @@ async def adjust_credits(
     created_by: str,
     low_balance_threshold: int,
     now: datetime,
+    audit_keys: AuditKeys | None = None,
 ) -> tuple[LedgerEntry, Balance]:
     """Add credits (take them when negative) once per request_id; returns the entry and the current balance.
 
@@ -176,6 +236,7 @@ async def adjust_credits(
                 now=now,
                 reason=reason,
                 created_by=created_by,
+                audit_keys=audit_keys,
             )
             if (entry.credits, entry.reason) != (credits, reason):
                 raise RequestIdReused

@@ -14,3 +14,12 @@ FROM ledger_entries
 WHERE organization_id = %(organization_id)s AND sequence < %(before_sequence)s
 ORDER BY sequence DESC
 LIMIT %(limit)s;
+
+-- digest_entry
+SELECT {digest}
+FROM ledger_entries
+WHERE organization_id = %(organization_id)s AND sequence = %(sequence)s;
+
+-- insert_entry_mac
+INSERT INTO entry_macs (organization_id, sequence, key_id, mac)
+VALUES (%(organization_id)s, %(sequence)s, %(key_id)s, %(mac)s);

@@ -296,7 +296,7 @@ def _create_role(connection: Connection) -> None:
 
 
 def _grant(connection: Connection) -> None:
-    """Grant the application's role the rights that it needs. It may only insert and read ledger entries.
+    """Grant the application's role the rights that it needs. It may only insert and read ledger entries and their MACs.
 
     Rights are granted on whole tables, because Citus does not support rights on columns. Other owners' tables are left
     alone.
@@ -309,8 +309,8 @@ def _grant(connection: Connection) -> None:
             sql.SQL(
                 "GRANT USAGE ON SCHEMA public TO {0};"
                 " GRANT SELECT, INSERT, UPDATE, DELETE ON {1} TO {0};"
-                " REVOKE UPDATE, DELETE ON ledger_entries FROM {0};"
-                " REVOKE DELETE ON accounts, top_ups FROM {0};"
+                " REVOKE UPDATE, DELETE ON ledger_entries, ledger_macs, entry_macs FROM {0};"
+                " REVOKE DELETE ON accounts, top_ups, ledger_days FROM {0};"
                 " REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM {0}"
             ).format(
                 sql.Identifier(APPLICATION_ROLE),

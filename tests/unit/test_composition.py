@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from server.api.tls import TlsFiles
-from server.composition import _TLS_SETTINGS, check_lease, open_crypto, open_stripe, signing_secrets
+from server.composition import _TLS_SETTINGS, check_lease, open_audit_keys, open_crypto, open_stripe, signing_secrets
 from server.environment import SettingsError, load_settings
 from server.settings import Settings, Tls
 
@@ -27,6 +27,9 @@ def test_missing_keys_are_needed_and_not_malformed() -> None:
         open_crypto(Settings())
     with pytest.raises(SettingsError, match=r"^PULSA_SECRET_KEYS: must be"):
         open_crypto(load_settings({"PULSA_SECRET_KEYS": "first:short"}))
+    with pytest.raises(SettingsError, match=r"^PULSA_AUDIT_KEYS: must be"):
+        open_audit_keys(load_settings({"PULSA_AUDIT_KEYS": "first:short"}))
+    assert open_audit_keys(Settings()) is None
 
 
 def test_a_lease_shorter_than_its_work_names_the_lease() -> None:

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from server.clock import Clock, utc_now
 from server.credits.accounts import Account, lock_or_create_account
-from server.credits.ledger import LedgerEntryKind, append_entry
+from server.credits.ledger import AuditKeys, LedgerEntryKind, append_entry
 from server.credits.stripe.client import Failpoint
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
 from server.credits.top_ups.state_machine import (
@@ -57,14 +57,16 @@ class TopUpStore:
         terms: TopUpTerms,
         *,
         low_balance_threshold: int,
+        audit_keys: AuditKeys | None = None,
         clock: Clock = utc_now,
         failpoint: Failpoint | None = None,
     ) -> None:
-        """low_balance_threshold is the threshold of accounts that this store creates."""
+        """low_balance_threshold is the threshold of accounts that this store creates; audit_keys make entries' MACs."""
         self.pool = pool
         self.terms = terms
         self.clock = clock
         self._low_balance_threshold = low_balance_threshold
+        self._audit_keys = audit_keys
         self._failpoint = failpoint
 
     async def failpoint(self, name: str) -> None:
@@ -174,6 +176,7 @@ class TopUpStore:
             credits=top_up.credits,
             reference_id=top_up.top_up_id,
             now=now,
+            audit_keys=self._audit_keys,
         )
         if account.alert_email is None:
             return
