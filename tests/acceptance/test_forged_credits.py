@@ -1,5 +1,7 @@
 """Credits that were written past the server: VerifyLedger finds them, and only them."""
 
+import asyncio
+
 import psycopg
 
 from tests.acceptance.deployment import Deployment
@@ -28,3 +30,8 @@ async def test_a_forged_adjustment_is_found_among_real_ones(pulsa: Deployment, d
 
     assert before.holds
     assert (await pulsa.balance(), list(after.findings)) == (1000, ["forged_entry: entry 3: it has no MAC"])
+
+
+async def test_a_server_with_a_key_makes_daily_macs(pulsa: Deployment) -> None:
+    await pulsa.balance()  # it serves
+    assert "job daily MACs" in {task.get_name() for task in asyncio.all_tasks()}

@@ -152,6 +152,14 @@ async def test_edits_that_fit_are_found_by_macs_alone(edited: Connection, edit: 
     assert rules(await audit_within(edited, KEYS)) == found
 
 
+async def test_an_adjustment_that_is_removed_on_its_day_is_found(edited: Connection, ledgers: Pool) -> None:
+    await fund(ledgers, "other", audit_keys=KEYS, now=NOW + DAY)
+    await edited.execute("DELETE FROM ledger_entries WHERE organization_id = 'other' AND sequence = 2")
+    await edited.execute(MAKE_BALANCES_FIT.encode())
+    assert rules(await audit_within(edited, None)) == set()
+    assert rules(await audit_within(edited, KEYS)) == {"forged_entry"}
+
+
 async def test_the_audit_of_one_organization_finds_its_edits(edited: Connection) -> None:
     await edited.execute(FORGED_ADJUSTMENT.encode())
     await edited.execute(MAKE_BALANCES_FIT.encode())
@@ -295,6 +303,27 @@ async def test_a_new_key_makes_macs_while_the_old_one_still_checks(ledgers: Pool
     other = await audit_all(ledgers, audit_keys=AuditKeys({"old": NEW}))
     assert {finding.description.split(": ")[1] for finding in other.findings} == {"its MAC is wrong",
         "its key new is not in PULSA_AUDIT_KEYS"}  # fmt: skip
+
+
+async def test_a_stolen_old_key_cannot_rewrite_what_is_older_than_a_new_ones_macs(
+    ledgers: Pool, edited: Connection
+) -> None:
+    both = AuditKeys({"old": OLD, "new": NEW})
+    await send(ledgers, "acme", now=NOW + DAY)
+    await make_daily_macs(ledgers, both, now=NOW + 2 * DAY)
+    for table in ("ledger_macs", "ledger_days"):
+        await edited.execute(f"CREATE TABLE kept_{table} AS SELECT * FROM {table} WHERE key_id = 'new'".encode())  # noqa: S608
+        await edited.execute(f"DELETE FROM {table}".encode())  # noqa: S608
+    await edited.execute("UPDATE ledger_entries SET create_time = create_time - interval '1 hour' WHERE credits = -1")
+    await edited.commit()
+    await make_daily_macs(ledgers, KEYS, now=NOW + DAY)  # by the thief, with the old key
+    for table in ("ledger_macs", "ledger_days"):
+        await edited.execute(f"INSERT INTO {table} SELECT * FROM kept_{table}".encode())  # noqa: S608
+    report = await audit_within(edited, both)
+    assert [(finding.rule, finding.description.split(",")[0]) for finding in report.findings] == [
+        ("edited_history", "the entries until 7"),
+        ("edited_days", "the MACs of 2026-11-23: its MAC is wrong"),
+    ]
 
 
 async def test_macs_are_right_while_credits_change(pool: Pool) -> None:
