@@ -221,7 +221,7 @@ def open_credits(
 def open_crypto(settings: Settings) -> Crypto:
     """Create the encryption from the keys of the settings. Raises SettingsError for a missing or malformed key."""
     try:
-        return Crypto(settings.secret.key_ring(), digest_secret=settings.secret.digest())
+        return Crypto(settings.secret.key_ring(), digest_secrets=settings.secret.digest_key_ring())
     except ValueError as error:
         raise SettingsError(str(error)) from error
 

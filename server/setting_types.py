@@ -10,7 +10,9 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 KEY_BYTES = 32
-"""Length of each encryption key and of the digest key."""
+"""Length of each key."""
+MAXIMUM_DIGEST_KEYS = 2
+"""The current digest key, and during a rotation the one before or after it."""
 ADDRESS = r"^\S+:\d{1,5}$"
 """Pattern of `host:port`."""
 _AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
@@ -65,12 +67,12 @@ def key_bytes(name: str, value: str) -> bytes:
     return key
 
 
-def key_ring(name: str, keys: SecretStr) -> dict[str, bytes]:
+def key_ring(name: str, value: SecretStr | None) -> dict[str, bytes]:
     """Decode `id:base64,…` to keys by id, in their order. Raises ValueError, which names `name`, when malformed."""
-    ring: dict[str, bytes] = {}
-    for entry in keys.get_secret_value().split(","):
-        key_id, _, value = entry.strip().partition(":")
-        if not key_id or key_id in ring:
-            raise ValueError(f"{name}: must be id:base64 entries with distinct ids")
-        ring[key_id] = key_bytes(name, value)
+    if value is None:
+        raise ValueError(f"{name}: is needed")
+    entries = [entry.strip().partition(":") for entry in value.get_secret_value().split(",")]
+    ring = {key_id: key_bytes(name, key) for key_id, _, key in entries}
+    if len(ring) < len(entries):
+        raise ValueError(f"{name}: must be id:base64 entries with distinct ids")
     return ring

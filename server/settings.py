@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
-from server.setting_types import ADDRESS, AreAreas, Group, IsDatabase, Json, Words, key_bytes, key_ring
+from server.setting_types import (
+    ADDRESS,
+    MAXIMUM_DIGEST_KEYS,
+    AreAreas,
+    Group,
+    IsDatabase,
+    Json,
+    Words,
+    key_bytes,
+    key_ring,
+)
 
 
 class Log(Group):
@@ -102,7 +112,7 @@ class Token(Group):
 
 
 class Secret(Group):
-    """Keys that encrypt codes and destinations, and the key of digests."""
+    """Keys that encrypt destinations and make codes, and keys of digests."""
 
     keys: SecretStr | None = Field(
         default=None,
@@ -111,20 +121,34 @@ class Secret(Group):
     )
     digest_key: SecretStr | None = Field(
         default=None,
-        description="key of destination digests, base64 of 32 bytes; changing it resets limits per destination",
+        description="the only digest key of a deployment that has no PULSA_SECRET_DIGEST_KEYS yet, base64 of 32 bytes",
+    )
+    digest_keys: SecretStr | None = Field(
+        default=None,
+        description="keys that make digests of destinations and requests, as PULSA_SECRET_KEYS: the last one makes "
+        "them; at most two. The key that was PULSA_SECRET_DIGEST_KEY has no id here: :base64",
     )
 
     def key_ring(self) -> dict[str, bytes]:
         """The encryption keys by id, oldest first. Raises ValueError when PULSA_SECRET_KEYS is unset or malformed."""
-        if self.keys is None:
-            raise ValueError("PULSA_SECRET_KEYS: is needed")
-        return key_ring("PULSA_SECRET_KEYS", self.keys)
+        ring = key_ring("PULSA_SECRET_KEYS", self.keys)
+        if "" in ring:
+            raise ValueError("PULSA_SECRET_KEYS: every key needs an id")
+        return ring
 
-    def digest(self) -> bytes:
-        """The digest key. Raises ValueError when PULSA_SECRET_DIGEST_KEY is unset or malformed."""
+    def digest_key_ring(self) -> dict[str, bytes]:
+        """The digest keys by id, oldest first; that of PULSA_SECRET_DIGEST_KEY has an empty id.
+
+        Raises ValueError when neither variable or both are set, or one is malformed.
+        """
         if self.digest_key is None:
-            raise ValueError("PULSA_SECRET_DIGEST_KEY: is needed")
-        return key_bytes("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value())
+            ring = key_ring("PULSA_SECRET_DIGEST_KEYS", self.digest_keys)
+            if len(set(ring.values())) < len(ring) or len(ring) > MAXIMUM_DIGEST_KEYS:
+                raise ValueError("PULSA_SECRET_DIGEST_KEYS: must be one key, or two different ones")
+            return ring
+        if self.digest_keys is not None:
+            raise ValueError("PULSA_SECRET_DIGEST_KEY: must be unset, as PULSA_SECRET_DIGEST_KEYS is set")
+        return {"": key_bytes("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value())}
 
 
 class Audit(Group):

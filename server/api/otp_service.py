@@ -28,8 +28,8 @@ from server.otps.admission import Replayed, Send
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
-from server.otps.recipients import RawDestination
-from server.otps.send import Accepted, ResendRequest, Sender, SendRequest
+from server.otps.recipients import RawDestination, ResendRequest, SendRequest
+from server.otps.send import Accepted, Sender
 from server.otps.usage import read_usage
 from server.otps.verify import Verifier
 from server.postgres.batcher import LOCKED, Batcher, Batching, Locked
@@ -217,7 +217,7 @@ class OtpService:
             otp_id=UUID(request.otp_id),
             request_id=UUID(request.request_id),
             code=request.code.translate(_SEPARATORS),
-            context_digest=self._verifier.context_digest(request.context),
+            context=request.context,
             deadline=_deadline(call),
         )
 
@@ -279,7 +279,7 @@ def _send_request(request: pb.SendOtpRequest, call: Call) -> SendRequest:
     return SendRequest(
         organization_id=request.organization_id,
         request_id=UUID(request.request_id),
-        request=request.SerializeToString(deterministic=True),
+        serialized=partial(request.SerializeToString, deterministic=True),
         destination=_destination(request.destination, "destination"),
         fallbacks=_fallbacks(request) if request.fallbacks else (),
         purpose=request.purpose,
@@ -300,7 +300,7 @@ def _resend_request(request: pb.ResendOtpRequest, call: Call) -> ResendRequest:
     return ResendRequest(
         organization_id=request.organization_id,
         request_id=UUID(request.request_id),
-        request=request.SerializeToString(deterministic=True),
+        serialized=partial(request.SerializeToString, deterministic=True),
         otp_id=UUID(request.otp_id),
         destination=_destination(request.destination, "destination") if request.HasField("destination") else None,
         deadline=_deadline(call),

@@ -17,8 +17,9 @@ from server.credits.audit import AuditReport, audit_all
 from server.environment import SettingsError, load_settings
 from server.errors import RetryLater
 from server.logs import configure_logging
+from server.otps.admission import DAY
 from server.otps.crypto import Crypto
-from server.otps.key_rotation import COLUMNS, Progress, find_needed_keys, reseal
+from server.otps.key_rotation import COLUMNS, Progress, find_digest_uses, find_needed_keys, reseal
 from server.postgres import embedded
 from server.postgres.migrate import READ_ONLY, SchemaError, first_line, look, migrate
 from server.postgres.pool import BoundedConnection, open_pool, with_timeouts
@@ -29,6 +30,8 @@ _log = structlog.get_logger(__name__)
 _PROGRESS_ROWS: Final = 50_000
 _POOLER_SECONDS: Final = 5.0
 _LOOK_AGAIN_SECONDS: Final = 1.0
+LONGEST_TTL: Final = timedelta(minutes=10)
+"""The longest ttl that a caller may ask for."""
 
 
 class SharedSession(Exception):
@@ -113,17 +116,19 @@ def audit() -> int:
 
 
 def rotate() -> int:
-    """`rotate`: encrypt destinations with the newest key and print the progress.
+    """`rotate`: encrypt destinations with the newest key and print the progress, and what still needs older keys.
 
     Returns 0 when no older key is needed any more, 1 otherwise.
     """
     settings = load_settings(os.environ)
     crypto = open_crypto(settings)
     with existing_database(settings, writes=True) as url:
-        needed = asyncio.run(_rotate(settings, url, crypto))
-    for line in key_report(crypto, needed):
+        needed, uses = asyncio.run(_rotate(settings, url, crypto))
+    now, count_for = datetime.now(UTC), _digests_count_for(settings)
+    digests_needed = {key_id: time + count_for for key_id, time in uses.items() if time + count_for > now}
+    for line in (*key_report(crypto, needed), *digest_key_report(crypto, digests_needed)):
         print(line)
-    return 0 if set(needed) <= {crypto.current_key_id} else 1
+    return 0 if set(needed) <= {crypto.current_key_id} and set(digests_needed) <= {crypto.digest_key_ids[-1]} else 1
 
 
 def key_report(crypto: Crypto, needed: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
@@ -138,6 +143,27 @@ def key_report(crypto: Crypto, needed: Mapping[str, Mapping[str, int]]) -> Itera
             yield f"{key_id}: still needed by {uses}; run this again in 10 minutes"
         else:
             yield f"{key_id}: needed by {uses}, but missing from PULSA_SECRET_KEYS"
+
+
+def digest_key_report(crypto: Crypto, needed: Mapping[str, datetime]) -> Iterator[str]:
+    """Yield a line for each key of the digest ring, and for each missing key that is needed until a time."""
+    for key_id in dict.fromkeys([*crypto.digest_key_ids, *needed]):
+        line = f"digest key {key_id or 'without an id'}"
+        if key_id == crypto.digest_key_ids[-1]:
+            yield f"{line}: the current key"
+        elif key_id not in needed:
+            yield f"{line}: no longer needed"
+        elif key_id in crypto.digest_key_ids:
+            yield f"{line}: still needed until {needed[key_id]:%Y-%m-%d %H:%M} UTC; run this again then"
+        else:
+            yield f"{line}: needed until {needed[key_id]:%Y-%m-%d %H:%M} UTC, but missing from PULSA_SECRET_DIGEST_KEYS"
+
+
+def _digests_count_for(settings: Settings) -> timedelta:
+    """How long after a send its digests count: in limits, and until its OTP has expired and guesses at it are old."""
+    limit = settings.limit
+    hours = max(limit.guess_window_hours, limit.unverified_window_hours, DAY / timedelta(hours=1))
+    return timedelta(hours=hours) + LONGEST_TTL
 
 
 def run_postgres() -> None:
@@ -262,7 +288,9 @@ async def _audit(settings: Settings, url: str) -> AuditReport:
         await pool.close()
 
 
-async def _rotate(settings: Settings, url: str, crypto: Crypto) -> Mapping[str, Mapping[str, int]]:
+async def _rotate(
+    settings: Settings, url: str, crypto: Crypto
+) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, datetime]]:
     pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database))
     try:
         for column in COLUMNS:
@@ -272,7 +300,7 @@ async def _rotate(settings: Settings, url: str, crypto: Crypto) -> Mapping[str, 
                     printed = progress.checked
                     print(_line(column.name, progress))
             print(_line(column.name, progress))
-        return await find_needed_keys(pool, now=datetime.now(UTC))
+        return await find_needed_keys(pool, now=datetime.now(UTC)), await find_digest_uses(pool)
     finally:
         await pool.close()
 

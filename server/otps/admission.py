@@ -1,6 +1,6 @@
 """Decides which sends are accepted: limits, balance, idempotency. Does no I/O: the State was read before."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -74,7 +74,7 @@ class Spending:
     """The price of a send to a phone, and the counters of its areas."""
 
     unverified: Sequence[UnverifiedCredits]
-    """Of the number's country; then of its prefix, where prefixes are counted."""
+    """Of the number's country; then of its prefix by each digest key, where prefixes are counted."""
     credits: int
 
     def count(self, *, now: datetime, limits: SendLimits) -> None:
@@ -138,10 +138,8 @@ def _organization_refusals(account: Account, now: datetime, limits: SendLimits) 
 
 
 def _area_refusals(spending: Spending, now: datetime, limits: SendLimits) -> Iterator[RetryLater]:
-    maxima = (
-        (limits.unverified_credits_per_country, "unverified_credits_per_country"),
-        (limits.unverified_credits_per_prefix, "unverified_credits_per_prefix"),
-    )
+    per_prefix = (limits.unverified_credits_per_prefix, "unverified_credits_per_prefix")
+    maxima = ((limits.unverified_credits_per_country, "unverified_credits_per_country"), per_prefix, per_prefix)
     for area, (maximum, name) in zip(spending.unverified, maxima, strict=False):
         if (wait := area.wait(spending.credits, maximum=maximum, now=now, limits=limits)) > timedelta():
             yield _too_many(wait, name)
@@ -167,6 +165,10 @@ class Send:
     fallbacks_sealed: bytes | None = None
     deadline: datetime | None = None
     """The call's deadline: from then on the send is refused, and nothing is charged."""
+    content: str = ""
+    """What the request says: its fingerprint is made of it, and of the destination unless it is a resend."""
+    serialized: Callable[[], bytes] = bytes
+    """Returns the serialized request, of which a fingerprint of version 1 is made."""
 
 
 class Admitted(NamedTuple):

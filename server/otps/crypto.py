@@ -1,63 +1,101 @@
 """Codes, encryption of destinations, digests and fingerprints: everything that needs a secret key.
 
-Codes are derived with HOTP and never stored: a stolen database reveals none. Destinations are encrypted with AES-GCM
+Codes are derived with HMAC and never stored: a stolen database reveals none. Destinations are encrypted with AES-GCM
 and looked up by keyed digest, so that a stolen database reveals no destination either.
 """
 
-import hashlib
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from server.otps.otp import Otp
+from server.otps.otp import DIGEST_BYTES, Otp
 
 KEY_BYTES = 32
-DIGEST_BYTES = 16
 _NONCE_BYTES = 12
+_VERSION_2 = "2:"
+"""Begins the code_key_id of an OTP whose code has version 2. The id of a key contains no colon."""
 
 
 class Crypto:
-    """Derives, encrypts and digests with a key ring: secrets of 32 bytes by id.
+    """Derives, encrypts and digests with two key rings: secrets of 32 bytes by id.
 
-    The last key of the ring encrypts and makes codes; every key of the ring decrypts and verifies. `digest_secret` is
-    the key of all digests: changing it resets every limit that counts by destination.
+    The last key of `secrets` encrypts and makes codes; every key of it decrypts and verifies. The last key of
+    `digest_secrets` makes digests; a second one makes each digest once more, for look-ups during a rotation.
+
+    A digest key without an id is from before digest keys had ids. While it is the last, codes and fingerprints have
+    version 1, which servers of that time read. Version 2 needs no digest key for codes.
     """
 
-    def __init__(self, secrets: Mapping[str, bytes], *, digest_secret: bytes) -> None:
+    def __init__(self, secrets: Mapping[str, bytes], *, digest_secrets: Mapping[str, bytes]) -> None:
         self.key_ids = tuple(secrets)
         self.current_key_id = self.key_ids[-1]
+        self.digest_key_ids = tuple(digest_secrets)
+        self.code_key_id = f"{_VERSION_2 if self.digest_key_ids[-1] else ''}{self.current_key_id}"
         self._code_keys = {key_id: _derive(secret, b"pulsa code") for key_id, secret in secrets.items()}
+        self._codes = {
+            _VERSION_2 + key_id: hmac.new(_derive(secret, b"pulsa code 2"), digestmod="sha256")
+            for key_id, secret in secrets.items()
+        }
+        self._contexts = {_VERSION_2 + key_id: _keyed(secret, b"pulsa context") for key_id, secret in secrets.items()}
         self._ciphers = {key_id: AESGCM(_derive(secret, b"pulsa seal")) for key_id, secret in secrets.items()}
-        self._digest_key = _derive(digest_secret, b"pulsa digest")
-        self._fingerprint_key = _derive(digest_secret, b"pulsa fingerprint")
-        self._current_prefix = self._prefix(self.current_key_id)
+        self._current_prefix = _prefix(self.current_key_id)
+        self._digest_keys = {key_id: _DigestKey(key_id, secret) for key_id, secret in digest_secrets.items()}
+        self._other_digest_key = self._digest_keys[self.digest_key_ids[0]] if len(digest_secrets) > 1 else None
+        current = self._digest_keys[self.digest_key_ids[-1]]
+        self.digest, self.fingerprint = current.digest, current.fingerprint
 
     def code_of(self, otp: Otp) -> str:
-        """The code of an OTP: HOTP (RFC 4226) with a key derived from its id, organization, purpose and context.
+        """The code of an OTP: an HMAC over its organization, id, purpose and context, reduced to its digits.
 
-        A resend has the same code; another context has another code. Raises KeyError when the OTP's key is not in the
-        key ring.
+        A resend has the same code; another context has another code. All 256 bits are reduced, so that every code is
+        equally likely. Raises KeyError when the OTP's key is not in the key ring.
         """
-        binding = b"\x00".join(
-            [otp.organization_id.encode(), otp.otp_id.bytes, otp.purpose.encode(), otp.context_digest]
+        keyed = self._codes.get(otp.code_key_id)
+        if keyed is None:
+            return self._code_of_version_1(otp)
+        mac = keyed.copy()
+        organization_id, purpose = otp.organization_id.encode(), otp.purpose.encode()
+        mac.update(
+            b"%c%b%b%c%b%b"
+            % (len(organization_id), organization_id, otp.otp_id.bytes, len(purpose), purpose, otp.context_digest)
         )
-        return hotp(hmac.digest(self._code_keys[otp.code_key_id], binding, "sha256"), 0, digits=otp.code_length)
+        return _digits(int.from_bytes(mac.digest()), otp.code_length)
 
-    def digest(self, text: str) -> bytes:
-        """The keyed BLAKE2b digest of a text: 16 bytes that reveal nothing without the key."""
-        return hashlib.blake2b(text.encode(), key=self._digest_key, digest_size=DIGEST_BYTES).digest()
+    def context_digest(self, context: str, code_key_id: str) -> bytes:
+        """The digest that binds a code to its context, under the code's key; empty without a context.
 
-    def context_digest(self, context: str) -> bytes:
-        """The digest that binds a code to its context; empty without a context."""
-        return self.digest(context) if context else b""
+        It is stored, as a code is derived again for a resend and after a crash, when nobody knows the context. Raises
+        KeyError when the key is not in the key ring.
+        """
+        if not context:
+            return b""
+        if keyed := self._contexts.get(code_key_id):
+            return _mac(keyed, context.encode())
+        return self._digest_keys[""].digest(context)
 
-    def fingerprint(self, request: bytes) -> bytes:
-        """The keyed BLAKE2b digest of a request, 16 bytes: equal only for equal requests."""
-        return hashlib.blake2b(request, key=self._fingerprint_key, digest_size=DIGEST_BYTES).digest()
+    def other_digest(self, text: str) -> bytes:
+        """The digest of a text under the digest ring's other key; empty unless it has two."""
+        return self._other_digest_key.digest(text) if self._other_digest_key else b""
+
+    def is_fingerprint_of(
+        self, fingerprint: bytes, content: str, destination: str, serialized: Callable[[], bytes]
+    ) -> bool:
+        """Whether the request has this fingerprint, whichever key of the digest ring made it.
+
+        True when its key is no longer in the ring: its request_id then says that it is a repeat. False for the empty
+        fingerprint of a delivery that no call requested.
+        """
+        key_id = "" if len(fingerprint) <= DIGEST_BYTES else self.sealed_with(fingerprint)
+        key = self._digest_keys.get(key_id)
+        if key is None:
+            return bool(fingerprint)
+        digest = key.digest(destination) if destination else b""
+        return hmac.compare_digest(fingerprint, key.fingerprint(content, digest, serialized))
 
     def seal(self, text: str, *, organization_id: str) -> bytes:
         """Encrypt a text for an organization: key id, nonce and ciphertext."""
@@ -80,18 +118,60 @@ class Crypto:
         """The id of the key that encrypted these bytes."""
         return sealed[1 : 1 + sealed[0]].decode()
 
-    @staticmethod
-    def _prefix(key_id: str) -> bytes:
-        name = key_id.encode()
-        return bytes([len(name)]) + name
+    def _code_of_version_1(self, otp: Otp) -> str:
+        """HOTP (RFC 4226) with a key derived for the OTP."""
+        binding = b"\x00".join(
+            [otp.organization_id.encode(), otp.otp_id.bytes, otp.purpose.encode(), otp.context_digest]
+        )
+        key = hmac.digest(self._code_keys[otp.code_key_id], binding, "sha256")
+        mac = hmac.digest(key, bytes(8), "sha1")
+        offset = mac[-1] & 0x0F
+        return _digits(int.from_bytes(mac[offset : offset + 4]) & 0x7FFF_FFFF, otp.code_length)
 
 
-def hotp(key: bytes, counter: int, *, digits: int) -> str:
-    """The HOTP value of RFC 4226, section 5.3. The cryptography package's HOTP takes 1.5 times as long."""
-    mac = hmac.digest(key, counter.to_bytes(8, "big"), "sha1")
-    offset = mac[-1] & 0x0F
-    number = int.from_bytes(mac[offset : offset + 4], "big") & 0x7FFF_FFFF
-    return str(number % 10**digits).zfill(digits)
+class _DigestKey:
+    """A key of the digest ring. Its digests are keyed BLAKE2b: 16 bytes that reveal nothing without the key."""
+
+    def __init__(self, key_id: str, secret: bytes) -> None:
+        self._prefix = _prefix(key_id) if key_id else b""
+        self._digest = _keyed(secret, b"pulsa digest")
+        self._fingerprint = _keyed(secret, b"pulsa fingerprint")
+
+    def digest(self, text: str) -> bytes:
+        """The digest of a text."""
+        return _mac(self._digest, text.encode())
+
+    def fingerprint(self, content: str, destination_digest: bytes, serialized: Callable[[], bytes]) -> bytes:
+        """The fingerprint of a request: equal only for equal requests; begins with this key's id.
+
+        `content` has what the request says besides its destination, so that it is digested once for all items of a
+        batch; `destination_digest` is by this key, or empty if `content` says it all. Without an id, the fingerprint
+        has version 1: the digest of the serialized request.
+        """
+        if not self._prefix:
+            return _mac(self._fingerprint, serialized())
+        own = destination_digest[: DIGEST_BYTES // 2]
+        return self._prefix + _mac(self._fingerprint, content.encode())[len(own) :] + own
+
+
+def _keyed(secret: bytes, use: bytes) -> blake2b:
+    """BLAKE2b with a derived key, for `_mac`: to copy it is a third faster than to begin with the key each time."""
+    return blake2b(key=_derive(secret, use), digest_size=DIGEST_BYTES)
+
+
+def _mac(keyed: blake2b, message: bytes) -> bytes:
+    state = keyed.copy()
+    state.update(message)
+    return state.digest()
+
+
+def _digits(number: int, count: int) -> str:
+    return str(number % 10**count).zfill(count)
+
+
+def _prefix(key_id: str) -> bytes:
+    name = key_id.encode()
+    return bytes([len(name)]) + name
 
 
 def _derive(secret: bytes, use: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """Decides guesses: right, wrong and counted, or refused without a comparison. Does no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -74,7 +74,7 @@ class Guess:
     request_id: UUID
     code: str
     """Without spaces and hyphens."""
-    context_digest: bytes
+    context: str
     deadline: datetime | None = None
     """The call's deadline: from then on the guess is refused, and nothing is counted."""
     right: bool = False
@@ -114,9 +114,9 @@ def _decide(guess: Guess, state: GuessState, now: datetime, limits: GuessLimits)
         return OtpNotFound()
     if otp.status is OtpStatus.VERIFIED and otp.verify_request_id == guess.request_id and guess.right:
         return otp
-    destination = (guess.organization_id, otp.destination_digest)
-    budget = state.budgets.get(destination)
-    if refusal := _refusal(guess, otp, budget, now, limits):
+    keys = otp.guess_budget_keys
+    budgets = {key: state.budgets[key] for key in keys if key in state.budgets}
+    if refusal := _refusal(guess, otp, budgets.values(), now, limits):
         return refusal
     state.changed_otps[guess.organization_id, guess.otp_id] = otp
     if guess.right:
@@ -124,10 +124,11 @@ def _decide(guess: Guess, state: GuessState, now: datetime, limits: GuessLimits)
         otp.verify_time = now
         otp.verify_request_id = guess.request_id
         return otp
-    if budget is None:
-        raise LookupError("the budget of a wrong guess must be locked before it is judged")
-    budget.count(now=now, limits=limits)
-    state.changed_budgets[destination] = budget
+    if len(budgets) < len(keys):
+        raise LookupError("the budgets of a wrong guess must be locked before it is judged")
+    for budget in budgets.values():
+        budget.count(now=now, limits=limits)
+    state.changed_budgets |= budgets
     otp.attempts += 1
     if otp.attempts >= otp.max_attempts:
         otp.status = OtpStatus.ATTEMPTS_EXHAUSTED
@@ -135,13 +136,13 @@ def _decide(guess: Guess, state: GuessState, now: datetime, limits: GuessLimits)
 
 
 def _refusal(
-    guess: Guess, otp: Otp, budget: GuessBudget | None, now: datetime, limits: GuessLimits
+    guess: Guess, otp: Otp, budgets: Collection[GuessBudget], now: datetime, limits: GuessLimits
 ) -> DomainError | None:
     """Why the guess is refused, whether right or wrong; None when it is compared."""
     if guess.deadline is not None and now >= guess.deadline:
         return DeadlineExceeded()
     if closed := CLOSED.get(otp.status_at(now)):
         return closed()
-    if budget is not None and (wait := budget.wait(now=now, limits=limits)) > timedelta():
+    if budgets and (wait := max(budget.wait(now=now, limits=limits) for budget in budgets)) > timedelta():
         return TooManyGuesses(retry_after_seconds=wait.total_seconds())
     return None

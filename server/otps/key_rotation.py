@@ -1,4 +1,7 @@
-"""Key rotation: encrypts stored values again with the current key, so that older keys can leave the key ring."""
+"""Key rotation: encrypts stored values again with the current key, so that older keys can leave the key ring.
+
+A digest cannot be made again from what is stored. It is looked up by both keys of the ring until it no longer counts.
+"""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -79,6 +82,14 @@ async def find_needed_keys(pool: Pool, *, now: datetime) -> Mapping[str, Mapping
             for key_id, count in await (await connection.execute(query, {"now": now})).fetchall():
                 needed[key_id.decode(errors="replace")][what] = count
     return needed
+
+
+async def find_digest_uses(pool: Pool) -> Mapping[str, datetime]:
+    """By digest key id, when a send had its newest digest. Reads a whole table."""
+    async with transaction(pool, seconds=pool.timeouts.job) as connection:
+        await allow_all_plans(connection)
+        rows = await (await connection.execute(SQL.find_digest_uses)).fetchall()
+    return {key_id.decode(errors="replace"): time for key_id, time in rows}
 
 
 async def _write(pool: Pool, column: Column, changes: Sequence[Mapping[str, Any]]) -> None:

@@ -40,7 +40,20 @@ WHERE fallbacks_sealed IS NOT NULL
 GROUP BY 1;
 
 -- count_live_otps
-SELECT convert_to(code_key_id, 'UTF8'), count(*)
+-- A code_key_id is the id of a key, after the code's version and a colon unless that is 1.
+SELECT convert_to(substring(code_key_id FROM '[^:]*$'), 'UTF8'), count(*)
 FROM otps
 WHERE status = 'PENDING' AND expire_time > %(now)s
+GROUP BY 1;
+
+-- find_digest_uses
+-- A fingerprint begins as an encrypted value, unless its digest key has no id: then it is 16 bytes long. A delivery that
+-- no call requested has an empty one.
+SELECT CASE
+        WHEN length(request_fingerprint) = 16 THEN ''
+        ELSE substring(request_fingerprint FROM 2 FOR get_byte(request_fingerprint, 0))
+    END,
+    max(create_time)
+FROM deliveries
+WHERE request_fingerprint <> ''
 GROUP BY 1;

@@ -22,6 +22,9 @@ from server.postgres.pool import Connection
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel
 
+DIGEST_BYTES: Final = 16
+"""Length of the keyed digest of a destination."""
+
 
 class OtpStatus(StrEnum):
     """The status of an OTP. EXPIRED is never stored: it is PENDING after `expire_time`."""
@@ -52,6 +55,7 @@ class Otp:
     purpose: str
     locale: str
     destination_digest: bytes
+    """By the current digest key; then by the other one, if the ring had two."""
     code_key_id: str
     code_length: int
     context_digest: bytes
@@ -66,6 +70,18 @@ class Otp:
     verify_request_id: UUID | None = None
     to_phone: bool = False
     """Whether any of its deliveries may be to a phone."""
+
+    @property
+    def guess_budget_keys(self) -> list[tuple[str, bytes]]:
+        """The keys of its guess budgets: organization, and the destination's digest by each key that made it.
+
+        Wrong guesses count in all of them, so that OTPs that have only one key in common share their guesses.
+        """
+        digests = self.destination_digest
+        return [
+            (self.organization_id, digests[start : start + DIGEST_BYTES])
+            for start in range(0, len(digests), DIGEST_BYTES)
+        ]
 
     def status_at(self, now: datetime) -> OtpStatus:
         """The status at `now`: EXPIRED for a pending OTP whose time has passed."""
@@ -127,7 +143,9 @@ class Recipient(NamedTuple):
     masked_destination: str
     areas: str = ""
     """The areas in which its unverified credits are counted, separated by spaces: the phone number's country, and the
-    keyed digest of its prefix where prefixes are counted. Empty for an e-mail address."""
+    digest of its prefix by each digest key where prefixes are counted. Empty for an e-mail address."""
+    other_digest: bytes = b""
+    """The digest by the other key of the digest ring, if it has two."""
 
 
 def otp_from_row(row: tuple[Any, ...]) -> Otp:

@@ -1,8 +1,13 @@
-"""Resolves destinations to recipients: parsed, allowed, priced and encrypted, for a send and its fallbacks."""
+"""Requests to send as callers made them, and their destinations resolved to recipients.
+
+Resolved means parsed, allowed, priced and encrypted, for a send and its fallbacks.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import NamedTuple
+from uuid import UUID
 
 import structlog
 from cryptography.exceptions import InvalidTag
@@ -27,6 +32,65 @@ class RawDestination(NamedTuple):
     text: str
     field: str
     """Its path in the request, such as `destination.email`, for InvalidDestination."""
+
+
+class SendRequest(NamedTuple):
+    """A request to send a new OTP."""
+
+    organization_id: str
+    request_id: UUID
+    serialized: Callable[[], bytes]
+    """Returns the serialized request, for a fingerprint of version 1."""
+    destination: RawDestination
+    fallbacks: Sequence[RawDestination]
+    purpose: str
+    locale: str
+    code_length: int
+    ttl: timedelta
+    max_attempts: int
+    context: str
+    web_otp_domain: str
+    metadata: dict[str, str]
+    deadline: datetime | None = None
+
+    def content(self) -> str:
+        """All that the request says besides its destination, for its fingerprint. No text has a control character.
+
+        How the destination is spelled does not matter; how fallbacks are does.
+        """
+        ttl, fallbacks = self.ttl, self.fallbacks
+        parts = [
+            self.destination.channel,
+            self.purpose,
+            self.locale,
+            self.context,
+            self.web_otp_domain,
+            f"{self.code_length} {ttl.seconds} {ttl.microseconds} {self.max_attempts} {len(fallbacks)}",
+        ]
+        for channel, text, _ in fallbacks:
+            parts += channel, text
+        if self.metadata:
+            for pair in sorted(self.metadata.items()):
+                parts += pair
+        return "\0".join(parts)
+
+
+class ResendRequest(NamedTuple):
+    """A request to send an existing OTP once more."""
+
+    organization_id: str
+    request_id: UUID
+    serialized: Callable[[], bytes]
+    """As SendRequest.serialized."""
+    otp_id: UUID
+    destination: RawDestination | None
+    """None: the destination of the last delivery."""
+    deadline: datetime | None = None
+
+    def content(self, recipient: Recipient) -> str:
+        """All that the request says, for its fingerprint; the recipient is that of its destination."""
+        destination = f"{recipient.channel} {recipient.destination}" if self.destination else ""
+        return f"resend {self.otp_id} {destination}"
 
 
 class RecipientResolver:
@@ -57,6 +121,7 @@ class RecipientResolver:
             credits=credits,
             destination=destination.normalized,
             destination_digest=self._crypto.digest(destination.normalized),
+            other_digest=self._crypto.other_digest(destination.normalized),
             destination_sealed=self._crypto.seal(destination.normalized, organization_id=organization_id),
             masked_destination=destination.masked,
             areas=self._areas_of(destination),
@@ -90,8 +155,10 @@ class RecipientResolver:
         """The value of Recipient.areas.
 
         A prefix is stored as its digest: its digits and the masked number together would leave few numbers to try.
+        During a rotation of digest keys it is an area by each key, so that either has counted every send.
         """
         country, digits = country_of(destination), self._areas.prefix_digits
         if not country or not digits:
             return country
-        return f"{country} {self._crypto.digest(destination.normalized[: 1 + digits]).hex()}"
+        prefix = destination.normalized[: 1 + digits]
+        return f"{country} {self._crypto.digest(prefix).hex()} {self._crypto.other_digest(prefix).hex()}".rstrip()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import NamedTuple
-from uuid import UUID
 
 from server.clock import Clock, utc_now
 from server.credits.accounts import (
@@ -40,7 +39,7 @@ from server.otps.otp import (
     queue_lock_statuses,
     read_otp,
 )
-from server.otps.recipients import RawDestination, RecipientResolver
+from server.otps.recipients import RawDestination, RecipientResolver, ResendRequest, SendRequest
 from server.otps.sms_pumping import add_unverified, fetch_unverified, queue_read_unverified
 from server.postgres.batcher import LOCKED, Locked
 from server.postgres.columns import (
@@ -106,37 +105,8 @@ SQL = load_queries(
     __file__, delivery=DELIVERY_COLUMNS, new_otp=_NEW_OTPS, new_delivery=_NEW_DELIVERIES, new_outbox=_NEW_OUTBOX
 )
 
-
-class SendRequest(NamedTuple):
-    """A request to send a new OTP."""
-
-    organization_id: str
-    request_id: UUID
-    request: bytes
-    """The serialized request: a repeat of the request_id with other bytes is refused."""
-    destination: RawDestination
-    fallbacks: Sequence[RawDestination]
-    purpose: str
-    locale: str
-    code_length: int
-    ttl: timedelta
-    max_attempts: int
-    context: str
-    web_otp_domain: str
-    metadata: dict[str, str]
-    deadline: datetime | None = None
-
-
-class ResendRequest(NamedTuple):
-    """A request to send an existing OTP once more."""
-
-    organization_id: str
-    request_id: UUID
-    request: bytes
-    otp_id: UUID
-    destination: RawDestination | None
-    """None: the destination of the last delivery."""
-    deadline: datetime | None = None
+ReadAccounts = Callable[[Executor, Iterable[str]], Awaitable[Rows]]
+"""Queues the query of the accounts of some organizations."""
 
 
 class Accepted(NamedTuple):
@@ -198,15 +168,16 @@ class Sender:
         """Build the send of a new OTP. Raises ChannelNotConfigured, InvalidDestination or DestinationBlocked."""
         recipient = self._recipients.resolve(request.organization_id, request.destination)
         now = self._clock()
+        code_key_id, content = self._crypto.code_key_id, request.content()
         otp = Otp(
             organization_id=request.organization_id,
             otp_id=new_id(),
             purpose=request.purpose,
             locale=request.locale,
-            destination_digest=recipient.destination_digest,
-            code_key_id=self._crypto.current_key_id,
+            destination_digest=recipient.destination_digest + recipient.other_digest,
+            code_key_id=code_key_id,
             code_length=request.code_length,
-            context_digest=self._crypto.context_digest(request.context),
+            context_digest=self._crypto.context_digest(request.context, code_key_id),
             web_otp_domain=request.web_otp_domain,
             metadata=request.metadata,
             status=OtpStatus.PENDING,
@@ -218,12 +189,14 @@ class Sender:
         )
         return Send(
             request_id=request.request_id,
-            request_fingerprint=self._crypto.fingerprint(request.request),
+            request_fingerprint=self._crypto.fingerprint(content, recipient.destination_digest, request.serialized),
             delivery_id=new_id(),
             otp=otp,
             recipient=recipient,
             fallbacks_sealed=self._recipients.seal_fallbacks(request.organization_id, request.fallbacks),
             deadline=request.deadline,
+            content=content,
+            serialized=request.serialized,
         )
 
     async def prepare_resend(self, request: ResendRequest) -> Send:
@@ -237,15 +210,18 @@ class Sender:
             recipient = self._last_recipient(otp_record)
         else:
             recipient = self._recipients.resolve(request.organization_id, request.destination)
+        content = request.content(recipient)
         return Send(
             request_id=request.request_id,
-            request_fingerprint=self._crypto.fingerprint(request.request),
+            request_fingerprint=self._crypto.fingerprint(content, b"", request.serialized),
             delivery_id=new_id(),
             otp=otp_record.otp,
             recipient=recipient,
             earlier_deliveries=otp_record.deliveries,
             resend=True,
             deadline=request.deadline,
+            content=content,
+            serialized=request.serialized,
         )
 
     async def accept(
@@ -294,7 +270,7 @@ class Sender:
                 return [accepted]
         async with pipelined_transaction(self._pool) as pipeline:
             lock = queue_lock_accounts if wait else queue_lock_free_accounts
-            state = await read_state(pipeline, sends, since=self._clock() - DAY, accounts=lock)
+            state = await self._read(pipeline, sends, accounts=lock)
             locked = set() if wait else await _find_locked(pipeline, sends, state)
             free = [send for send in sends if send.otp.organization_id not in locked] if locked else sends
             # After the locks, as waiting for them takes time: a deadline may have passed.
@@ -327,7 +303,7 @@ class Sender:
                     SQL.expect_no_sends,
                     {
                         "organization_id": otp.organization_id,
-                        "digest": recipient.destination_digest,
+                        "digests": byteas(filter(None, (recipient.destination_digest, recipient.other_digest))),
                         "since": now - DAY,
                     },
                 )
@@ -340,10 +316,22 @@ class Sender:
         self._accounts.confirm(state)
         return decision
 
+    async def _read(self, connection: Executor, sends: Sequence[Send], *, accounts: ReadAccounts) -> State:
+        """`read_state`, with today's fingerprint for the earlier delivery of a repeat, whichever key made its own."""
+        state = await read_state(connection, sends, since=self._clock() - DAY, accounts=accounts)
+        for send in sends if state.deliveries else ():
+            earlier = state.deliveries.get((send.otp.organization_id, send.request_id))
+            if earlier is None or earlier.request_fingerprint == send.request_fingerprint:
+                continue
+            destination = "" if send.resend else send.recipient.destination
+            if self._crypto.is_fingerprint_of(earlier.request_fingerprint, send.content, destination, send.serialized):
+                earlier.request_fingerprint = send.request_fingerprint
+        return state
+
     async def _decide_read_only(self, send: Send) -> Decision:
         async with transaction(self._pool) as connection:
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            state = await read_state(connection, [send], since=self._clock() - DAY, accounts=queue_read_accounts)
+            state = await self._read(connection, [send], accounts=queue_read_accounts)
             return admit([send], state, now=self._clock(), limits=self._limits)[0]
 
     def _last_recipient(self, otp_record: OtpRecord) -> Recipient:
@@ -380,14 +368,20 @@ async def read_state(
     sends: Sequence[Send],
     *,
     since: datetime,
-    accounts: Callable[[Executor, Iterable[str]], Awaitable[Rows]] = queue_lock_accounts,
+    accounts: ReadAccounts = queue_lock_accounts,
 ) -> State:
     """Read what decisions on these sends depend on, in one round trip (two with a resend).
 
     `accounts` reads the accounts, before everything else; by default it locks them. The OTPs of resends are locked.
     """
     requests = {(send.otp.organization_id, send.request_id) for send in sends}
-    destinations = {(send.otp.organization_id, send.recipient.destination_digest) for send in sends}
+    # Each digest of a destination that earlier sends may have, with its current one.
+    destinations = {
+        (send.otp.organization_id, digest): send.recipient.destination_digest
+        for send in sends
+        for digest in (send.recipient.destination_digest, send.recipient.other_digest)
+        if digest
+    }
     resent = {(send.otp.organization_id, send.otp.otp_id) for send in sends if send.resend}
     account_rows = await accounts(connection, (send.otp.organization_id for send in sends))
     earlier = await connection.execute(
@@ -408,7 +402,8 @@ async def read_state(
     for delivery in map(delivery_from_row, await earlier.fetchall()):
         state.deliveries[delivery.organization_id, delivery.request_id] = delivery
     for organization_id, digest, create_time, purpose in await recent.fetchall():
-        state.recent_sends.setdefault((organization_id, digest), []).append(RecentSend(create_time, purpose))
+        key = (organization_id, destinations[organization_id, digest])
+        state.recent_sends.setdefault(key, []).append(RecentSend(create_time, purpose))
     if resent:
         state.otp_statuses = await fetch_statuses(await queue_lock_statuses(connection, resent))
     return state

@@ -20,7 +20,7 @@ ORDER BY create_time;
 SELECT 1 / (NOT EXISTS (
     SELECT
     FROM deliveries
-    WHERE organization_id = %(organization_id)s AND destination_digest = %(digest)s AND create_time > %(since)s
+    WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s) AND create_time > %(since)s
 ))::integer;
 
 -- insert_otps

@@ -46,10 +46,6 @@ class Verifier:
         """
         return await retry_transient(lambda: self._transact(guesses, wait=wait))
 
-    def context_digest(self, context: str) -> bytes:
-        """The digest of a context, for Guess.context_digest."""
-        return self._crypto.context_digest(context)
-
     async def _transact(self, guesses: Sequence[Guess], *, wait: bool) -> list[Otp | DomainError | Locked]:
         async with pipelined_transaction(self._pool) as pipeline:
             state, now = await self._lock(pipeline, guesses, wait=wait)
@@ -80,12 +76,12 @@ class Verifier:
         )
         # After the locks, as waiting for them takes time.
         now = self._clock()
-        wrong = set()
+        wrong: set[DestinationKey] = set()
         for guess in guesses:
             otp = state.otps.get((guess.organization_id, guess.otp_id))
             guess.right = otp is not None and self._is_right(guess, otp)
             if otp is not None and not guess.right and otp.status_at(now) is OtpStatus.PENDING:
-                wrong.add((guess.organization_id, otp.destination_digest))
+                wrong.update(otp.guess_budget_keys)
         if missing := sorted(wrong - state.budgets.keys()):
             await connection.execute(
                 SQL.create_guess_budgets,
@@ -101,10 +97,11 @@ class Verifier:
     def _is_right(self, guess: Guess, otp: Otp) -> bool:
         try:
             code = self._crypto.code_of(otp)
+            context_digest = self._crypto.context_digest(guess.context, otp.code_key_id)
         except KeyError:
             # Its key was removed from the key ring: no code is right. The batch's other guesses are not affected.
             return False
-        same_context = hmac.compare_digest(otp.context_digest, guess.context_digest)
+        same_context = hmac.compare_digest(otp.context_digest, context_digest)
         return hmac.compare_digest(code.encode(), guess.code.encode()) and same_context
 
 

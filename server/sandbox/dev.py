@@ -178,4 +178,4 @@ def _secrets(folder: Path) -> dict[str, str]:
         file.touch(mode=0o600)
         file.write_text("\n".join(b64encode(secrets.token_bytes(KEY_BYTES)).decode() for _ in range(2)))
     ring_key, digest_key = file.read_text().split()
-    return {"keys": f"development:{ring_key}", "digest_key": digest_key}
+    return {"keys": f"development:{ring_key}", "digest_keys": f"development:{digest_key}"}

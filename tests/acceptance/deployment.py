@@ -116,7 +116,7 @@ def _settings(key: DevelopmentKey, stripe_url: str, changes: dict[str, Any]) -> 
         "lame_duck_seconds": 0,
         "database": {"connections": 4},
         "token": {"keys": key.public_key_file, "leeway_seconds": 0},
-        "secret": {"keys": f"test:{KEY}", "digest_key": KEY},
+        "secret": {"keys": f"test:{KEY}", "digest_keys": f"test:{KEY}"},
         "audit": {"keys": f"test:{KEY}"},
         "stripe": {"api_key": "sk_test_sandbox", "webhook_secrets": WEBHOOK_SECRET, "base_url": stripe_url},
         "channel": {channel.field: "console" for channel in Channel},

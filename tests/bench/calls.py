@@ -56,7 +56,7 @@ def store_otps(database_url: str, count: int) -> None:
 
 def verifies(database_url: str) -> Bodies:
     """VerifyOtp, each with the correct code of another stored OTP."""
-    crypto = Crypto({KEY_ID: KEY}, digest_secret=KEY)
+    crypto = Crypto({KEY_ID: KEY}, digest_secrets={"d1": KEY})
 
     def bodies(count: int) -> list[bytes]:
         with psycopg.connect(database_url) as connection:

@@ -110,7 +110,7 @@ class BenchmarkEnvironment:
             "PULSA_DATABASE_URL": self.database_url(database),
             "PULSA_TOKEN_KEYS": str(development_key(self.folder / "keys").public_key_file),
             "PULSA_SECRET_KEYS": f"{KEY_ID}:{key}",
-            "PULSA_SECRET_DIGEST_KEY": key,
+            "PULSA_SECRET_DIGEST_KEYS": f"{KEY_ID}:{key}",
             "PULSA_LIMIT_SENDS_PER_ORGANIZATION_PER_MINUTE": "100000000",
             "PULSA_LIMIT_UNVERIFIED_CREDITS_PER_COUNTRY": "1000000000",
             "PULSA_STRIPE_API_KEY": "sk_test_bench",

@@ -39,7 +39,7 @@ async def plain_methods(settings: Settings, database_url: str) -> AsyncIterator[
     pool = await open_pool(
         database_url, size=settings.database.connections, timeouts=Timeouts(connection=30, transaction=30)
     )
-    plain = Plain(pool, Crypto(settings.secret.key_ring(), digest_secret=settings.secret.digest()))
+    plain = Plain(pool, Crypto(settings.secret.key_ring(), digest_secrets=settings.secret.digest_key_ring()))
     yield {
         "/pulsa.otp.v1.OtpService/SendOtp": plain.send_otp,
         "/pulsa.otp.v1.OtpService/VerifyOtp": plain.verify_otp,
@@ -112,12 +112,12 @@ class Plain:
         return {
             "organization_id": request.organization_id,
             "request_id": UUID(request.request_id),
-            "request_fingerprint": self.crypto.fingerprint(payload),
+            "request_fingerprint": self.crypto.fingerprint(payload.hex(), b"", lambda: payload),
             "otp_id": new_id(),
             "delivery_id": new_id(),
             "purpose": request.purpose,
             "locale": request.locale,
-            "code_key_id": self.crypto.current_key_id,
+            "code_key_id": self.crypto.code_key_id,
             "channel": Channel(channel.upper()).value,
             "credits": _PRICES[channel],
             "destination_digest": self.crypto.digest(destination.normalized),

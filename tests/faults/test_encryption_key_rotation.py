@@ -44,7 +44,7 @@ async def test_a_key_is_rotated_under_load_and_nothing_is_lost(database_url: str
 
 def destinations(database_url: str) -> set[str]:
     """The destinations of all deliveries, decrypted with the new key alone."""
-    crypto = Crypto({"new": b"n" * 32}, digest_secret=b"k" * 32)
+    crypto = Crypto({"new": b"n" * 32}, digest_secrets={"d1": b"k" * 32})
     with psycopg.connect(database_url) as connection:
         rows = connection.execute("SELECT destination_sealed FROM deliveries").fetchall()
     return {crypto.unseal(sealed, organization_id="acme") for (sealed,) in rows}

@@ -17,8 +17,8 @@ from server.otps.delivery.outcomes import Fallbacks, Outcomes
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess, GuessLimits
 from server.otps.otp import Delivery, DeliveryStatus, Otp, cancel_otp, read_otp
-from server.otps.recipients import RawDestination, RecipientResolver
-from server.otps.send import Accepted, Preview, Sender, SendRequest
+from server.otps.recipients import RawDestination, RecipientResolver, SendRequest
+from server.otps.send import Accepted, Preview, Sender
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
 from server.postgres.pool import Pool, acquire
@@ -83,7 +83,7 @@ class DeliveryHarness:
     queue: int = 1000
     fresh_for: timedelta = timedelta(seconds=1)
     clock: ManualClock = field(default_factory=lambda: ManualClock(datetime.now(UTC)))
-    crypto: Crypto = field(default_factory=lambda: Crypto({"first": b"1" * 32}, digest_secret=b"2" * 32))
+    crypto: Crypto = field(default_factory=lambda: Crypto({"first": b"1" * 32}, digest_secrets={"d1": b"2" * 32}))
     dispatches: bool = True
     """False: nothing that is accepted reaches the dispatcher, and all of it stays in the outbox."""
     outcomes: Outcomes = field(init=False)
@@ -172,7 +172,7 @@ class DeliveryHarness:
         """Guess the right code of a send's OTP."""
         otp = accepted.record.otp
         verifier = Verifier(self.pool, self.crypto, limits=GuessLimits(), clock=self.clock)
-        guess = Guess(ACME, otp.otp_id, accepted.delivery.request_id, self.crypto.code_of(otp), b"")
+        guess = Guess(ACME, otp.otp_id, accepted.delivery.request_id, self.crypto.code_of(otp), "")
         assert [type(answer) for answer in await verifier.verify([guess])] == [Otp]
 
     async def deliver(
@@ -240,7 +240,7 @@ def send_request(destination: RawDestination, *fallbacks: RawDestination, **chan
     request = SendRequest(
         organization_id=ACME,
         request_id=uuid4(),
-        request=b"as sent",
+        serialized=lambda: b"as sent",
         destination=destination,
         fallbacks=fallbacks,
         purpose="login",

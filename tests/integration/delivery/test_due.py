@@ -16,7 +16,7 @@ from tests.integration.delivery.harness import LEASE
 
 ROWS = 20_000
 NOW = datetime.now(UTC)
-CRYPTO = Crypto({"first": b"1" * 32}, digest_secret=b"2" * 32)
+CRYPTO = Crypto({"first": b"1" * 32}, digest_secrets={"d1": b"2" * 32})
 COMPLETE_DELIVERIES = """
 INSERT INTO otps (organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length,
     context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)

@@ -64,7 +64,7 @@ async def test_the_preview_of_a_repeat_costs_nothing(harness: DeliveryHarness) -
     accepted = await harness.send(SMS)
     same = {"request_id": accepted.delivery.request_id}
 
-    repeat, other = await harness.preview(SMS, **same), await harness.preview(SMS, **same, request=b"something else")
+    repeat, other = await harness.preview(SMS, **same), await harness.preview(SMS, **same, purpose="payment")
 
     assert (repeat.credits, repeat.refusal) == (0, None)
     assert reason(other) == "REQUEST_ID_REUSED"

@@ -18,9 +18,9 @@ from server.sandbox.providers import whatsapp_error
 from tests.integration.delivery.harness import EMAIL, LEASE, SMS, WHATSAPP, OpenHarness, ProviderStandIns
 
 FIRST, SECOND, DIGEST = b"1" * 32, b"3" * 32, b"2" * 32
-OLD = Crypto({"first": FIRST}, digest_secret=DIGEST)
-BOTH = Crypto({"first": FIRST, "second": SECOND}, digest_secret=DIGEST)
-NEW = Crypto({"second": SECOND}, digest_secret=DIGEST)
+OLD = Crypto({"first": FIRST}, digest_secrets={"d1": DIGEST})
+BOTH = Crypto({"first": FIRST, "second": SECOND}, digest_secrets={"d1": DIGEST})
+NEW = Crypto({"second": SECOND}, digest_secrets={"d1": DIGEST})
 DESTINATIONS, FALLBACKS = COLUMNS
 
 
@@ -135,14 +135,19 @@ async def test_the_command_says_when_a_key_may_be_removed(
     old = open_harness(crypto=OLD, dispatches=False)
     await old.fund(100)
     await old.send(EMAIL, ttl=timedelta(seconds=30))
+    await old.rows("UPDATE deliveries SET create_time = now() - interval '2 hours' RETURNING 1")
     keys = {name: base64.b64encode(key).decode() for name, key in (("first", FIRST), ("second", SECOND))}
     monkeypatch.setenv("PULSA_DATABASE_URL", database_url)
     monkeypatch.setenv("PULSA_SECRET_KEYS", f"first:{keys['first']},second:{keys['second']}")
-    monkeypatch.setenv("PULSA_SECRET_DIGEST_KEY", base64.b64encode(DIGEST).decode())
+    monkeypatch.setenv("PULSA_SECRET_DIGEST_KEYS", f"d1:{base64.b64encode(DIGEST).decode()},d2:{keys['second']}")
 
     needed = await asyncio.to_thread(main, ["rotate"])
     lines = capsys.readouterr().out.splitlines()
+    ((used,),) = await old.rows("SELECT create_time FROM deliveries")
+    until = used + timedelta(hours=24, minutes=10)
     await old.rows("UPDATE otps SET expire_time = create_time RETURNING 1")
+    # They count for a day, and for the 10 minutes that an OTP lives.
+    await old.rows("UPDATE deliveries SET create_time = now() - interval '24 hours 11 minutes' RETURNING 1")
     free = await asyncio.to_thread(main, ["rotate"])
 
     assert (needed, lines) == (
@@ -152,6 +157,16 @@ async def test_the_command_says_when_a_key_may_be_removed(
             "fallbacks: 0 checked, 0 re-encrypted",
             "first: still needed by 1 live OTPs; run this again in 10 minutes",
             "second: the current key",
+            f"digest key d1: still needed until {until:%Y-%m-%d %H:%M} UTC; run this again then",
+            "digest key d2: the current key",
         ],
     )
-    assert (free, capsys.readouterr().out.splitlines()[2]) == (0, "first: no longer needed")
+    assert (free, capsys.readouterr().out.splitlines()[2:]) == (
+        0,
+        [
+            "first: no longer needed",
+            "second: the current key",
+            "digest key d1: no longer needed",
+            "digest key d2: the current key",
+        ],
+    )

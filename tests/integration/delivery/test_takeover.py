@@ -84,7 +84,7 @@ async def test_a_message_that_no_key_opens_is_refunded(open_harness: OpenHarness
     harness = open_harness(dispatches=False)
     await harness.fund(10)
     accepted = await harness.send(EMAIL)
-    later = open_harness(crypto=Crypto({"second": b"3" * 32}, digest_secret=b"2" * 32), clock=harness.clock)
+    later = open_harness(crypto=Crypto({"second": b"3" * 32}, digest_secrets={"d1": b"2" * 32}), clock=harness.clock)
 
     await later.take_over(after=LEASE)
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from server.errors import DomainError
 from server.otps.admission import Replayed, Send
-from server.otps.send import Accepted, ResendRequest, Sender, SendRequest
+from server.otps.recipients import ResendRequest, SendRequest
+from server.otps.send import Accepted, Sender
 from server.postgres.batcher import Batcher, Batching, Locked
 
 

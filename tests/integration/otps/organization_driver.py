@@ -187,7 +187,7 @@ class OrganizationDriver:
             request.destination,
             organization_id=self.organization_id,
             request_id=request.request_id,
-            request=contents,
+            web_otp_domain=contents.decode(),
             channel=request.channel,
             max_attempts=3,
         )

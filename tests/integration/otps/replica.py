@@ -18,8 +18,8 @@ from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.guess_policy import Guess, GuessLimits
 from server.otps.otp import Otp, OtpRecord, read_otp
-from server.otps.recipients import RawDestination, RecipientResolver
-from server.otps.send import Accepted, ResendRequest, Sender, SendRequest
+from server.otps.recipients import RawDestination, RecipientResolver, ResendRequest, SendRequest
+from server.otps.send import Accepted, Sender
 from server.otps.sms_pumping import ALL_AREAS, AreaPolicy
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batcher, Batching
@@ -30,7 +30,7 @@ from tests.integration.otps.batched_sender import BatchedSender
 LEASE = timedelta(seconds=60)
 NO_LIMITS = SendLimits(timedelta(), 0, 0, 0)
 PRICES = {Channel.EMAIL: 1, Channel.WHATSAPP: 2, Channel.SMS: 3}
-CRYPTO = Crypto({"k1": b"1" * KEY_BYTES}, digest_secret=b"2" * KEY_BYTES)
+CRYPTO = Crypto({"k1": b"1" * KEY_BYTES}, digest_secrets={"d1": b"2" * KEY_BYTES})
 _names = count()
 
 
@@ -89,7 +89,8 @@ class Replica:
         *,
         organization_id: str = "acme",
         request_id: UUID | None = None,
-        request: bytes = b"",
+        purpose: str = "login",
+        web_otp_domain: str = "",
         channel: Channel = Channel.EMAIL,
         ttl: timedelta = timedelta(minutes=5),
         max_attempts: int = 5,
@@ -101,16 +102,16 @@ class Replica:
             SendRequest(
                 organization_id=organization_id,
                 request_id=request_id or uuid4(),
-                request=request,
+                serialized=f"{to} {purpose} {web_otp_domain}".encode,
                 destination=RawDestination(channel, to or f"person-{next(_names)}@example.com", "destination"),
                 fallbacks=[],
-                purpose="login",
+                purpose=purpose,
                 locale="en",
                 code_length=6,
                 ttl=ttl,
                 max_attempts=max_attempts,
                 context=context,
-                web_otp_domain="",
+                web_otp_domain=web_otp_domain,
                 metadata={"order": "7"},
                 deadline=deadline,
             )
@@ -122,7 +123,13 @@ class Replica:
         self, otp: Otp, *, request_id: UUID | None = None, destination: RawDestination | None = None
     ) -> Accepted:
         sent = await self.sender.resend(
-            ResendRequest(otp.organization_id, request_id or uuid4(), b"", otp.otp_id, destination)
+            ResendRequest(
+                otp.organization_id,
+                request_id or uuid4(),
+                f"{otp.otp_id} {destination}".encode,
+                otp.otp_id,
+                destination,
+            )
         )
         await asyncio.sleep(0)
         return sent
@@ -135,8 +142,8 @@ class Replica:
             otp.organization_id,
             otp.otp_id,
             request_id or uuid4(),
-            CRYPTO.code_of(otp) if code is None else code,
-            CRYPTO.context_digest(context),
+            self.crypto.code_of(otp) if code is None else code,
+            context,
         )
         return await self.guesses.submit(otp.organization_id, guess)
 

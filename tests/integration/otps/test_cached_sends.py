@@ -130,7 +130,7 @@ async def test_another_request_with_the_same_id_is_refused(cached: Replica) -> N
     request_id = uuid4()
     await cached.send(request_id=request_id)
     with pytest.raises(RequestIdReused):
-        await cached.send(request_id=request_id, request=b"another")
+        await cached.send(request_id=request_id, purpose="payment")
     assert await cache_uses(cached) == 2
     assert await spent(cached.pool) == [1, 3, 1]
 

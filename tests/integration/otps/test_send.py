@@ -77,9 +77,9 @@ async def test_a_repeat_is_answered_as_the_first_call_was(replica: Replica) -> N
 async def test_a_request_id_with_other_arguments_is_refused_and_changes_nothing(replica: Replica) -> None:
     await fund(replica.pool, 100)
     request_id = uuid4()
-    await replica.send(request_id=request_id, request=b"one")
+    await replica.send(request_id=request_id, purpose="login")
     with pytest.raises(RequestIdReused):
-        await replica.send(request_id=request_id, request=b"another")
+        await replica.send(request_id=request_id, purpose="payment")
     assert await spent(replica.pool) == [1]
     assert await count_rows(replica.pool, "otps") == 1
 
@@ -142,7 +142,7 @@ async def test_a_resend_is_charged_has_the_same_code_and_keeps_the_attempts(repl
 
 async def test_a_resend_to_a_destination_that_no_key_decrypts_is_refused_unless_it_is_given(pool: Pool) -> None:
     first, both = (
-        Crypto({key_id: key_id[:1].encode() * KEY_BYTES for key_id in ring}, digest_secret=b"d" * KEY_BYTES)
+        Crypto({key_id: key_id[:1].encode() * KEY_BYTES for key_id in ring}, digest_secrets={"d1": b"d" * KEY_BYTES})
         for ring in (["1st"], ["1st", "2nd"])
     )
     await fund(pool, 10)

@@ -37,9 +37,6 @@ class FakeVerifier:
     batches: list[list[str]] = field(default_factory=list)
     error: Exception | None = None
 
-    def context_digest(self, _context: str) -> bytes:
-        return b""
-
     async def verify(self, guesses: Sequence[Guess], *, wait: bool) -> list[Otp | DomainError]:  # noqa: ARG002
         self.batches.append([guess.code for guess in guesses])
         if self.error:

@@ -16,7 +16,7 @@ ACME = "acme"
 def a_guess(
     otp_id: UUID, *, right: bool, request_id: int = 1, organization_id: str = ACME, deadline: datetime | None = None
 ) -> Guess:
-    return Guess(organization_id, otp_id, UUID(int=request_id), "", b"", deadline, right)
+    return Guess(organization_id, otp_id, UUID(int=request_id), "", "", deadline, right)
 
 
 @dataclass
@@ -31,8 +31,8 @@ class GuessStore:
         for guess in guesses:
             otp = state.otps.get((guess.organization_id, guess.otp_id))
             if otp is not None and not guess.right and otp.status_at(now) is OtpStatus.PENDING:
-                destination = (guess.organization_id, otp.destination_digest)
-                state.budgets.setdefault(destination, GuessBudget([]))
+                for key in otp.guess_budget_keys:
+                    state.budgets.setdefault(key, GuessBudget([]))
         answers = judge(guesses, state, now=now, limits=limits)
         self.otps |= state.changed_otps
         self.budgets |= state.changed_budgets

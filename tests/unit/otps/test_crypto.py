@@ -2,7 +2,8 @@
 
 import hmac
 from dataclasses import replace
-from random import Random
+from hashlib import blake2b
+from itertools import pairwise
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,12 +11,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.hotp import HOTP
 
-from server.otps.crypto import DIGEST_BYTES, KEY_BYTES, Crypto, hotp
-from server.otps.otp import Otp
+from server.otps.crypto import KEY_BYTES, Crypto
+from server.otps.otp import DIGEST_BYTES, Otp
 from tests.unit.otps.sends import an_otp
 
 OLD, NEW, DIGEST = b"1" * KEY_BYTES, b"2" * KEY_BYTES, b"3" * KEY_BYTES
-CRYPTO = Crypto({"k1": OLD, "k2": NEW}, digest_secret=DIGEST)
+CRYPTO = Crypto({"k1": OLD, "k2": NEW}, digest_secrets={"d1": DIGEST})
 
 
 def library_hotp(key: bytes, counter: int, digits: int) -> str:
@@ -29,70 +30,136 @@ def hkdf(secret: bytes, info: bytes) -> bytes:
     return hmac.digest(extracted, info + b"\x01", "sha256")
 
 
-def test_codes_are_those_of_rfc_4226_appendix_d() -> None:
-    secret = b"12345678901234567890"
-    assert [hotp(secret, counter, digits=6) for counter in range(10)] == [
-        "755224", "287082", "359152", "969429", "338314", "254676", "287922", "162583", "399871", "520489",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("digits", [6, 7, 8])
-def test_codes_are_those_of_another_implementation(digits: int) -> None:
-    random = Random(4226)  # noqa: S311 - a test's inputs
-    cases = [(random.randbytes(32), random.randrange(1 << 63)) for _ in range(1000)]
-    codes = [hotp(*case, digits=digits) for case in cases]
-    assert codes == [library_hotp(*case, digits) for case in cases]
-    assert any(code.startswith("00") for code in codes)
+@pytest.mark.parametrize("code_length", [6, 7, 8])
+@pytest.mark.parametrize("key_id", ["k1", "k2"])
+def test_a_code_is_an_hmac_over_what_it_is_bound_to(key_id: str, code_length: int) -> None:
+    otp = replace(an_otp(), code_key_id=f"2:{key_id}", code_length=code_length, context_digest=b"c" * 16)
+    key = hkdf({"k1": OLD, "k2": NEW}[key_id], b"pulsa code 2")
+    made = []
+    for number in range(100):
+        bound = b"\x04acme" + UUID(int=number).bytes + b"\x05login" + b"c" * 16
+        code = int.from_bytes(hmac.digest(key, bound, "sha256"), "big") % 10**code_length
+        made.append(CRYPTO.code_of(replace(otp, otp_id=UUID(int=number))))
+        assert made[-1] == f"{code:0{code_length}}"
+    assert any(code.startswith("0") for code in made)
 
 
 @pytest.mark.parametrize("code_length", [6, 7, 8])
 @pytest.mark.parametrize("key_id", ["k1", "k2"])
-def test_a_code_is_the_hotp_of_a_key_that_only_its_otp_has(key_id: str, code_length: int) -> None:
-    otp = replace(an_otp(otp_id=UUID(int=5)), code_key_id=key_id, code_length=code_length, context_digest=b"c" * 16)
-    binding = b"acme\x00" + UUID(int=5).bytes + b"\x00login\x00" + b"c" * 16
+def test_a_code_of_version_1_is_the_hotp_of_a_key_that_only_its_otp_has(key_id: str, code_length: int) -> None:
+    otp = replace(an_otp(), code_key_id=key_id, code_length=code_length, context_digest=b"c" * 16)
     secret = {"k1": OLD, "k2": NEW}[key_id]
-    key = hmac.digest(hkdf(secret, b"pulsa code"), binding, "sha256")
-    assert CRYPTO.code_of(otp) == library_hotp(key, 0, code_length)
+    for number in range(100):
+        binding = b"acme\x00" + UUID(int=number).bytes + b"\x00login\x00" + b"c" * 16
+        key = hmac.digest(hkdf(secret, b"pulsa code"), binding, "sha256")
+        assert CRYPTO.code_of(replace(otp, otp_id=UUID(int=number))) == library_hotp(key, 0, code_length)
+
+
+def test_a_digest_key_without_an_id_makes_what_servers_before_digest_keys_had_ids_read() -> None:
+    before, after = (Crypto({"k1": OLD}, digest_secrets={key_id: DIGEST}) for key_id in ("", "d1"))
+
+    def keyed(use: bytes, message: bytes) -> bytes:
+        return blake2b(message, key=hkdf(DIGEST, use), digest_size=16).digest()
+
+    assert (before.code_key_id, after.code_key_id) == ("k1", "2:k1")
+    assert before.digest("bob@example.com") == after.digest("bob@example.com")
+    assert before.digest("bob@example.com") == keyed(b"pulsa digest", b"bob@example.com")
+    assert before.context_digest("IDR 100", "k1") == keyed(b"pulsa digest", b"IDR 100")
+    assert before.fingerprint("content", b"d" * 16, lambda: b"message") == keyed(b"pulsa fingerprint", b"message")
 
 
 def test_the_same_otp_has_the_same_code_on_every_replica_and_at_every_time() -> None:
-    otp = an_otp()
-    replica = Crypto({"k1": OLD, "k2": NEW}, digest_secret=DIGEST)
+    otp = replace(an_otp(), code_key_id="2:k1")
+    replica = Crypto({"k1": OLD, "k2": NEW}, digest_secrets={"d1": DIGEST})
     later = replace(otp, attempts=3, metadata={"a": "b"}, locale="id", max_attempts=9)
     assert CRYPTO.code_of(otp) == replica.code_of(later)
 
 
-def codes(otps: list[Otp], crypto: Crypto = CRYPTO) -> list[str]:
-    return [crypto.code_of(replace(otp, code_length=8)) for otp in otps]
+def codes(otps: list[Otp], crypto: Crypto = CRYPTO, key_id: str = "2:k1") -> list[str]:
+    return [crypto.code_of(replace(otp, code_length=8, code_key_id=key_id)) for otp in otps]
 
 
-def test_a_code_is_bound_to_organization_otp_purpose_context_and_key() -> None:
-    otps = [an_otp(otp_id=UUID(int=number)) for number in range(20)]
+@pytest.mark.parametrize("version", ["", "2:"])
+def test_a_code_is_bound_to_organization_otp_purpose_context_and_key(version: str) -> None:
+    otps, key_id = [an_otp(otp_id=UUID(int=number)) for number in range(20)], f"{version}k1"
     sets = [
-        codes(otps),
-        codes([replace(otp, organization_id="other") for otp in otps]),
-        codes([replace(otp, otp_id=uuid4()) for otp in otps]),
-        codes([replace(otp, purpose="payment") for otp in otps]),
-        codes([replace(otp, context_digest=CRYPTO.context_digest("IDR 100")) for otp in otps]),
-        codes([replace(otp, code_key_id="k2") for otp in otps]),
-        codes(otps, Crypto({"k1": DIGEST}, digest_secret=DIGEST)),
+        codes(otps, key_id=key_id),
+        codes([replace(otp, organization_id="other") for otp in otps], key_id=key_id),
+        codes([replace(otp, otp_id=uuid4()) for otp in otps], key_id=key_id),
+        codes([replace(otp, purpose="payment") for otp in otps], key_id=key_id),
+        codes([replace(otp, context_digest=CRYPTO.context_digest("IDR 100", "2:k1")) for otp in otps], key_id=key_id),
+        codes(otps, key_id=f"{version}k2"),
+        codes(otps, Crypto({"k1": DIGEST}, digest_secrets={"d1": DIGEST}), key_id),
     ]
     assert len({tuple(one) for one in sets}) == len(sets)
     assert all(len(set(one)) == len(otps) for one in sets)
 
 
-def test_contexts_are_compared_by_digest() -> None:
-    digests = {CRYPTO.context_digest(context) for context in ("", "IDR 100", "IDR 101")}
-    assert digests == {b"", CRYPTO.digest("IDR 100"), CRYPTO.digest("IDR 101")}
-    assert len(CRYPTO.digest("IDR 100")) == DIGEST_BYTES
+def test_a_context_has_a_digest_by_the_key_of_its_code() -> None:
+    digests = [
+        CRYPTO.context_digest(context, key_id) for context in ("IDR 100", "IDR 101") for key_id in ("2:k1", "2:k2")
+    ]
+    assert len({*digests, CRYPTO.digest("IDR 100")}) == 5
+    assert {len(digest) for digest in digests} == {DIGEST_BYTES}
+    assert CRYPTO.context_digest("", "2:k1") == b""
+    for key_id in ("k1", "2:removed"):
+        with pytest.raises(KeyError):
+            CRYPTO.context_digest("IDR 100", key_id)
 
 
-def test_digests_and_fingerprints_depend_on_the_secret() -> None:
-    same = Crypto({"other": NEW}, digest_secret=DIGEST)
-    foreign = Crypto({"k1": OLD, "k2": NEW}, digest_secret=OLD)
+def fingerprint_of(crypto: Crypto, content: str = "login", destination: str = "bob@example.com") -> bytes:
+    digest = crypto.digest(destination) if destination else b""
+    return crypto.fingerprint(content, digest, content.encode)
+
+
+def is_fingerprint_of(
+    crypto: Crypto, fingerprint: bytes, content: str = "login", destination: str = "bob@example.com"
+) -> bool:
+    return crypto.is_fingerprint_of(fingerprint, content, destination, content.encode)
+
+
+def test_digests_and_fingerprints_depend_on_the_digest_secret_alone() -> None:
+    same = Crypto({"other": NEW}, digest_secrets={"d1": DIGEST})
+    foreign = Crypto({"k1": OLD, "k2": NEW}, digest_secrets={"d1": OLD})
     assert CRYPTO.digest("bob@example.com") == same.digest("bob@example.com") != foreign.digest("bob@example.com")
-    assert CRYPTO.fingerprint(b"x") == same.fingerprint(b"x") != foreign.fingerprint(b"x")
-    assert CRYPTO.fingerprint(b"x") != CRYPTO.digest("x")
+    assert fingerprint_of(CRYPTO) == fingerprint_of(same) != fingerprint_of(foreign)
+
+
+def test_a_fingerprint_is_that_of_its_content_and_destination() -> None:
+    requests = [
+        ("login", "bob@example.com"),
+        ("payment", "bob@example.com"),
+        ("login", "ann@example.com"),
+        ("login", ""),
+    ]
+    made = [fingerprint_of(CRYPTO, *request) for request in requests]
+    assert [[is_fingerprint_of(CRYPTO, one, *request) for request in requests] for one in made] == [
+        [number == other for other in range(len(requests))] for number in range(len(made))
+    ]
+
+
+@pytest.mark.parametrize("first", ["", "d1"])
+def test_replicas_at_neighbouring_steps_of_a_rotation_of_digest_keys_find_each_others_digests(first: str) -> None:
+    old, known, used, new = (
+        Crypto({"k1": OLD}, digest_secrets={name: {first: OLD, "d2": NEW}[name] for name in ring})
+        for ring in ([first], ["d2", first], [first, "d2"], ["d2"])
+    )
+    text = "bob@example.com"
+    for one, other in pairwise((old, known, used, new)):
+        assert {one.digest(text), one.other_digest(text)} & {other.digest(text), other.other_digest(text)} - {b""}
+        assert is_fingerprint_of(one, fingerprint_of(other))
+        assert is_fingerprint_of(other, fingerprint_of(one))
+        assert not is_fingerprint_of(one, fingerprint_of(other, "payment"))
+    assert [crypto.digest(text) for crypto in (known, used)] == [old.digest(text), new.digest(text)]
+    assert (old.other_digest(text), new.other_digest(text)) == (b"", b"")
+
+
+def test_a_request_id_whose_digest_key_was_removed_is_that_of_a_repeat() -> None:
+    after = Crypto({"k1": OLD}, digest_secrets={"d2": NEW})
+    before = Crypto({"k1": OLD}, digest_secrets={"": OLD})
+    assert is_fingerprint_of(after, fingerprint_of(CRYPTO))
+    assert is_fingerprint_of(after, fingerprint_of(before))
+    assert not is_fingerprint_of(after, b"")
 
 
 def test_a_sealed_value_opens_for_its_organization_only() -> None:
@@ -115,7 +182,7 @@ def test_a_modified_sealed_value_does_not_open() -> None:
 
 
 def test_after_a_rotation_old_values_and_codes_are_read_and_new_ones_use_the_new_key() -> None:
-    before, otp = Crypto({"k1": OLD}, digest_secret=DIGEST), an_otp()
+    before, otp = Crypto({"k1": OLD}, digest_secrets={"d1": DIGEST}), an_otp()
     sealed = before.seal("bob@example.com", organization_id="acme")
     assert (before.current_key_id, CRYPTO.current_key_id) == ("k1", "k2")
     assert CRYPTO.unseal(sealed, organization_id="acme") == "bob@example.com"
@@ -124,15 +191,15 @@ def test_after_a_rotation_old_values_and_codes_are_read_and_new_ones_use_the_new
 
 
 def test_values_and_codes_of_a_removed_key_are_lost() -> None:
-    after = Crypto({"k2": NEW}, digest_secret=DIGEST)
+    after = Crypto({"k2": NEW}, digest_secrets={"d1": DIGEST})
     with pytest.raises(KeyError):
         after.unseal(
-            Crypto({"k1": OLD}, digest_secret=DIGEST).seal("x", organization_id="acme"), organization_id="acme"
+            Crypto({"k1": OLD}, digest_secrets={"d1": DIGEST}).seal("x", organization_id="acme"), organization_id="acme"
         )
     with pytest.raises(KeyError):
         after.code_of(an_otp())
 
 
 def test_a_key_may_have_any_name() -> None:
-    crypto = Crypto({"schlüssel": OLD}, digest_secret=DIGEST)
+    crypto = Crypto({"schlüssel": OLD}, digest_secrets={"d1": DIGEST})
     assert crypto.unseal(crypto.seal("x", organization_id="acme"), organization_id="acme") == "x"

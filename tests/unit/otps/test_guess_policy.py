@@ -6,11 +6,12 @@ import pytest
 
 from server.errors import DomainError
 from server.otps.guess_policy import Guess, GuessBudget, GuessLimits
-from server.otps.otp import Otp, OtpStatus
+from server.otps.otp import DIGEST_BYTES, Otp, OtpStatus
 from tests.unit.otps.guesses import ACME, GuessStore, a_guess, verdict
 from tests.unit.otps.sends import START, an_otp
 
 LIMITS = GuessLimits()
+OLD, NEW = b"o" * DIGEST_BYTES, b"n" * DIGEST_BYTES
 INSTANT = timedelta(microseconds=1)
 
 
@@ -50,6 +51,19 @@ def test_a_wrong_guess_is_counted_and_answered_with_the_remaining_attempts() -> 
     assert judge(store, wrong, wrong) == [("WrongCode", 2), ("WrongCode", 1)]
     assert store.otps[ACME, otp.otp_id].attempts == 2
     assert store.budgets[ACME, otp.destination_digest].wrong_guess_times == [START] * 2
+
+
+def test_otps_whose_digests_have_one_key_in_common_share_their_wrong_guesses() -> None:
+    old, both, new = (an_otp(destination=digests, max_attempts=50) for digests in (OLD, NEW + OLD, NEW))
+    store = store_of(old, both, new)
+    judge(store, *[a_guess(old.otp_id, right=False)] * 5, *[a_guess(both.otp_id, right=False)] * 5)
+    assert [judge(store, a_guess(otp.otp_id, right=True)) for otp in (old, both)] == [
+        [("wait", LIMITS.first_pause)],
+        [("wait", LIMITS.first_pause)],
+    ]
+    judge(store, *[a_guess(new.otp_id, right=False)] * 5)
+    assert judge(store, a_guess(both.otp_id, right=True)) == [("wait", LIMITS.first_pause)]
+    assert judge(store, a_guess(new.otp_id, right=True)) == [("wait", LIMITS.first_pause)]
 
 
 def test_the_last_attempt_is_accepted_when_it_is_right() -> None:

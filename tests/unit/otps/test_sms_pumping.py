@@ -21,7 +21,7 @@ WINDOW = timedelta(hours=1)
 LIMITS = replace(NO_LIMITS, unverified_credits_per_country=MOST, unverified_window=WINDOW)
 PREFIX_MOST = 6
 WITH_PREFIXES = replace(LIMITS, unverified_credits_per_prefix=PREFIX_MOST)
-CRYPTO = Crypto({"k1": b"1" * KEY_BYTES}, digest_secret=b"2" * KEY_BYTES)
+CRYPTO = Crypto({"k1": b"1" * KEY_BYTES}, digest_secrets={"d1": b"2" * KEY_BYTES})
 
 
 def send_to(areas: str, *, credits: int = 3, organization_id: str = "acme") -> Send:
