@@ -32,6 +32,7 @@ _POOLER_SECONDS: Final = 5.0
 _LOOK_AGAIN_SECONDS: Final = 1.0
 LONGEST_TTL: Final = timedelta(minutes=10)
 """The longest ttl that a caller may ask for."""
+_NEIGHBOUR_SECONDS: Final = 1.0
 
 
 class SharedSession(Exception):
@@ -190,7 +191,8 @@ async def check_own_sessions(url: str) -> None:
     """Raise SharedSession when transactions of one connection run in different sessions.
 
     A connection runs two transactions; between them another connection takes the session that the pooler would lend
-    next. Returns when PostgreSQL cannot be reached.
+    next. When that one has to wait because the pooler's sessions are all taken, the first connection keeps its own only
+    if the pooler never took it back. Returns when PostgreSQL cannot be reached.
     """
     try:
         async with asyncio.timeout(_POOLER_SECONDS):
@@ -205,26 +207,30 @@ async def check_own_sessions(url: str) -> None:
 
 async def _compare_sessions(client: BoundedConnection, url: str) -> None:
     try:
-        session = await _session_of(client)
-        if session == client.pgconn.backend_pid:  # no pooler: it would have given a number of its own
-            return
         async with asyncio.timeout(_POOLER_SECONDS):
+            session = await _session_of(client)
+            if session == client.pgconn.backend_pid:  # no pooler: it would have given a number of its own
+                return
             neighbour = await BoundedConnection.connect(url)
     except (psycopg.Error, TimeoutError):
         return
+    taking = asyncio.create_task(_session_of(neighbour))  # begins a transaction, and with it keeps its session
     try:
-        await _session_of(neighbour)  # begins a transaction, and with it keeps its session
-        if await _session_of(client) != session:
-            raise SharedSession
-    except (psycopg.Error, TimeoutError):  # the only session is taken, or transactions are refused
+        await asyncio.wait([taking], timeout=_NEIGHBOUR_SECONDS)
+        if taking.done():
+            taking.result()
+        async with asyncio.timeout(_POOLER_SECONDS):
+            if await _session_of(client) != session:
+                raise SharedSession
+    except (psycopg.Error, TimeoutError):  # the neighbour has the only session, or transactions are refused
         raise SharedSession from None
     finally:
-        await neighbour.close()
+        taking.cancel()
+        await asyncio.gather(taking, neighbour.close(), return_exceptions=True)
 
 
 async def _session_of(connection: BoundedConnection) -> int:
-    async with asyncio.timeout(_POOLER_SECONDS):
-        row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
     assert row is not None  # noqa: S101 - the query returns one row
     return int(row[0])
 

@@ -13,9 +13,10 @@ async def test_a_direct_connection_has_its_own_session(database_url: str) -> Non
     await check_own_sessions(database_url)
 
 
-async def test_a_pooler_in_session_mode_gives_each_client_its_own(database_url: str) -> None:
-    async with pooler_to(database_url, sessions=2, per_transaction=False) as url:
-        await check_own_sessions(url)
+@pytest.mark.parametrize("sessions", [1, 2])
+async def test_a_pooler_in_session_mode_gives_each_client_its_own(database_url: str, sessions: int) -> None:
+    async with pooler_to(database_url, sessions=sessions, per_transaction=False) as url:
+        await check_own_sessions(url)  # also when it has no session left for another client
 
 
 @pytest.mark.parametrize("sessions", [1, 2, 3])
