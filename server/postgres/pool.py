@@ -415,9 +415,14 @@ def _each_host(conninfo: str) -> Iterator[str]:
     given = conninfo_to_dict(conninfo)
     lists = {name: str(given[name]).split(",") for name in ("host", "hostaddr", "port") if given.get(name)}
     count = max(map(len, lists.values()), default=1)
+    if count == 1:
+        yield conninfo
+        return
     for number in range(count):
         one = {name: values[number if len(values) > 1 else 0] for name, values in lists.items()}
-        yield make_conninfo("", **{**given, **one})
+        # The probe asks the session. libpq would believe what PgBouncer remembers of its first one, even after a
+        # promotion.
+        yield make_conninfo("", **{**given, **one, "target_session_attrs": "any"})
 
 
 def _milliseconds(seconds: float) -> str:

@@ -36,11 +36,19 @@ class Session:
 class Pooler:
     """Has a number of sessions. A client gets the one that came back last, as PgBouncer does."""
 
-    def __init__(self, sessions: list[Session], *, per_transaction: bool) -> None:
+    def __init__(self, sessions: list[Session], *, per_transaction: bool, remembers_standby: bool) -> None:
         self._free: asyncio.LifoQueue[Session] = asyncio.LifoQueue()
         for session in sessions:
             self._free.put_nowait(session)
         self._per_transaction = per_transaction
+        self._settings = {
+            "server_version": "15.0",
+            "client_encoding": "UTF8",
+            "standard_conforming_strings": "on",
+            # PgBouncer reports what its first session did: "on" for as long as it runs, if that was a standby's.
+            "in_hot_standby": "on" if remembers_standby else "off",
+            "default_transaction_read_only": "off",
+        }
         self._next_process_id = 1_000_000_000  # no process id of PostgreSQL
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,9 +56,8 @@ class Pooler:
         (length,) = struct.unpack("!i", await reader.readexactly(4))
         await reader.readexactly(length - 4)
         self._next_process_id += 1
-        settings = {"server_version": "15.0", "client_encoding": "UTF8", "standard_conforming_strings": "on"}
         writer.write(_message(b"R", struct.pack("!i", 0)))
-        for name, value in settings.items():
+        for name, value in self._settings.items():
             writer.write(_message(b"S", f"{name}\0{value}\0".encode()))
         writer.write(_message(b"K", struct.pack("!ii", self._next_process_id, 0)))
         writer.write(_message(b"Z", b"I"))
@@ -80,10 +87,12 @@ class Pooler:
 
 
 @asynccontextmanager
-async def pooler_to(url: str, *, sessions: int, per_transaction: bool) -> AsyncIterator[str]:
+async def pooler_to(
+    url: str, *, sessions: int, per_transaction: bool, remembers_standby: bool = False
+) -> AsyncIterator[str]:
     """The URL of a pooler before the database of `url`."""
     opened = [await Session.open(url) for _ in range(sessions)]
-    pooler = Pooler(opened, per_transaction=per_transaction)
+    pooler = Pooler(opened, per_transaction=per_transaction, remembers_standby=remembers_standby)
     server = await asyncio.start_server(pooler.serve, "127.0.0.1", 0)
     async with server:
         yield make_conninfo(url, port=server.sockets[0].getsockname()[1])

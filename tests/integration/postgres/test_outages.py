@@ -56,6 +56,13 @@ async def one_outside_pipeline(pool: Pool) -> int:
     return int(row[0]) if row else 0
 
 
+async def test_a_start_opens_each_connection_once(proxied: tuple[FaultProxy, Pool]) -> None:
+    proxy, pool = proxied
+    assert await one(pool) == 1
+    await until(lambda: pool.get_stats()["pool_available"] == pool.max_size)
+    assert len(proxy.accepted) == pool.max_size + 1  # the probe's
+
+
 async def works_again(pool: Pool) -> None:
     """Wait until a call succeeds."""
 

@@ -4,8 +4,10 @@ import asyncio
 import sys
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from server.cli.database import SharedSession, check_own_sessions
+from server.postgres.pool import acquire, open_pool
 from tests.integration.postgres.session_pooler import pooler_to
 
 
@@ -28,6 +30,16 @@ async def test_a_pooler_in_transaction_mode_is_found_out(database_url: str, sess
 
 async def test_a_database_that_does_not_answer_is_not_taken_for_a_pooler() -> None:
     await check_own_sessions("postgresql://127.0.0.1:9/closed")
+
+
+async def test_a_promoted_standby_is_found_behind_a_pooler_that_still_reports_a_standby(database_url: str) -> None:
+    async with pooler_to(database_url, sessions=2, per_transaction=False, remembers_standby=True) as url:
+        port = conninfo_to_dict(url)["port"]
+        pool = await open_pool(make_conninfo(url, host="127.0.0.1,127.0.0.1", port=f"9,{port}"), size=1)
+        async with acquire(pool) as connection:
+            rows = await connection.execute("SHOW transaction_read_only")
+            assert await rows.fetchone() == ("off",)
+        await pool.close()
 
 
 async def test_no_command_begins_behind_a_pooler_in_transaction_mode(database_url: str) -> None:
