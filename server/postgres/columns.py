@@ -18,6 +18,7 @@ from psycopg.abc import AdaptContext
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
+from psycopg.types.numeric import Int8BinaryDumper
 
 from server.postgres.pipeline import Executor
 
@@ -107,8 +108,12 @@ class _ArrayDumper(Dumper):
         return array.data
 
 
-def register_arrays(context: AdaptContext) -> None:
-    """Register the dumpers of Array parameters on a connection."""
+def register_types(context: AdaptContext) -> None:
+    """Register the dumpers of Array parameters on a connection, and of whole numbers, which are always bigint.
+
+    psycopg would choose the type by the value: three numbers of three sizes made 27 prepared statements of one text.
+    """
+    context.adapters.register_dumper(int, Int8BinaryDumper)
     for kind in (_Texts, _Uuids, _Bigints, _Byteas, _Times):
         dumper = type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": kind.element.array_oid})
         context.adapters.register_dumper(kind, dumper)

@@ -25,7 +25,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from server.background import until_done
 from server.errors import AccountBusy, DatabaseUnavailable
-from server.postgres.columns import register_arrays
+from server.postgres.columns import register_types
 from server.postgres.pipeline import Pipeline, PipelineConnection, Row
 from server.postgres.sqlstates import meaning_of
 
@@ -265,7 +265,7 @@ class Pool:
         )
 
     async def _configure(self, connection: Connection) -> None:
-        register_arrays(connection)
+        register_types(connection)
         settings = {
             "role": self._role,
             "jit": "off",

@@ -37,6 +37,16 @@ async def test_each_statement_gets_its_own_rows_in_whichever_order_they_are_fetc
     assert await third.fetchall() == [(3,)]
 
 
+async def test_numbers_of_any_size_share_one_prepared_statement(one_connection: Pool) -> None:
+    for number in (1, 70_000, 5_000_000_000):
+        async with pipelined_transaction(one_connection) as pipeline:
+            rows = await pipeline.execute("SELECT %(number)s::bigint", {"number": number})
+        assert await rows.fetchall() == [(number,)]
+    async with acquire(one_connection) as connection:
+        cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements WHERE statement ~ 'bigint'")
+        assert await cursor.fetchone() == (1,)
+
+
 async def test_queued_statements_are_committed_at_the_end(pool: Pool) -> None:
     async with pipelined_transaction(pool) as pipeline:
         for organization_id in ("acme", "bolt"):
