@@ -26,9 +26,10 @@ from structlog.testing import capture_logs
 
 from server.api.auth import TokenVerifier, mint
 from server.api.interceptor import Interceptor
+from server.api.permissions import ALL_PERMISSIONS
 from server.api.server import ListenOptions
 from server.cli.token import development_key
-from server.errors import InsufficientCredits, InvalidFields
+from server.errors import InsufficientCredits, InvalidFields, TopUpAlreadyOpen
 from tests.integration.api.stub_server import SERVICES, StubBehavior, StubServer, run_stub_server, stub_servicer
 from tests.valid_requests import valid_request
 from tests.waiting import until
@@ -325,6 +326,35 @@ async def test_a_domain_error_arrives_with_its_reason(stub_server: StubServer, c
 
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert details_of(error)["ErrorInfo"].metadata["available_credits"] == "2"
+
+
+async def test_an_error_with_texts_that_are_not_ascii_arrives_whole(
+    stub_server: StubServer, channel: grpc.aio.Channel
+) -> None:
+    url = "https://example.com/é…"
+    stub_server.behavior.error = TopUpAlreadyOpen(top_up_id="é", hosted_invoice_url=url)
+
+    error = await error_of(OtpServiceStub(channel).SendOtp(send_request(), metadata=stub_server.metadata("otp.send")))
+
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert dict(details_of(error)["ErrorInfo"].metadata) == {"top_up_id": "é", "hosted_invoice_url": url}
+
+
+async def test_an_empty_request_names_no_organization_and_is_refused(
+    stub_server: StubServer, channel: grpc.aio.Channel
+) -> None:
+    metadata = stub_server.metadata(*ALL_PERMISSIONS, organization_id="*")
+    for service in SERVICES:
+        for rpc in service.methods:
+            if "organization_id" not in rpc.input_type.fields_by_name or rpc.server_streaming:
+                continue
+            invoke: Any = channel.unary_unary(f"/{service.full_name}/{rpc.name}")
+
+            error = await error_of(invoke(b"", metadata=metadata))
+
+            violations = details_of(error)["BadRequest"].field_violations
+            assert "organization_id" in [violation.field for violation in violations], rpc.name
+    assert stub_server.behavior.calls == []
 
 
 async def test_an_unexpected_error_is_logged_once_and_its_text_neither_logged_nor_sent(

@@ -1,5 +1,6 @@
 """Error statuses: what a caller gets for each error."""
 
+from dataclasses import fields
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the s
 from pulsa.error.v1.error_reason_pb2 import ErrorReason
 
 from server import errors
-from server.api.status import ErrorStatus, error_status, internal_error_status
+from server.api.status import LARGEST_DETAILS_BYTES, ErrorStatus, error_status, internal_error_status
 from server.errors import DomainError, FieldViolation, InsufficientCredits, InvalidFields, RetryLater, TooManySends
 
 
@@ -64,6 +65,38 @@ def test_every_invalid_field_is_listed() -> None:
     found = detail(error_status(InvalidFields(violations=violations)), BadRequest).field_violations
 
     assert [(one.field, one.description) for one in found] == [(one.field, one.description) for one in violations]
+
+
+def test_violations_beyond_what_fits_are_counted() -> None:
+    violations = [FieldViolation(f"items[{number}].destination.sms", "an é " * 20) for number in range(1000)]
+
+    status = error_status(InvalidFields(violations=tuple(violations)))
+
+    *listed, last = detail(status, BadRequest).field_violations
+    assert 10 < len(listed) < 60
+    assert (last.field, last.description) == ("", f"and {1000 - len(listed)} more")
+    assert detail(status, ErrorInfo).metadata["fields"] == ",".join(one.field for one in listed)
+    assert LARGEST_DETAILS_BYTES / 2 < len(status.trailing_metadata[0][1]) <= LARGEST_DETAILS_BYTES
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda error: error.__name__)
+def test_no_error_is_too_large_for_grpc_and_its_message_is_ascii(kind: type[DomainError]) -> None:
+    values: dict[str, Any] = dict.fromkeys((field.name for field in fields(kind)), "é" * 1000)
+    values |= {"violations": (FieldViolation("é" * 900, "é" * 900),)} if "violations" in values else {}
+    values |= {"retry_after_seconds": 1.0} if issubclass(kind, RetryLater) else {}
+
+    status = error_status(kind(**values))
+
+    assert len(status.trailing_metadata[0][1]) <= LARGEST_DETAILS_BYTES
+    assert status.message.isascii()
+
+
+def test_a_metadata_value_that_is_too_long_is_left_empty() -> None:
+    error = errors.TopUpAlreadyOpen(top_up_id="an-id", hosted_invoice_url="https://" + "x" * 3000)
+
+    metadata = detail(error_status(error), ErrorInfo).metadata
+
+    assert dict(metadata) == {"top_up_id": "an-id", "hosted_invoice_url": ""}
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1.5, 1.5), (0, 0), (-3, 0), (3600, 3600), (0.0000004, 4e-7)])
