@@ -8,13 +8,15 @@ that spends credits has the caller's request_id, and all attempts have the same 
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 
+from pulsa.credit.v1.credit_service_pb2 import WatchBalanceRequest, WatchBalanceResponse
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
 from pulsa.errors import explain
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
@@ -31,11 +33,19 @@ _RETRY_POLICY: Final = {
 }
 _OPTIONS: Final = [
     ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
+    # gRPC retries no request that is larger than this; Pulsa takes 1 MiB.
+    ("grpc.per_rpc_retry_buffer_size", 2 * 1024 * 1024),
     # Reconnects soon after a server restart: by default gRPC waits for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+_LONGEST_SECONDS: Final = 366 * 86_400.0
+"""Of a deadline. gRPC takes a much longer one, such as math.inf, for one that has passed."""
+_REOPENED: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+"""What a stream ends with that a proxy has cut: INTERNAL from nginx, UNKNOWN from HAProxy."""
+_SHORTEST_PAUSE_SECONDS: Final = 0.1
+_LONGEST_PAUSE_SECONDS: Final = 5.0
 
 
 class PulsaClient:
@@ -43,16 +53,39 @@ class PulsaClient:
 
     A unary call raises PulsaError, and so does the result of its `future`, which does not wait. A stream raises
     grpc.RpcError while it is read: pulsa.errors.explain converts it. It ends with its token, for the reason
-    TOKEN_INVALID: open it again, which asks for a new token.
+    TOKEN_INVALID. `watch_balance` opens it again.
     """
 
     def __init__(self, channel: grpc.Channel, *, token: Token, timeout_seconds: float = 10.0) -> None:
-        """`timeout_seconds` is the deadline of unary calls without a timeout of their own."""
+        """`timeout_seconds` is the deadline of unary calls without a timeout of their own; more than a year is none."""
         self._channel = channel
         provider = (lambda: token) if isinstance(token, str) else token
         intercepted = grpc.intercept_channel(channel, _Interceptor(provider, timeout_seconds))
         self.credits = CreditServiceStub(intercepted)
         self.otps = OtpServiceStub(intercepted)
+
+    def watch_balance(self, organization_id: str) -> Iterator[WatchBalanceResponse]:
+        """Yield the balance now and on each change, for as long as it is asked for.
+
+        Opens the stream again, after a pause, when the server drains or is away, when a proxy has cut it, and when a
+        token expires under it. Raises PulsaError when the server refuses.
+        """
+        pause_seconds = _SHORTEST_PAUSE_SECONDS
+        while True:
+            stream, received = self.credits.WatchBalance(WatchBalanceRequest(organization_id=organization_id)), False
+            try:
+                for response in stream:
+                    pause_seconds, received = _SHORTEST_PAUSE_SECONDS, True
+                    yield response
+            except grpc.RpcError as error:
+                explained = explain(error)
+                refused = explained.code not in _REOPENED or explained.reason == "INTERNAL"
+                if refused and not (received and explained.code is grpc.StatusCode.UNAUTHENTICATED):
+                    raise explained from error
+            finally:
+                stream.cancel()
+            time.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
 
     def close(self) -> None:
         """Close the connection and cancel calls in progress."""
@@ -85,7 +118,7 @@ def connect(
 
 @dataclass(frozen=True, slots=True)
 class _Details(grpc.ClientCallDetails):
-    """The details of a call, in a form that `replace` can copy with changes."""
+    """The details of a call."""
 
     method: str
     timeout: float | None
@@ -131,18 +164,18 @@ class _Interceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
         self._timeout_seconds = timeout_seconds
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        details = self._with_token(client_call_details)
-        if details.timeout is None:
-            details = replace(details, timeout=self._timeout_seconds)
+        timeout = client_call_details.timeout
+        details = self._details(client_call_details, self._timeout_seconds if timeout is None else timeout)
         return _ExplainedCall(continuation(details, request))
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return continuation(self._with_token(client_call_details), request)
+        return continuation(self._details(client_call_details, client_call_details.timeout), request)
 
-    def _with_token(self, details: Any) -> _Details:
+    def _details(self, details: Any, timeout: float | None) -> _Details:
+        """The details with a token, and without a deadline that gRPC cannot represent."""
         return _Details(
             details.method,
-            details.timeout,
+            None if timeout is not None and timeout > _LONGEST_SECONDS else timeout,
             (*(details.metadata or ()), ("authorization", f"Bearer {self._token()}")),
             details.credentials,
             details.wait_for_ready,

@@ -1,5 +1,6 @@
 """The Python client against a scripted server: tokens, deadlines, retries, errors."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -187,6 +188,51 @@ def test_retries_are_limited_and_other_errors_are_not_retried(
     with connect(address, token="secret") as pulsa, pytest.raises(PulsaError) as refused:
         pulsa.credits.GetBalance(REQUEST)
     assert (refused.value.code, len(server.requests)) == (code, calls)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e10])
+def test_a_deadline_in_another_age_is_none(server: ScriptedServer, address: str, timeout: float) -> None:
+    with connect(address, token="secret", timeout_seconds=timeout) as pulsa:
+        pulsa.credits.GetBalance(REQUEST)
+        pulsa.credits.GetBalance(REQUEST, timeout=timeout)
+        next(pulsa.credits.WatchBalance(WatchBalanceRequest(organization_id="acme"), timeout=timeout))
+    assert len(server.requests) == 3
+
+
+def test_a_large_request_is_retried_too(server: ScriptedServer, address: str) -> None:
+    server.errors.append(grpc.StatusCode.UNAVAILABLE)
+    with connect(address, token="secret") as pulsa:
+        pulsa.credits.GetBalance(GetBalanceRequest(organization_id="x" * 1_000_000))
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        None,  # by a server that drains
+        grpc.StatusCode.INTERNAL,  # by nginx
+        grpc.StatusCode.UNKNOWN,  # by HAProxy
+        errors.DatabaseUnavailable(retry_after_seconds=1),
+        errors.TokenInvalid(),  # expired under the stream
+    ],
+)
+def test_a_watched_balance_goes_on_when_its_stream_is_cut(
+    server: ScriptedServer, address: str, cut: ScriptedError | None
+) -> None:
+    server.errors.extend([cut] if cut else [])
+    with connect(address, token="secret") as pulsa:
+        balances = pulsa.watch_balance("acme")
+        assert [next(balances), next(balances)] == [WatchBalanceResponse()] * 2
+    assert server.requests == [WatchBalanceRequest(organization_id="acme")] * 2
+
+
+def test_a_watched_balance_ends_when_the_server_refuses(server: ScriptedServer, address: str) -> None:
+    server.errors.append(errors.PermissionMissing(permission="balance.read"))
+    with connect(address, token="secret") as pulsa:
+        balances = pulsa.watch_balance("acme")
+        next(balances)
+        with pytest.raises(PulsaError, match="PERMISSION_MISSING"):
+            next(balances)
 
 
 def test_an_unreachable_server_fails_within_the_deadline() -> None:
