@@ -42,8 +42,13 @@ _OPTIONS: Final = [
 ]
 _LONGEST_SECONDS: Final = 366 * 86_400.0
 """Of a deadline. gRPC takes a much longer one, such as math.inf, for one that has passed."""
-_REOPENED: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-"""What a stream ends with that a proxy has cut: INTERNAL from nginx, UNKNOWN from HAProxy."""
+_REOPENED: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    # By a proxy that cuts a silent stream: nginx, HAProxy 2, HAProxy 3.
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+)
 _SHORTEST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
@@ -68,7 +73,7 @@ class PulsaClient:
         """Yield the balance now and on each change, for as long as it is asked for.
 
         Opens the stream again, after a pause, when the server drains or is away, when a proxy has cut it, and when a
-        token expires under it. Raises PulsaError when the server refuses.
+        token expires under it. Raises PulsaError when the server refuses, and ValueError once the client is closed.
         """
         pause_seconds = _SHORTEST_PAUSE_SECONDS
         while True:

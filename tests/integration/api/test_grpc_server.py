@@ -1,6 +1,7 @@
 """The gRPC server: health, drain, reflection, ports, the size of messages, and a restart of its accept loop."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 from server.api.server import ListenOptions
 from tests.integration.api.stub_server import SERVICES, StubServer, end_accept_loop, run_stub_server
 from tests.valid_requests import valid_request
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
+HEALTH = bytes.fromhex("000000000208")  # a message of two bytes, whose field 1 follows
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -42,6 +44,27 @@ async def test_health_is_served_for_the_server_and_each_service(channel: grpc.ai
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await health_of(channel, "unknown.Service")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def haproxy_check(port: int) -> bytes:
+    """The answer to what HAProxy sends as a health check, by its configuration in docs/."""
+    configuration = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(bytes.fromhex("".join(re.findall(r"tcp-check send-binary ([0-9a-f]+)", configuration))))
+    answer = b""
+    while HEALTH not in answer:
+        answer += await asyncio.wait_for(reader.read(4096), SECONDS)
+    writer.close()
+    return answer
+
+
+async def test_the_documented_check_of_haproxy_is_answered_until_the_drain(stub_server: StubServer) -> None:
+    server = stub_server.grpc_server
+    assert HEALTH + bytes([SERVING]) in await haproxy_check(server.port)
+    draining = asyncio.create_task(server.drain(lame_duck_seconds=1, grace_seconds=5))
+    await asyncio.sleep(0)
+    assert HEALTH + bytes([NOT_SERVING]) in await haproxy_check(server.port)
+    await draining
 
 
 async def test_the_end_of_the_accept_loop_ends_neither_the_server_nor_a_running_call(

@@ -211,7 +211,8 @@ def test_a_large_request_is_retried_too(server: ScriptedServer, address: str) ->
     [
         None,  # by a server that drains
         grpc.StatusCode.INTERNAL,  # by nginx
-        grpc.StatusCode.UNKNOWN,  # by HAProxy
+        grpc.StatusCode.UNKNOWN,  # by HAProxy 2
+        grpc.StatusCode.CANCELLED,  # by HAProxy 3
         errors.DatabaseUnavailable(retry_after_seconds=1),
         errors.TokenInvalid(),  # expired under the stream
     ],
@@ -233,6 +234,14 @@ def test_a_watched_balance_ends_when_the_server_refuses(server: ScriptedServer, 
         next(balances)
         with pytest.raises(PulsaError, match="PERMISSION_MISSING"):
             next(balances)
+
+
+def test_a_watched_balance_ends_with_its_client(address: str) -> None:
+    with connect(address, token="secret") as pulsa:
+        balances = pulsa.watch_balance("acme")
+        next(balances)
+    with pytest.raises(ValueError, match="Channel closed"):
+        list(balances)
 
 
 def test_an_unreachable_server_fails_within_the_deadline() -> None:
