@@ -27,6 +27,8 @@ _log = structlog.get_logger(__name__)
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL + 1)
 
 _CHECK_SECONDS: Final = 0.05
+_REBIND_SECONDS: Final = 0.005
+"""Between two tries to listen again: the first comes before the stopped server has closed its socket."""
 _POLLING_THREAD: Final = "_poll_wrapper"
 """grpcio's name of the thread; all asyncio servers and channels of a process share one."""
 _STOPPING_SECONDS: Final = 20.0
@@ -154,7 +156,7 @@ class GrpcServer:
                 stopping.add_done_callback(self._stopping.discard)
                 await self._listen_again()
 
-    @retry(retry=retry_if_exception_type(RuntimeError), wait=wait_fixed(_CHECK_SECONDS))  # until the port is free
+    @retry(retry=retry_if_exception_type(RuntimeError), wait=wait_fixed(_REBIND_SECONDS))  # until the port is free
     async def _listen_again(self) -> None:
         self._server, _ = self._build(self._address)
         await self._server.start()
