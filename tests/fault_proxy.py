@@ -18,6 +18,9 @@ class BreakAt(Enum):
     COMMIT_DONE = b"COMMIT\x00"
 
 
+_OF_A_STATEMENT_ALONE = {BreakAt.COMMIT_SENT: b"pulsa_", BreakAt.COMMIT_DONE: b"INSERT 0 1\x00"}
+
+
 class Fault(Enum):
     """What happens to the bytes of every connection, old and new."""
 
@@ -36,6 +39,7 @@ class FaultProxy:
     def __init__(self, host: str, port: int) -> None:
         self._server = (host, port)
         self._breaks_at: BreakAt | None = None
+        self._bytes = b""
         self._fault, self._may_pass = Fault.NONE, asyncio.Event()
         self._may_pass.set()
         self.breaks = 0
@@ -44,8 +48,10 @@ class FaultProxy:
         self.accepted: list[asyncio.StreamWriter] = []
         self._relays: list[asyncio.Task[None]] = []
 
-    def break_at(self, at: BreakAt) -> None:
+    def break_at(self, at: BreakAt, *, statement_alone: bool = False) -> None:
+        """Lose the first connection on which the bytes appear: of a statement without COMMIT, its name or its result."""
         self._breaks_at = at
+        self._bytes = _OF_A_STATEMENT_ALONE[at] if statement_alone else at.value
 
     def set(self, fault: Fault) -> None:
         """Start the fault; NONE ends it."""
@@ -102,7 +108,7 @@ class FaultProxy:
             while data := await self._read(reader):
                 if breaks_at is BreakAt.COMMIT_DONE and self.delay_seconds:
                     await asyncio.sleep(self.delay_seconds)
-                if self._breaks_at is breaks_at and breaks_at.value in data:
+                if self._breaks_at is breaks_at and self._bytes in data:
                     self._breaks_at = None
                     self.breaks += 1
                     return

@@ -23,8 +23,9 @@ from server.api.converters import (
 )
 from server.api.interceptor import Call
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
+from server.api.validation import compile_check
 from server.errors import AccountBusy
-from server.otps.admission import Replayed, Send
+from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
@@ -40,9 +41,16 @@ DEFAULT_CODE_LENGTH: Final = 6
 DEFAULT_TTL: Final = timedelta(minutes=5)
 DEFAULT_MAX_ATTEMPTS: Final = 5
 
+_KNOWN_OPTIONS: Final = 1000
 _LAST_ID: Final = 2**128 - 1
 _CHANNELS: Final = {channel.field: channel for channel in Channel}
 _SEPARATORS: Final = str.maketrans("", "", " -")
+
+_rest_is_valid: Final = compile_check(
+    pb.SendOtpRequest.DESCRIPTOR,
+    ("organization_id", "request_id", "destination", "fallbacks", "context", "metadata"),
+)
+"""Whether the fields are valid that no other request shares."""
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -98,6 +106,10 @@ class OtpService:
         self._sender = dependencies.sender
         self._verifier = dependencies.verifier
         self._cooldown = dependencies.cooldown
+        self._known_options: dict[tuple[object, ...], SendOptions] = {}
+        self._answer_templates: dict[tuple[object, ...], pb.SendOtpResponse] = {}
+        self._templates_time: datetime | None = None
+        """Of the flush that `_answer_templates` belong to."""
         self._refund_accepted = dependencies.refund_accepted
         self._sends: Batcher[_SendCall | _ResendCall, bytes | Replayed] = Batcher(
             self._send_batch, dependencies.batching
@@ -114,7 +126,7 @@ class OtpService:
         if request.validate_only:
             # A preview is about the same request without this field, also for whether it is a repetition.
             request.ClearField("validate_only")
-            preview = await self._sender.preview(_send_request(request, call))
+            preview = await self._sender.preview(self._send_request(request, call))
             return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
         answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
         if isinstance(answer, Replayed):
@@ -197,13 +209,78 @@ class OtpService:
         return await _in_steps(calls, prepare=self._prepare_send, decide=decide, answer=self._answer_send)
 
     def _prepare_send(self, call: _SendCall | _ResendCall) -> Send:
-        return call.send if isinstance(call, _ResendCall) else self._sender.prepare(_send_request(*call))
+        return call.send if isinstance(call, _ResendCall) else self._sender.prepare(self._send_request(*call))
 
-    def _answer_send(self, result: Accepted | Replayed, call: _SendCall | _ResendCall) -> bytes | Replayed:
+    def _send_request(self, request: pb.SendOtpRequest, call: Call) -> SendRequest:
+        metadata, fallbacks = request.metadata, request.fallbacks
+        return SendRequest(
+            request.organization_id,
+            UUID(request.request_id),
+            _destination(request.destination, "destination"),
+            self._options(request, call),
+            request.context,
+            dict(metadata) if metadata else {},
+            _fallbacks(request) if fallbacks else (),
+            _deadline(call),
+        )
+
+    def _options(self, request: pb.SendOtpRequest, call: Call) -> SendOptions:
+        """Validate the request; returns its options, which are validated once for all requests that are alike."""
+        ttl = request.ttl
+        key = (
+            *(request.purpose, request.locale, request.code_length, request.max_attempts, request.web_otp_domain),
+            *(ttl.seconds, ttl.nanos, request.HasField("ttl")),
+        )
+        known = self._known_options.get(key)
+        if known is not None and _rest_is_valid(request):
+            return known
+        call.validate(request)
+        options = SendOptions(
+            request.purpose,
+            request.locale,
+            request.code_length or DEFAULT_CODE_LENGTH,
+            timedelta(seconds=ttl.seconds, microseconds=ttl.nanos // 1000) if request.HasField("ttl") else DEFAULT_TTL,
+            request.max_attempts or DEFAULT_MAX_ATTEMPTS,
+            request.web_otp_domain,
+        )
+        if len(self._known_options) == _KNOWN_OPTIONS:
+            self._known_options.clear()
+        self._known_options[key] = options
+        return options
+
+    def _answer_send(self, result: Admitted | Replayed, call: _SendCall | _ResendCall) -> bytes | Replayed:
         if isinstance(result, Replayed):
             return result
-        is_resend = isinstance(call, _ResendCall)
-        return self._send_response(pb.ResendOtpResponse() if is_resend else pb.SendOtpResponse(), result)
+        if isinstance(call, _ResendCall):
+            accepted = Accepted(result.record, result.delivery, result.low_balance, replayed=False)
+            return self._send_response(pb.ResendOtpResponse(), accepted)
+        send, response = result.send, pb.SendOtpResponse()
+        response.CopyFrom(self._answer_template(result))
+        otp = response.otp
+        otp.organization_id = send.organization_id
+        otp.otp_id = str(send.otp_id)
+        (delivery,) = otp.deliveries
+        delivery.delivery_id = str(send.delivery_id)
+        delivery.masked_destination = send.recipient.masked_destination
+        if call.request.metadata:
+            otp.metadata.MergeFrom(call.request.metadata)
+        response.available_credits = result.balance_after
+        response.ledger_sequence = result.ledger_sequence
+        response.low_balance = result.low_balance
+        return response.SerializeToString()
+
+    def _answer_template(self, admitted: Admitted) -> pb.SendOtpResponse:
+        """What answers of a flush have in common: made once for all sends that are alike."""
+        send = admitted.send
+        if admitted.create_time != self._templates_time:
+            self._templates_time, self._answer_templates = admitted.create_time, {}
+        key = (send.options, send.recipient.channel)
+        template = self._answer_templates.get(key)
+        if template is None:
+            template = self._answer_templates[key] = pb.SendOtpResponse(credits_charged=send.recipient.credits)
+            self._write_record(template.otp, admitted.record)
+            template.otp.ClearField("metadata")
+        return template
 
     async def _verify_batch(self, calls: Sequence[_VerifyCall], *, wait: bool) -> list[bytes | Locked | Exception]:
         decide = partial(self._verifier.verify, wait=wait)
@@ -274,33 +351,10 @@ def _verify_response(otp: Otp, _: _VerifyCall) -> bytes:
     return response.SerializeToString()
 
 
-def _send_request(request: pb.SendOtpRequest, call: Call) -> SendRequest:
-    call.validate(request)
-    return SendRequest(
-        organization_id=request.organization_id,
-        request_id=UUID(request.request_id),
-        serialized=partial(request.SerializeToString, deterministic=True),
-        destination=_destination(request.destination, "destination"),
-        fallbacks=_fallbacks(request) if request.fallbacks else (),
-        purpose=request.purpose,
-        locale=request.locale,
-        code_length=request.code_length or DEFAULT_CODE_LENGTH,
-        ttl=timedelta(seconds=request.ttl.seconds, microseconds=request.ttl.nanos // 1000)
-        if request.HasField("ttl")
-        else DEFAULT_TTL,
-        max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-        context=request.context,
-        web_otp_domain=request.web_otp_domain,
-        metadata=dict(request.metadata) if request.metadata else {},
-        deadline=_deadline(call),
-    )
-
-
 def _resend_request(request: pb.ResendOtpRequest, call: Call) -> ResendRequest:
     return ResendRequest(
         organization_id=request.organization_id,
         request_id=UUID(request.request_id),
-        serialized=partial(request.SerializeToString, deterministic=True),
         otp_id=UUID(request.otp_id),
         destination=_destination(request.destination, "destination") if request.HasField("destination") else None,
         deadline=_deadline(call),

@@ -5,7 +5,7 @@ fields unset. When it fails, a slower check collects the violations of every fie
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from operator import attrgetter
@@ -218,6 +218,36 @@ def compile_validation(request: Descriptor) -> Validate:
             raise InvalidFields(violations=tuple(_violations(checks, message)))
 
     return validate
+
+
+def compile_check(request: Descriptor, fields: Collection[str]) -> Callable[[Message], bool]:
+    """Return a function that is true when these fields of a request keep their rules.
+
+    A field is a value whose default is valid, or one that must be set, or a message that is a choice of one field.
+    """
+    values: list[tuple[Callable[[Any], Any], _Holds, bool]] = []
+    choices: list[tuple[Callable[[Any], Any], str, Mapping[str, _Holds]]] = []
+    for name in fields:
+        field, value = request.fields_by_name[name], attrgetter(name)
+        if field.message_type is not None and not field.is_repeated:
+            (oneof,) = field.message_type.oneofs
+            choices.append((value, oneof.name, {each.name: RULES[each.name].holds for each in oneof.fields}))
+        else:
+            values.append((value, _field_holds(field), _must_be_set(field)))
+
+    def holds(message: Message) -> bool:
+        for value, is_valid, must_be_set in values:
+            given = value(message)
+            if (given or must_be_set) and not is_valid(given):
+                return False
+        for value, oneof_name, rules in choices:
+            choice = value(message)
+            chosen = choice.WhichOneof(oneof_name)
+            if chosen is None or not rules[chosen](getattr(choice, chosen)):
+                return False
+        return True
+
+    return holds
 
 
 def _all_hold(message: Descriptor) -> Callable[[Message], bool]:

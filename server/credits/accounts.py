@@ -123,26 +123,6 @@ async def queue_read_accounts(connection: Executor, organization_ids: Iterable[s
     return await connection.execute(SQL.read_accounts, {"organization_ids": texts(organization_ids)})
 
 
-async def expect_unchanged(connection: Executor, account: Account) -> None:
-    """Queue a statement that locks the account's row and fails the transaction unless the row equals `account`.
-
-    It fails with one of EXPECTATION_ERRORS, also when another transaction holds the lock: it never waits for one.
-    """
-    await connection.execute(
-        SQL.expect_unchanged,
-        {
-            "organization_id": account.organization_id,
-            "available_credits": account.available_credits,
-            "last_sequence": account.last_sequence,
-            "low_balance_threshold": account.low_balance_threshold,
-            "low_balance_since": account.low_balance_since,
-            "window_start_time": account.window_start_time,
-            "window_send_count": account.window_send_count,
-            "alert_email": account.alert_email,
-        },
-    )
-
-
 async def fetch_accounts(rows: Rows) -> dict[str, Account]:
     """The accounts in a statement's rows, by organization."""
     return {row[0]: Account(*row) for row in await rows.fetchall()}
@@ -161,7 +141,7 @@ async def lock_or_create_account(
 
 async def write_balances(connection: Executor, accounts: Sequence[Account]) -> None:
     """Store the balances of accounts that were changed under their locks."""
-    await _BALANCES.write(connection, SQL.write_balances, accounts)
+    await _BALANCES.write(connection, SQL.write_balances, rows=accounts)
 
 
 async def insert_low_balance_notices(connection: Executor, accounts: Sequence[Account], *, now: datetime) -> None:

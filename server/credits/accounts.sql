@@ -25,24 +25,6 @@ SELECT organization_id
 FROM accounts
 WHERE organization_id = ANY(%(organization_ids)s);
 
--- expect_unchanged
--- Locks the account's row. Divides by zero, which fails the transaction, unless the row has exactly these values. A row
--- that another transaction has locked fails too: waiting for the lock could take longer than the caller's deadline.
-SELECT 1 / coalesce((
-    SELECT 1
-    FROM accounts
-    WHERE organization_id = %(organization_id)s
-        AND (
-            available_credits, last_sequence, low_balance_threshold, low_balance_since, window_start_time,
-            window_send_count, alert_email
-        ) IS NOT DISTINCT FROM (
-            %(available_credits)s::bigint, %(last_sequence)s::bigint, %(low_balance_threshold)s::bigint,
-            %(low_balance_since)s::timestamptz, %(window_start_time)s::timestamptz, %(window_send_count)s::bigint,
-            %(alert_email)s::text
-        )
-    FOR NO KEY UPDATE SKIP LOCKED
-), 0);
-
 -- create_account
 INSERT INTO accounts (organization_id, low_balance_threshold, low_balance_since, window_start_time, create_time)
 VALUES (%(organization_id)s, %(low_balance_threshold)s, %(now)s, %(now)s, %(now)s)

@@ -236,7 +236,7 @@ async def _make_macs(pool: Pool, audit_keys: AuditKeys, *, after: str, accounts:
             if last is not None
         ]
         if macs:
-            await _NEW_MACS.write(connection, SQL.insert_ledger_macs, macs, day=day)
+            await _NEW_MACS.write(connection, SQL.insert_ledger_macs, rows=macs, day=day)
         return [(own, 0 if last is None else last - previous) for own, previous, _, last, _ in rows]
 
 

@@ -165,7 +165,7 @@ async def insert_entries(
     `now`, `reason` and `created_by` apply to all entries and replace the values in them.
     """
     constants = {"now": now, "reason": reason, "created_by": created_by}
-    await _NEW_ENTRIES.write(connection, SQL.insert_entries, entries, **constants)
+    await _NEW_ENTRIES.write(connection, SQL.insert_entries, rows=entries, **constants)
 
 
 async def insert_entry_mac(

@@ -44,9 +44,9 @@ class AccountCache:
 
         The account is not given out again until `confirm` or `update` stores it.
         """
-        organization_id = send.otp.organization_id
+        organization_id = send.organization_id
         entry = self._entries.get(organization_id)
-        if entry is None or not entry.usable or send.resend:
+        if entry is None or not entry.usable or send.resent:
             return None
         if any((organization_id, area) not in entry.unverified for area in send.recipient.areas.split()):
             return None

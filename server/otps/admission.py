@@ -1,6 +1,7 @@
 """Decides which sends are accepted: limits, balance, idempotency. Does no I/O: the State was read before."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from server.errors import (
     RetryLater,
     TooManySends,
 )
-from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpKey, OtpStatus, Recipient
+from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpKey, OtpRecord, OtpStatus, Recipient
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
@@ -149,34 +150,156 @@ def _too_many(wait: timedelta, name: str) -> RetryLater:
     return TooManySends(retry_after_seconds=wait.total_seconds(), limit=name)
 
 
-@dataclass(slots=True)
-class Send:
+class SendOptions(NamedTuple):
+    """What the sends of one caller have in common; validated once for all that are alike."""
+
+    purpose: str
+    locale: str
+    code_length: int
+    ttl: timedelta
+    max_attempts: int
+    web_otp_domain: str
+
+
+class Send(NamedTuple):
     """A send to be decided: of a new OTP, or of an existing one."""
 
+    organization_id: str
     request_id: UUID
     request_fingerprint: bytes
     delivery_id: UUID
-    otp: Otp
+    otp_id: UUID
+    options: SendOptions
     recipient: Recipient
-    resend: bool = False
-    """Whether the OTP exists already, as for ResendOtp and for a fallback: it is not written, and may be closed."""
-    earlier_deliveries: Sequence[Delivery] = ()
-    """Of a resend: the OTP's deliveries so far, oldest first."""
+    code_key_id: str
+    context_digest: bytes
+    metadata: str
+    """As JSON."""
     fallbacks_sealed: bytes | None = None
+    to_phone: bool = False
+    """Whether this send or one of its fallbacks is to a phone."""
     deadline: datetime | None = None
     """The call's deadline: from then on the send is refused, and nothing is charged."""
     content: str = ""
     """What the request says: its fingerprint is made of it, and of the destination unless it is a resend."""
-    serialized: Callable[[], bytes] = bytes
-    """Returns the serialized request, of which a fingerprint of version 1 is made."""
+    resent: OtpRecord | None = None
+    """The existing OTP that is sent again, by ResendOtp or as a fallback: it is not written, and may be closed."""
+
+    @property
+    def purpose(self) -> str:
+        """What the code is for."""
+        return self.options.purpose
+
+    @property
+    def code_length(self) -> int:
+        """Of the code, in digits."""
+        return self.options.code_length
+
+
+def send_again(
+    otp_record: OtpRecord,
+    recipient: Recipient,
+    *,
+    request_id: UUID,
+    request_fingerprint: bytes,
+    delivery_id: UUID,
+    fallbacks_sealed: bytes | None = None,
+    deadline: datetime | None = None,
+    content: str = "",
+) -> Send:
+    """Build a send of an existing OTP, to be decided."""
+    otp = otp_record.otp
+    return Send(
+        organization_id=otp.organization_id,
+        request_id=request_id,
+        request_fingerprint=request_fingerprint,
+        delivery_id=delivery_id,
+        otp_id=otp.otp_id,
+        options=SendOptions(
+            otp.purpose,
+            otp.locale,
+            otp.code_length,
+            otp.expire_time - otp.create_time,
+            otp.max_attempts,
+            otp.web_otp_domain,
+        ),
+        recipient=recipient,
+        code_key_id=otp.code_key_id,
+        context_digest=otp.context_digest,
+        metadata="{}",
+        fallbacks_sealed=fallbacks_sealed,
+        deadline=deadline,
+        content=content,
+        resent=otp_record,
+    )
 
 
 class Admitted(NamedTuple):
     """An accepted send: to be charged, recorded and sent."""
 
     send: Send
-    delivery: Delivery
+    ledger_sequence: int
+    balance_after: int
     low_balance: bool
+    create_time: datetime
+
+    @property
+    def expire_time(self) -> datetime:
+        """When the code expires."""
+        send = self.send
+        return self.create_time + send.options.ttl if send.resent is None else send.resent.otp.expire_time
+
+    @property
+    def record(self) -> OtpRecord:
+        """The OTP with its deliveries so far; the last one is this send's."""
+        send = self.send
+        if send.resent is not None:
+            return OtpRecord(send.resent.otp, [*send.resent.deliveries, self.delivery])
+        options = send.options
+        otp = Otp(
+            organization_id=send.organization_id,
+            otp_id=send.otp_id,
+            purpose=options.purpose,
+            locale=options.locale,
+            destination_digest=send.recipient.all_digests,
+            code_key_id=send.code_key_id,
+            code_length=options.code_length,
+            context_digest=send.context_digest,
+            web_otp_domain=options.web_otp_domain,
+            metadata=json.loads(send.metadata),
+            status=OtpStatus.PENDING,
+            attempts=0,
+            max_attempts=options.max_attempts,
+            create_time=self.create_time,
+            expire_time=self.expire_time,
+            to_phone=send.to_phone,
+        )
+        return OtpRecord(otp, [self.delivery])
+
+    @property
+    def delivery(self) -> Delivery:
+        """The delivery that was recorded."""
+        send, recipient = self.send, self.send.recipient
+        return Delivery(
+            organization_id=send.organization_id,
+            delivery_id=send.delivery_id,
+            otp_id=send.otp_id,
+            request_id=send.request_id,
+            request_fingerprint=send.request_fingerprint,
+            purpose=send.options.purpose,
+            channel=recipient.channel,
+            destination_digest=recipient.destination_digest,
+            destination_sealed=recipient.destination_sealed,
+            masked_destination=recipient.masked_destination,
+            credits=recipient.credits,
+            ledger_sequence=self.ledger_sequence,
+            balance_after=self.balance_after,
+            status=DeliveryStatus.QUEUED,
+            refunded=False,
+            failure_reason="",
+            create_time=self.create_time,
+            areas=recipient.areas,
+        )
 
 
 class Replayed(NamedTuple):
@@ -206,6 +329,8 @@ class State:
     accounts: dict[str, Account]
     deliveries: dict[RequestKey, Delivery] = field(default_factory=dict)
     """The deliveries that already have the request_ids of these sends."""
+    admitted: dict[RequestKey, Admitted] = field(default_factory=dict)
+    """The sends that were admitted on this state."""
     recent_sends: dict[DestinationKey, list[RecentSend]] = field(default_factory=dict)
     """The last day's sends to each destination, oldest first."""
     otp_statuses: dict[OtpKey, OtpStatus] = field(default_factory=dict)
@@ -226,16 +351,13 @@ def admit(sends: Sequence[Send], state: State, *, now: datetime, limits: SendLim
 
 
 def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Decision:
-    otp, recipient = send.otp, send.recipient
-    account = state.accounts.get(otp.organization_id)
+    organization_id, credits = send.organization_id, send.recipient.credits
+    account = state.accounts.get(organization_id)
     if account is None:
-        return Refused(InsufficientCredits(required_credits=recipient.credits, available_credits=0))
-    request = (otp.organization_id, send.request_id)
-    earlier = state.deliveries.get(request)
-    if earlier is not None:
-        if earlier.request_fingerprint != send.request_fingerprint:
-            return Refused(RequestIdReused())
-        return Replayed(earlier, earlier.balance_after < account.low_balance_threshold)
+        return Refused(InsufficientCredits(required_credits=credits, available_credits=0))
+    request = (organization_id, send.request_id)
+    if request in state.admitted or request in state.deliveries:
+        return _repeated(send, state.deliveries.get(request) or state.admitted[request].delivery, account)
     spending = _spending(send, state, now)
     try:
         recent = _check(send, account, state, spending, now, limits)
@@ -244,12 +366,18 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
     count_send(account, now=now)
     if spending:
         spending.count(now=now, limits=limits)
-    if account.apply(-recipient.credits, now=now):
+    if account.apply(-credits, now=now):
         state.newly_low.append(account)
-    delivery = _delivery(send, account, now)
-    recent.append(RecentSend(now, otp.purpose))
-    state.deliveries[request] = delivery
-    return Admitted(send, delivery, account.low_balance)
+    recent.append(RecentSend(now, send.options.purpose))
+    admitted = Admitted(send, account.last_sequence, account.available_credits, account.low_balance, now)
+    state.admitted[request] = admitted
+    return admitted
+
+
+def _repeated(send: Send, earlier: Delivery, account: Account) -> Decision:
+    if earlier.request_fingerprint != send.request_fingerprint:
+        return Refused(RequestIdReused())
+    return Replayed(earlier, earlier.balance_after < account.low_balance_threshold)
 
 
 def _spending(send: Send, state: State, now: datetime) -> Spending | None:
@@ -257,7 +385,7 @@ def _spending(send: Send, state: State, now: datetime) -> Spending | None:
     recipient = send.recipient
     if not recipient.areas:
         return None
-    keys = [(send.otp.organization_id, area) for area in recipient.areas.split()]
+    keys = [(send.organization_id, area) for area in recipient.areas.split()]
     return Spending([state.unverified.setdefault(key, UnverifiedCredits(now)) for key in keys], recipient.credits)
 
 
@@ -265,11 +393,12 @@ def _check(
     send: Send, account: Account, state: State, spending: Spending | None, now: datetime, limits: SendLimits
 ) -> list[RecentSend]:
     """The destination's recent sends, to which an accepted send is appended. Raises the error of a refused send."""
-    otp, recipient = send.otp, send.recipient
+    recipient = send.recipient
     if send.deadline is not None and now >= send.deadline:
         raise DeadlineExceeded
-    if send.resend:
-        status = state.otp_statuses.get((otp.organization_id, otp.otp_id))
+    if send.resent is not None:
+        otp = send.resent.otp
+        status = state.otp_statuses.get((send.organization_id, send.otp_id))
         if status is None:
             raise OtpNotFound
         otp.status = status
@@ -277,30 +406,6 @@ def _check(
             raise closed
     if account.available_credits < recipient.credits:
         raise InsufficientCredits(required_credits=recipient.credits, available_credits=account.available_credits)
-    recent = state.recent_sends.setdefault((otp.organization_id, recipient.destination_digest), [])
-    check_limits(account, recent, otp.purpose, spending=spending, now=now, limits=limits)
+    recent = state.recent_sends.setdefault((send.organization_id, recipient.destination_digest), [])
+    check_limits(account, recent, send.options.purpose, spending=spending, now=now, limits=limits)
     return recent
-
-
-def _delivery(send: Send, account: Account, now: datetime) -> Delivery:
-    otp, recipient = send.otp, send.recipient
-    return Delivery(
-        organization_id=otp.organization_id,
-        delivery_id=send.delivery_id,
-        otp_id=otp.otp_id,
-        request_id=send.request_id,
-        request_fingerprint=send.request_fingerprint,
-        purpose=otp.purpose,
-        channel=recipient.channel,
-        destination_digest=recipient.destination_digest,
-        destination_sealed=recipient.destination_sealed,
-        masked_destination=recipient.masked_destination,
-        credits=recipient.credits,
-        ledger_sequence=account.last_sequence,
-        balance_after=account.available_credits,
-        status=DeliveryStatus.QUEUED,
-        refunded=False,
-        failure_reason="",
-        create_time=now,
-        areas=recipient.areas,
-    )

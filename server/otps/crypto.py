@@ -6,13 +6,14 @@ and looked up by keyed digest, so that a stolen database reveals no destination 
 
 import hmac
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from server.otps.admission import Send
 from server.otps.otp import DIGEST_BYTES, Otp
 
 KEY_BYTES = 32
@@ -27,15 +28,14 @@ class Crypto:
     The last key of `secrets` encrypts and makes codes; every key of it decrypts and verifies. The last key of
     `digest_secrets` makes digests; a second one makes each digest once more, for look-ups during a rotation.
 
-    A digest key without an id is from before digest keys had ids. While it is the last, codes and fingerprints have
-    version 1, which servers of that time read. Version 2 needs no digest key for codes.
+    Codes are made under version 2 of their key; those of version 1 still verify.
     """
 
     def __init__(self, secrets: Mapping[str, bytes], *, digest_secrets: Mapping[str, bytes]) -> None:
         self.key_ids = tuple(secrets)
         self.current_key_id = self.key_ids[-1]
         self.digest_key_ids = tuple(digest_secrets)
-        self.code_key_id = f"{_VERSION_2 if self.digest_key_ids[-1] else ''}{self.current_key_id}"
+        self.code_key_id = _VERSION_2 + self.current_key_id
         self._code_keys = {key_id: _derive(secret, b"pulsa code") for key_id, secret in secrets.items()}
         self._codes = {
             _VERSION_2 + key_id: hmac.new(_derive(secret, b"pulsa code 2"), digestmod="sha256")
@@ -49,7 +49,7 @@ class Crypto:
         current = self._digest_keys[self.digest_key_ids[-1]]
         self.digest, self.fingerprint = current.digest, current.fingerprint
 
-    def code_of(self, otp: Otp) -> str:
+    def code_of(self, otp: Otp | Send) -> str:
         """The code of an OTP: an HMAC over its organization, id, purpose and context, reduced to its digits.
 
         A resend has the same code; another context has another code. All 256 bits are reduced, so that every code is
@@ -82,20 +82,19 @@ class Crypto:
         """The digest of a text under the digest ring's other key; empty unless it has two."""
         return self._other_digest_key.digest(text) if self._other_digest_key else b""
 
-    def is_fingerprint_of(
-        self, fingerprint: bytes, content: str, destination: str, serialized: Callable[[], bytes]
-    ) -> bool:
+    def is_fingerprint_of(self, fingerprint: bytes, content: str, destination: str) -> bool:
         """Whether the request has this fingerprint, whichever key of the digest ring made it.
 
-        True when its key is no longer in the ring: its request_id then says that it is a repeat. False for the empty
-        fingerprint of a delivery that no call requested.
+        True when its key is no longer in the ring, or it has version 1: its request_id then says that it is a repeat.
+        False for the empty fingerprint of a delivery that no call requested.
         """
-        key_id = "" if len(fingerprint) <= DIGEST_BYTES else self.sealed_with(fingerprint)
-        key = self._digest_keys.get(key_id)
-        if key is None:
+        if len(fingerprint) <= DIGEST_BYTES:
             return bool(fingerprint)
+        key = self._digest_keys.get(self.sealed_with(fingerprint))
+        if key is None:
+            return True
         digest = key.digest(destination) if destination else b""
-        return hmac.compare_digest(fingerprint, key.fingerprint(content, digest, serialized))
+        return hmac.compare_digest(fingerprint, key.fingerprint(content, digest))
 
     def seal(self, text: str, *, organization_id: str) -> bytes:
         """Encrypt a text for an organization: key id, nonce and ciphertext."""
@@ -118,7 +117,7 @@ class Crypto:
         """The id of the key that encrypted these bytes."""
         return sealed[1 : 1 + sealed[0]].decode()
 
-    def _code_of_version_1(self, otp: Otp) -> str:
+    def _code_of_version_1(self, otp: Otp | Send) -> str:
         """HOTP (RFC 4226) with a key derived for the OTP."""
         binding = b"\x00".join(
             [otp.organization_id.encode(), otp.otp_id.bytes, otp.purpose.encode(), otp.context_digest]
@@ -133,7 +132,7 @@ class _DigestKey:
     """A key of the digest ring. Its digests are keyed BLAKE2b: 16 bytes that reveal nothing without the key."""
 
     def __init__(self, key_id: str, secret: bytes) -> None:
-        self._prefix = _prefix(key_id) if key_id else b""
+        self._prefix = _prefix(key_id)
         self._digest = _keyed(secret, b"pulsa digest")
         self._fingerprint = _keyed(secret, b"pulsa fingerprint")
 
@@ -141,15 +140,12 @@ class _DigestKey:
         """The digest of a text."""
         return _mac(self._digest, text.encode())
 
-    def fingerprint(self, content: str, destination_digest: bytes, serialized: Callable[[], bytes]) -> bytes:
+    def fingerprint(self, content: str, destination_digest: bytes) -> bytes:
         """The fingerprint of a request: equal only for equal requests; begins with this key's id.
 
         `content` has what the request says besides its destination, so that it is digested once for all items of a
-        batch; `destination_digest` is by this key, or empty if `content` says it all. Without an id, the fingerprint
-        has version 1: the digest of the serialized request.
+        batch; `destination_digest` is by this key, or empty if `content` says it all.
         """
-        if not self._prefix:
-            return _mac(self._fingerprint, serialized())
         own = destination_digest[: DIGEST_BYTES // 2]
         return self._prefix + _mac(self._fingerprint, content.encode())[len(own) :] + own
 

@@ -147,6 +147,11 @@ class Recipient(NamedTuple):
     other_digest: bytes = b""
     """The digest by the other key of the digest ring, if it has two."""
 
+    @property
+    def all_digests(self) -> bytes:
+        """The digests by every key of the ring, one after another."""
+        return self.destination_digest + self.other_digest
+
 
 def otp_from_row(row: tuple[Any, ...]) -> Otp:
     """Build an OTP from a row of OTP_COLUMNS."""

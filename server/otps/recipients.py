@@ -4,8 +4,8 @@ Resolved means parsed, allowed, priced and encrypted, for a send and its fallbac
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -13,6 +13,7 @@ import structlog
 from cryptography.exceptions import InvalidTag
 
 from server.errors import ChannelNotConfigured, DestinationBlocked, InvalidDestination
+from server.otps.admission import SendOptions
 from server.otps.crypto import Crypto
 from server.otps.destinations import PARSERS, Destination
 from server.otps.otp import Recipient
@@ -39,40 +40,12 @@ class SendRequest(NamedTuple):
 
     organization_id: str
     request_id: UUID
-    serialized: Callable[[], bytes]
-    """Returns the serialized request, for a fingerprint of version 1."""
     destination: RawDestination
-    fallbacks: Sequence[RawDestination]
-    purpose: str
-    locale: str
-    code_length: int
-    ttl: timedelta
-    max_attempts: int
-    context: str
-    web_otp_domain: str
-    metadata: dict[str, str]
+    options: SendOptions
+    context: str = ""
+    metadata: Mapping[str, str] = {}
+    fallbacks: Sequence[RawDestination] = ()
     deadline: datetime | None = None
-
-    def content(self) -> str:
-        """All that the request says besides its destination, for its fingerprint. No text has a control character.
-
-        How the destination is spelled does not matter; how fallbacks are does.
-        """
-        ttl, fallbacks = self.ttl, self.fallbacks
-        parts = [
-            self.destination.channel,
-            self.purpose,
-            self.locale,
-            self.context,
-            self.web_otp_domain,
-            f"{self.code_length} {ttl.seconds} {ttl.microseconds} {self.max_attempts} {len(fallbacks)}",
-        ]
-        for channel, text, _ in fallbacks:
-            parts += channel, text
-        if self.metadata:
-            for pair in sorted(self.metadata.items()):
-                parts += pair
-        return "\0".join(parts)
 
 
 class ResendRequest(NamedTuple):
@@ -80,17 +53,10 @@ class ResendRequest(NamedTuple):
 
     organization_id: str
     request_id: UUID
-    serialized: Callable[[], bytes]
-    """As SendRequest.serialized."""
     otp_id: UUID
     destination: RawDestination | None
     """None: the destination of the last delivery."""
     deadline: datetime | None = None
-
-    def content(self, recipient: Recipient) -> str:
-        """All that the request says, for its fingerprint; the recipient is that of its destination."""
-        destination = f"{recipient.channel} {recipient.destination}" if self.destination else ""
-        return f"resend {self.otp_id} {destination}"
 
 
 class RecipientResolver:
@@ -116,29 +82,26 @@ class RecipientResolver:
             raise InvalidDestination(field=raw.field) from None
         if not self._areas.allows(destination):
             raise DestinationBlocked(channel=raw.channel.value)
+        normalized = destination.normalized
         return Recipient(
-            channel=raw.channel,
-            credits=credits,
-            destination=destination.normalized,
-            destination_digest=self._crypto.digest(destination.normalized),
-            other_digest=self._crypto.other_digest(destination.normalized),
-            destination_sealed=self._crypto.seal(destination.normalized, organization_id=organization_id),
-            masked_destination=destination.masked,
-            areas=self._areas_of(destination),
+            raw.channel,
+            credits,
+            normalized,
+            self._crypto.digest(normalized),
+            self._crypto.seal(normalized, organization_id=organization_id),
+            destination.masked,
+            self._areas_of(destination),
+            self._crypto.other_digest(normalized),
         )
 
-    def seal_fallbacks(self, organization_id: str, fallbacks: Sequence[RawDestination]) -> bytes | None:
-        """Validate and encrypt fallbacks, in order; None without fallbacks. Raises what `resolve` raises."""
-        if not fallbacks:
-            return None
+    def validate_fallbacks(self, organization_id: str, fallbacks: Sequence[RawDestination]) -> list[Fallback]:
+        """Validate fallbacks, in order. Raises what `resolve` raises."""
         recipients = [self.resolve(organization_id, fallback) for fallback in fallbacks]
-        return self.reseal_fallbacks(organization_id, [(to.channel, to.destination) for to in recipients])
+        return [(to.channel, to.destination) for to in recipients]
 
-    def reseal_fallbacks(self, organization_id: str, fallbacks: Sequence[Fallback]) -> bytes | None:
+    def seal_fallbacks(self, organization_id: str, fallbacks: Sequence[Fallback]) -> bytes | None:
         """Encrypt fallbacks that were validated before; None without fallbacks."""
-        if not fallbacks:
-            return None
-        return self._crypto.seal(json.dumps(fallbacks), organization_id=organization_id)
+        return self._crypto.seal(json.dumps(fallbacks), organization_id=organization_id) if fallbacks else None
 
     def open_fallbacks(self, organization_id: str, sealed: bytes | None) -> list[Fallback]:
         """Decrypt fallbacks, in order; empty when no key of the key ring decrypts them, which is logged."""

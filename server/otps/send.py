@@ -5,12 +5,12 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from server.clock import Clock, utc_now
 from server.credits.accounts import (
-    expect_unchanged,
     fetch_accounts,
     find_accounts,
     insert_low_balance_notices,
@@ -19,20 +19,30 @@ from server.credits.accounts import (
     queue_read_accounts,
     write_balances,
 )
-from server.credits.ledger import LedgerEntry, LedgerEntryKind, insert_entries
 from server.errors import DestinationUnreadable, DomainError, OtpNotFound
 from server.ids import new_id
 from server.otps.account_cache import AccountCache
-from server.otps.admission import DAY, Admitted, Decision, RecentSend, Refused, Replayed, Send, SendLimits, State, admit
+from server.otps.admission import (
+    DAY,
+    Admitted,
+    Decision,
+    RecentSend,
+    Refused,
+    Replayed,
+    Send,
+    SendLimits,
+    SendOptions,
+    State,
+    admit,
+    send_again,
+)
 from server.otps.crypto import Crypto
 from server.otps.delivery.outbox import open_destination
 from server.otps.destinations import PHONE_CHANNELS
 from server.otps.otp import (
     DELIVERY_COLUMNS,
     Delivery,
-    Otp,
     OtpRecord,
-    OtpStatus,
     Recipient,
     delivery_from_row,
     fetch_statuses,
@@ -54,63 +64,77 @@ from server.postgres.columns import (
     RowSource,
     byteas,
     texts,
+    times,
     uuids,
 )
-from server.postgres.pipeline import EXPECTATION_ERRORS, Executor, Pipeline, Rows
-from server.postgres.pool import Pool, acquire, pipelined_transaction, retry_transient, transaction
+from server.postgres.pipeline import Executor, Pipeline, Rows
+from server.postgres.pool import Pool, acquire, execute_alone, pipelined_transaction, retry_transient, transaction
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel, Message
 from server.providers.sms_segments import segments
 from server.providers.templates import Templates, load_templates
 
-_NEW_OTPS: RowSource[Otp] = RowSource(
-    organization_id=TEXT,
-    otp_id=UUIDS,
-    purpose=TEXT,
-    locale=TEXT,
-    destination_digest=BYTEA,
-    code_key_id=TEXT,
-    code_length=SMALLINT,
-    context_digest=BYTEA,
-    web_otp_domain=TEXT,
-    metadata=(JSONB, lambda otp: json.dumps(otp.metadata)),
-    max_attempts=SMALLINT,
-    create_time=TIMESTAMPTZ,
-    expire_time=TIMESTAMPTZ,
-    to_phone=(BOOLEAN, lambda otp: "true" if otp.to_phone else "false"),
-)
-_NEW_DELIVERIES: RowSource[Delivery] = RowSource(
-    organization_id=TEXT,
-    delivery_id=UUIDS,
-    otp_id=UUIDS,
-    request_id=UUIDS,
-    request_fingerprint=BYTEA,
-    purpose=TEXT,
-    channel=(TEXT, attrgetter("channel.value")),
-    destination_digest=BYTEA,
-    destination_sealed=BYTEA,
-    masked_destination=TEXT,
-    credits=BIGINT,
+_SENDS: RowSource[Admitted] = RowSource(
+    organization_id=(TEXT, attrgetter("send.organization_id")),
+    delivery_id=(UUIDS, attrgetter("send.delivery_id")),
+    otp_id=(UUIDS, attrgetter("send.otp_id")),
+    request_id=(UUIDS, attrgetter("send.request_id")),
+    request_fingerprint=(BYTEA, attrgetter("send.request_fingerprint")),
+    purpose=(TEXT, attrgetter("send.options.purpose")),
+    channel=(TEXT, attrgetter("send.recipient.channel.value")),
+    destination_digest=(BYTEA, attrgetter("send.recipient.destination_digest")),
+    destination_sealed=(BYTEA, attrgetter("send.recipient.destination_sealed")),
+    masked_destination=(TEXT, attrgetter("send.recipient.masked_destination")),
+    areas=(TEXT, attrgetter("send.recipient.areas")),
+    credits=(BIGINT, attrgetter("send.recipient.credits")),
     ledger_sequence=BIGINT,
     balance_after=BIGINT,
-    areas=TEXT,
-)
-_NEW_OUTBOX: RowSource[Admitted] = RowSource(
-    organization_id=(TEXT, attrgetter("delivery.organization_id")),
-    delivery_id=(UUIDS, attrgetter("delivery.delivery_id")),
-    otp_id=(UUIDS, attrgetter("delivery.otp_id")),
     fallbacks_sealed=(BYTEA, attrgetter("send.fallbacks_sealed")),
+    # Of a new OTP:
+    destination_digests=(BYTEA, lambda admitted: admitted.send.recipient.all_digests),
+    is_new=(BOOLEAN, lambda admitted: "false" if admitted.send.resent else "true"),
+    locale=(TEXT, attrgetter("send.options.locale")),
+    code_key_id=(TEXT, attrgetter("send.code_key_id")),
+    code_length=(SMALLINT, attrgetter("send.options.code_length")),
+    context_digest=(BYTEA, attrgetter("send.context_digest")),
+    web_otp_domain=(TEXT, attrgetter("send.options.web_otp_domain")),
+    metadata=(JSONB, attrgetter("send.metadata")),
+    max_attempts=(SMALLINT, attrgetter("send.options.max_attempts")),
+    expire_time=TIMESTAMPTZ,
+    to_phone=(BOOLEAN, lambda admitted: "true" if admitted.send.to_phone else "false"),
+)
+"""What is written of each accepted send."""
+_OTP: Final = (
+    *("organization_id", "otp_id", "purpose", "locale", "destination_digests", "code_key_id", "code_length"),
+    *("context_digest", "web_otp_domain", "metadata", "max_attempts", "expire_time", "to_phone"),
+)
+_DELIVERY: Final = (
+    *("organization_id", "delivery_id", "otp_id", "request_id", "request_fingerprint", "purpose", "channel"),
+    *("destination_digest", "destination_sealed", "masked_destination", "areas", "credits", "ledger_sequence"),
+    "balance_after",
 )
 SQL = load_queries(
-    __file__, delivery=DELIVERY_COLUMNS, new_otp=_NEW_OTPS, new_delivery=_NEW_DELIVERIES, new_outbox=_NEW_OUTBOX
+    __file__,
+    delivery=DELIVERY_COLUMNS,
+    new_entry=_SENDS.only("organization_id", "ledger_sequence", "credits", "balance_after", "delivery_id"),
+    new_otp=_SENDS.only(*_OTP),
+    maybe_new_otp=_SENDS.only(*_OTP, "is_new"),
+    new_delivery=_SENDS.only(*_DELIVERY),
+    new_outbox=_SENDS.only("organization_id", "delivery_id", "otp_id", "fallbacks_sealed"),
 )
 
+
+_EXPECTED: Final = (
+    *("available_credits", "last_sequence", "low_balance_threshold", "low_balance_since", "window_start_time"),
+    *("window_send_count", "alert_email"),
+)
+"""The columns of an account on which a send may depend."""
 ReadAccounts = Callable[[Executor, Iterable[str]], Awaitable[Rows]]
 """Queues the query of the accounts of some organizations."""
 
 
 class Accepted(NamedTuple):
-    """A send that was accepted, now or by an earlier call with the same request_id."""
+    """The answer to an accepted send, or to a repeat of its request_id."""
 
     record: OtpRecord
     delivery: Delivery
@@ -166,37 +190,28 @@ class Sender:
 
     def prepare(self, request: SendRequest) -> Send:
         """Build the send of a new OTP. Raises ChannelNotConfigured, InvalidDestination or DestinationBlocked."""
-        recipient = self._recipients.resolve(request.organization_id, request.destination)
-        now = self._clock()
-        code_key_id, content = self._crypto.code_key_id, request.content()
-        otp = Otp(
-            organization_id=request.organization_id,
-            otp_id=new_id(),
-            purpose=request.purpose,
-            locale=request.locale,
-            destination_digest=recipient.destination_digest + recipient.other_digest,
-            code_key_id=code_key_id,
-            code_length=request.code_length,
-            context_digest=self._crypto.context_digest(request.context, code_key_id),
-            web_otp_domain=request.web_otp_domain,
-            metadata=request.metadata,
-            status=OtpStatus.PENDING,
-            attempts=0,
-            max_attempts=request.max_attempts,
-            create_time=now,
-            expire_time=now + request.ttl,
-            to_phone=bool(recipient.areas) or any(raw.channel in PHONE_CHANNELS for raw in request.fallbacks),
-        )
+        organization_id, request_id, destination, options, context, metadata, fallbacks, deadline = request
+        recipient = self._recipients.resolve(organization_id, destination)
+        also = self._recipients.validate_fallbacks(organization_id, fallbacks) if fallbacks else ()
+        stored = json.dumps(metadata, sort_keys=True) if metadata else "{}"
+        # No text has a control character.
+        content = "\0".join((_identity(options), recipient.channel, context, stored, *map("\0".join, also)))
+        code_key_id = self._crypto.code_key_id
         return Send(
-            request_id=request.request_id,
-            request_fingerprint=self._crypto.fingerprint(content, recipient.destination_digest, request.serialized),
-            delivery_id=new_id(),
-            otp=otp,
-            recipient=recipient,
-            fallbacks_sealed=self._recipients.seal_fallbacks(request.organization_id, request.fallbacks),
-            deadline=request.deadline,
-            content=content,
-            serialized=request.serialized,
+            organization_id,
+            request_id,
+            self._crypto.fingerprint(content, recipient.destination_digest),
+            new_id(),
+            new_id(),
+            options,
+            recipient,
+            code_key_id,
+            self._crypto.context_digest(context, code_key_id) if context else b"",
+            stored,
+            self._recipients.seal_fallbacks(organization_id, also),
+            bool(recipient.areas) or any(raw.channel in PHONE_CHANNELS for raw in fallbacks),
+            deadline,
+            content,
         )
 
     async def prepare_resend(self, request: ResendRequest) -> Send:
@@ -210,24 +225,22 @@ class Sender:
             recipient = self._last_recipient(otp_record)
         else:
             recipient = self._recipients.resolve(request.organization_id, request.destination)
-        content = request.content(recipient)
-        return Send(
+        destination = f"{recipient.channel} {recipient.destination}" if request.destination else ""
+        content = f"resend {request.otp_id} {destination}"
+        return send_again(
+            otp_record,
+            recipient,
             request_id=request.request_id,
-            request_fingerprint=self._crypto.fingerprint(content, b"", request.serialized),
+            request_fingerprint=self._crypto.fingerprint(content, b""),
             delivery_id=new_id(),
-            otp=otp_record.otp,
-            recipient=recipient,
-            earlier_deliveries=otp_record.deliveries,
-            resend=True,
             deadline=request.deadline,
             content=content,
-            serialized=request.serialized,
         )
 
     async def accept(
         self, sends: Sequence[Send], *, wait: bool = True
-    ) -> list[Accepted | Replayed | DomainError | Locked]:
-        """Accept or refuse each send, in order: Accepted, Replayed for a repeated request_id, or the error.
+    ) -> list[Admitted | Replayed | DomainError | Locked]:
+        """Accept or refuse each send, in order: Admitted, Replayed for a repeated request_id, or the error.
 
         Without `wait`, LOCKED for a send whose account another transaction has locked. Raises AccountBusy when an
         account was not unlocked in time, and DatabaseUnavailable; the caller may repeat the sends.
@@ -239,7 +252,7 @@ class Sender:
         loop = asyncio.get_running_loop()
         admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
         loop.call_soon(loop.call_soon, self._dispatch, admitted)
-        return list(map(_result, decisions))
+        return [decision.error if isinstance(decision, Refused) else decision for decision in decisions]
 
     async def replay(self, replayed: Replayed) -> Accepted:
         """The answer to a repeated request_id: the first delivery, and the OTP's current record."""
@@ -272,7 +285,7 @@ class Sender:
             lock = queue_lock_accounts if wait else queue_lock_free_accounts
             state = await self._read(pipeline, sends, accounts=lock)
             locked = set() if wait else await _find_locked(pipeline, sends, state)
-            free = [send for send in sends if send.otp.organization_id not in locked] if locked else sends
+            free = [send for send in sends if send.organization_id not in locked] if locked else sends
             # After the locks, as waiting for them takes time: a deadline may have passed.
             now = self._clock()
             decisions = admit(free, state, now=now, limits=self._limits)
@@ -284,47 +297,55 @@ class Sender:
         if not locked:
             return [*decisions]
         decided = iter(decisions)
-        return [LOCKED if send.otp.organization_id in locked else next(decided) for send in sends]
+        return [LOCKED if send.organization_id in locked else next(decided) for send in sends]
 
     async def _accept_cached(self, send: Send, state: State) -> Admitted | None:
-        """Accept a lone send on the cached account, in one round trip; None when it must take the normal path.
+        """Accept a lone send on the cached account, with one statement; None when it must take the normal path.
 
         Nothing is written then. The cached account may be stale, so it never refuses a send. The send takes the
         normal path when the account has changed, the destination had recent sends, the request_id was accepted
-        before, or `admit` refuses it.
+        before, the balance becomes low, or `admit` refuses it.
         """
-        otp, recipient = send.otp, send.recipient
-        try:
-            async with pipelined_transaction(self._pool) as pipeline:
-                now = self._clock()
-                await expect_unchanged(pipeline, state.accounts[otp.organization_id])
-                pipeline.flush()
-                await pipeline.execute(
-                    SQL.expect_no_sends,
-                    {
-                        "organization_id": otp.organization_id,
-                        "digests": byteas(filter(None, (recipient.destination_digest, recipient.other_digest))),
-                        "since": now - DAY,
-                    },
-                )
-                [decision] = admit([send], state, now=now, limits=self._limits)
-                if not isinstance(decision, Admitted):
-                    return None
-                await record(pipeline, [decision], state, now=now, lease_expire_time=now + self._lease)
-        except EXPECTATION_ERRORS:
+        account = state.accounts[send.organization_id]
+        expected = {f"expected_{name}": getattr(account, name) for name in _EXPECTED}
+        now = self._clock()
+        [admitted] = admit([send], state, now=now, limits=self._limits)
+        if not isinstance(admitted, Admitted) or state.newly_low:
+            return None
+        areas = send.recipient.areas.split()
+        written = await execute_alone(
+            self._pool,
+            SQL.accept_unchanged,
+            {
+                **_SENDS.values(admitted),
+                **expected,
+                "low_balance_since": account.low_balance_since,
+                "window_start_time": account.window_start_time,
+                "window_send_count": account.window_send_count,
+                "spent_areas": texts(areas),
+                "window_start_times": times(
+                    state.unverified[send.organization_id, area].window_start_time for area in areas
+                ),
+                "digests": byteas(filter(None, (send.recipient.destination_digest, send.recipient.other_digest))),
+                "now": now,
+                "since": now - DAY,
+                "lease_expire_time": now + self._lease,
+            },
+        )
+        if not written:
             return None
         self._accounts.confirm(state)
-        return decision
+        return admitted
 
     async def _read(self, connection: Executor, sends: Sequence[Send], *, accounts: ReadAccounts) -> State:
         """`read_state`, with today's fingerprint for the earlier delivery of a repeat, whichever key made its own."""
         state = await read_state(connection, sends, since=self._clock() - DAY, accounts=accounts)
         for send in sends if state.deliveries else ():
-            earlier = state.deliveries.get((send.otp.organization_id, send.request_id))
+            earlier = state.deliveries.get((send.organization_id, send.request_id))
             if earlier is None or earlier.request_fingerprint == send.request_fingerprint:
                 continue
-            destination = "" if send.resend else send.recipient.destination
-            if self._crypto.is_fingerprint_of(earlier.request_fingerprint, send.content, destination, send.serialized):
+            destination = "" if send.resent else send.recipient.destination
+            if self._crypto.is_fingerprint_of(earlier.request_fingerprint, send.content, destination):
                 earlier.request_fingerprint = send.request_fingerprint
         return state
 
@@ -348,19 +369,24 @@ class Sender:
         """SMS segments of the message, the same for every code of this length; 0 for other channels."""
         if send.recipient.channel is not Channel.SMS:
             return 0
-        otp = send.otp
+        options, now = send.options, self._clock()
         message = Message(
             delivery_id=send.delivery_id,
             channel=send.recipient.channel,
             destination=send.recipient.destination,
-            code="0" * otp.code_length,
-            purpose=otp.purpose,
-            locale=otp.locale,
-            expire_time=otp.expire_time,
-            web_otp_domain=otp.web_otp_domain,
+            code="0" * options.code_length,
+            purpose=options.purpose,
+            locale=options.locale,
+            expire_time=now + options.ttl,
+            web_otp_domain=options.web_otp_domain,
             reference="",
         )
-        return segments(self._templates.render(message, now=otp.create_time).text).count
+        return segments(self._templates.render(message, now=now).text).count
+
+
+@lru_cache(maxsize=1024)
+def _identity(options: SendOptions) -> str:
+    return repr(options)
 
 
 async def read_state(
@@ -374,16 +400,16 @@ async def read_state(
 
     `accounts` reads the accounts, before everything else; by default it locks them. The OTPs of resends are locked.
     """
-    requests = {(send.otp.organization_id, send.request_id) for send in sends}
+    requests = {(send.organization_id, send.request_id) for send in sends}
     # Each digest of a destination that earlier sends may have, with its current one.
     destinations = {
-        (send.otp.organization_id, digest): send.recipient.destination_digest
+        (send.organization_id, digest): send.recipient.destination_digest
         for send in sends
         for digest in (send.recipient.destination_digest, send.recipient.other_digest)
         if digest
     }
-    resent = {(send.otp.organization_id, send.otp.otp_id) for send in sends if send.resend}
-    account_rows = await accounts(connection, (send.otp.organization_id for send in sends))
+    resent = {(send.organization_id, send.otp_id) for send in sends if send.resent}
+    account_rows = await accounts(connection, (send.organization_id for send in sends))
     earlier = await connection.execute(
         SQL.find_requests,
         {"organization_ids": texts(key[0] for key in requests), "request_ids": uuids(key[1] for key in requests)},
@@ -421,51 +447,24 @@ async def record(
 
     No other replica sends them before lease_expire_time. The statements and the COMMIT share one round trip.
     """
-    deliveries = [each.delivery for each in admitted]
-    changed = {delivery.organization_id for delivery in deliveries}
+    changed = {each.send.organization_id for each in admitted}
     await write_balances(pipeline, [state.accounts[organization_id] for organization_id in changed])
-    await insert_entries(pipeline, [_entry(delivery) for delivery in deliveries], now=now)
     pipeline.flush()
-    if otps := [each.send.otp for each in admitted if not each.send.resend]:
-        await _NEW_OTPS.write(pipeline, SQL.insert_otps, otps)
-    await _NEW_DELIVERIES.write(pipeline, SQL.insert_deliveries, deliveries, now=now)
-    await _NEW_OUTBOX.write(pipeline, SQL.insert_outbox, admitted, lease_expire_time=lease_expire_time)
+    statements = (SQL.insert_entries, SQL.insert_otps, SQL.insert_deliveries, SQL.insert_outbox)
+    await _SENDS.write(pipeline, *statements, rows=admitted, now=now, lease_expire_time=lease_expire_time)
     await add_unverified(pipeline, admitted, state.unverified)
     await insert_low_balance_notices(pipeline, state.newly_low, now=now)
 
 
 async def _find_locked(connection: Executor, sends: Sequence[Send], state: State) -> set[str]:
     """The organizations whose account exists and was not locked, as another transaction has it."""
-    missing = {send.otp.organization_id for send in sends} - state.accounts.keys()
+    missing = {send.organization_id for send in sends} - state.accounts.keys()
     return await find_accounts(connection, missing) if missing else set()
 
 
 def _resolve_lost_commit(send: Send, decision: Decision | Locked) -> Decision | Locked:
     """Admitted instead of Replayed for a send whose own delivery is stored: the answer to its COMMIT was lost."""
     if isinstance(decision, Replayed) and decision.delivery.delivery_id == send.delivery_id:
-        return Admitted(send, decision.delivery, decision.low_balance)
+        stored = decision.delivery
+        return Admitted(send, stored.ledger_sequence, stored.balance_after, decision.low_balance, stored.create_time)
     return decision
-
-
-def _result(decision: Decision | Locked) -> Accepted | Replayed | DomainError | Locked:
-    if isinstance(decision, Refused):
-        return decision.error
-    if isinstance(decision, Replayed | Locked):
-        return decision
-    send, delivery = decision.send, decision.delivery
-    otp_record = OtpRecord(send.otp, [*send.earlier_deliveries, delivery])
-    return Accepted(otp_record, delivery, decision.low_balance, replayed=False)
-
-
-def _entry(delivery: Delivery) -> LedgerEntry:
-    return LedgerEntry(
-        organization_id=delivery.organization_id,
-        sequence=delivery.ledger_sequence,
-        kind=LedgerEntryKind.SEND,
-        credits=-delivery.credits,
-        balance_after=delivery.balance_after,
-        reference_id=delivery.delivery_id,
-        reason="",
-        created_by="",
-        create_time=delivery.create_time,
-    )

@@ -66,7 +66,7 @@ def _is_in(destination: Destination, area: str) -> bool:
 async def queue_read_unverified(connection: Executor, sends: Iterable[Send]) -> Rows | None:
     """Queue the query of the counters of the sends' areas, for a pipeline; None when no send is to a phone."""
     phones = [send for send in sends if send.recipient.areas]
-    keys = {(send.otp.organization_id, area) for send in phones for area in send.recipient.areas.split()}
+    keys = {(send.organization_id, area) for send in phones for area in send.recipient.areas.split()}
     return await connection.execute(SQL.read_unverified, _columns(sorted(keys))) if keys else None
 
 
@@ -80,17 +80,17 @@ async def add_unverified(
     connection: Executor, admitted: Iterable[Admitted], unverified: Mapping[AreaKey, UnverifiedCredits]
 ) -> None:
     """Add the credits of accepted sends to phones, in the windows that `admit` chose. The accounts must be locked."""
-    phones = [each for each in admitted if each.delivery.areas]
+    phones = [each.send for each in admitted if each.send.recipient.areas]
     if not phones:
         return
-    if unmarked := [each.send.otp for each in phones if each.send.resend and not each.send.otp.to_phone]:
+    if unmarked := [send.resent.otp for send in phones if send.resent and not send.resent.otp.to_phone]:
         await connection.execute(SQL.mark_otps_to_phones, _ids(unmarked))
     spent: Counter[AreaKey] = Counter()
-    for delivery in (each.delivery for each in phones):
-        for area in delivery.areas.split():
-            spent[delivery.organization_id, area] += delivery.credits
+    for send in phones:
+        for area in send.recipient.areas.split():
+            spent[send.organization_id, area] += send.recipient.credits
     rows = [(*key, unverified[key].window_start_time, spent[key]) for key in sorted(spent)]
-    await _SPENT.write(connection, SQL.add_unverified, rows)
+    await _SPENT.write(connection, SQL.add_unverified, rows=rows)
 
 
 async def subtract_verified(connection: Executor, otps: Sequence[Otp]) -> None:

@@ -53,7 +53,7 @@ class Verifier:
             free = [guess for guess in guesses if guess.key not in locked] if locked else guesses
             decisions = judge(free, state, now=now, limits=self._limits)
             if changed := list(state.changed_otps.values()):
-                await _GUESSED.write(pipeline, SQL.write_otps, changed)
+                await _GUESSED.write(pipeline, SQL.write_otps, rows=changed)
                 if to_phones := [otp for otp in changed if otp.to_phone and otp.status is OtpStatus.VERIFIED]:
                     await subtract_verified(pipeline, to_phones)
             if state.changed_budgets:

@@ -4,6 +4,7 @@ Arrays are packed here in PostgreSQL's binary format (array_recv in its arrayfun
 by element through its general adapters, which took almost half of a large batch's time.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -69,7 +70,7 @@ def texts(values: Iterable[str]) -> Array:
     """A text[] parameter. Packs each distinct text once, because most columns of a batch repeat few texts."""
     values = list(values)
     packed = {value: _text(value) for value in set(values)}
-    return _Texts([packed[value] for value in values])
+    return _Texts([packed[value] for value in values] if len(packed) > 1 else [*packed.values()] * len(values))
 
 
 def uuids(values: Iterable[UUID | None]) -> Array:
@@ -90,9 +91,12 @@ def byteas(values: Iterable[bytes | None]) -> Array:
 
 
 def times(values: Iterable[datetime | None]) -> Array:
-    """A timestamptz[] parameter."""
-    elements = [_NULL if value is None else _BIGINT.pack(8, (value - _ORIGIN) // _MICROSECOND) for value in values]
-    return _Times(elements, nulls=_NULL in elements)
+    """A timestamptz[] parameter. Packs each distinct time once, as `texts` does."""
+    values = list(values)
+    packed = {
+        value: _NULL if value is None else _BIGINT.pack(8, (value - _ORIGIN) // _MICROSECOND) for value in set(values)
+    }
+    return _Times([packed[value] for value in values], nulls=None in packed)
 
 
 def _text(value: str) -> bytes:
@@ -153,11 +157,11 @@ UUIDS: Final = SqlType("uuid", uuids)
 
 
 class RowSource(Generic[Row]):
-    """The source of the rows that a statement writes.
+    """The source of the rows that statements write.
 
     In a query, `{name}` is the column list and `{name:rows}` the item after FROM. Several rows are sent as one array
     per column. A single row is sent as plain values: a lone send is a tenth faster without packing and unpacking
-    arrays.
+    arrays. `{name:row}` is the item after FROM for a single row only.
     """
 
     def __init__(self, **columns: SqlType | tuple[SqlType, Callable[[Row], Any]]) -> None:
@@ -169,27 +173,43 @@ class RowSource(Generic[Row]):
             name: (column, attrgetter(name)) if isinstance(column, SqlType) else column
             for name, column in columns.items()
         }
-        types = {name: sql_type.name for name, (sql_type, _) in self._columns.items()}
-        self._names = ", ".join(types)
-        self._many = f"unnest({', '.join(f'%({name})s::{kind}[]' for name, kind in types.items())})"
-        self._one = f"(VALUES ({', '.join(f'%({name})s::{kind}' for name, kind in types.items())}))"
 
     def __format__(self, form: str) -> str:
         if form == "rows":
-            return self._many
+            return f"unnest({', '.join(f'%({name})s::{kind.name}[]' for name, (kind, _) in self._columns.items())})"
+        if form == "row":
+            return _for_one_row(format(self, "rows"))
         return ", ".join(f"{form}.{name}" if form else name for name in self._columns)
 
-    async def write(self, connection: Executor, query: str, rows: Sequence[Row], **constants: Any) -> None:
-        """Run a statement that writes the rows. `constants` are its further parameters, the same for every row."""
+    def only(self, *names: str) -> "RowSource[Row]":
+        """The source with some of the columns, for a query: rows are written with the whole source."""
+        return RowSource(**{name: self._columns[name] for name in names})
+
+    def values(self, row: Row) -> dict[str, Any]:
+        """The parameters of `{name:row}`."""
+        return {name: value(row) for name, (_, value) in self._columns.items()}
+
+    async def write(self, connection: Executor, *queries: str, rows: Sequence[Row], **constants: Any) -> None:
+        """Run statements that write the rows. `constants` are their further parameters, the same for every row.
+
+        Each column is packed once for all statements.
+        """
         values: dict[str, Any]
-        if len(rows) == 1 and "ANY(" not in query:  # the ANY of a `-- shard` line needs an array
-            query = _for_one_row(query, self._many, self._one)
-            values = {name: value(rows[0]) for name, (_, value) in self._columns.items()}
+        if len(rows) == 1 and not any(
+            "ANY(" in query for query in queries
+        ):  # the ANY of a `-- shard` line needs an array
+            queries = tuple(map(_for_one_row, queries))
+            values = self.values(rows[0])
         else:
             values = {name: sql_type.pack(map(value, rows)) for name, (sql_type, value) in self._columns.items()}
-        await connection.execute(query, values | constants)
+        for query in queries:
+            await connection.execute(query, values | constants)
 
 
 @cache
-def _for_one_row(query: str, many: str, one: str) -> str:
-    return query.replace(many, one)
+def _for_one_row(query: str) -> str:
+    """The query with plain values in place of the arrays of each `{name:rows}`."""
+    return _ROWS.sub(lambda rows: f"(VALUES ({rows[1].replace('[]', '')}))", query)
+
+
+_ROWS = re.compile(r"unnest\(((?:%\(\w+\)s::\w+\[\](?:, )?)+)\)")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, pq
@@ -19,12 +19,6 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.waiting import Ready, Wait
 
 Row = tuple[Any, ...]
-
-EXPECTATION_ERRORS: Final = (psycopg.errors.UniqueViolation, psycopg.errors.DivisionByZero)
-"""The errors of a transaction whose assumption about the database was wrong.
-
-UniqueViolation: a row that it expected to be absent exists. DivisionByZero: a row differs from what it expected. Such a
-check divides by zero, because that lets a plain statement abort the statements queued after it."""
 
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED)
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
@@ -75,8 +69,8 @@ class Pipeline:
         self.is_done = False
         """Whether the transaction has ended, so that the connection can be used for another one."""
 
-    def begin(self) -> None:
-        """Start the transaction."""
+    def begin(self, *, alone: bool = False) -> None:
+        """Start the transaction; without BEGIN for a statement that is `alone`."""
         connection = self._connection
         connection.pgconn.enter_pipeline_mode()
         connection.pipelines += 1
@@ -84,15 +78,17 @@ class Pipeline:
             # Each time the number has doubled: at 1, 2, 4, … A plan that was made for an empty table may read the whole
             # table, which becomes expensive as it grows. PostgreSQL keeps the plan until it next analyzes the table.
             self._command(b"DISCARD PLANS")
-        self._queue(b"BEGIN")
+        if not alone:
+            self._queue(b"BEGIN")
 
     def flush(self) -> None:
         """Send the queued statements, so that PostgreSQL starts them while the caller queues more."""
         self._connection.pgconn.flush()
 
-    async def commit(self) -> None:
+    async def commit(self, *, alone: bool = False) -> None:
         """Wait until all queued statements are done and committed. Raises the first one's error that failed."""
-        self._queue(b"COMMIT")
+        if not alone:
+            self._queue(b"COMMIT")
         await self.round_trip()
         self._connection.pgconn.exit_pipeline_mode()
         self.is_done = True

@@ -7,11 +7,11 @@ fail at once with DatabaseUnavailable, and a task looks for it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 import structlog
@@ -334,11 +334,18 @@ async def acquire(pool: Pool, *, seconds: float | None = None) -> AsyncIterator[
             await pool.putconn(connection)
 
 
+async def execute_alone(pool: Pool, query: str, values: Mapping[str, Any]) -> list[Row]:
+    """Run one statement, which is a transaction by itself, and return its rows. Raises as `transaction` does."""
+    async with pipelined_transaction(pool, alone=True) as pipeline:
+        result = await pipeline.execute(query, values)
+    return await result.fetchall()
+
+
 @asynccontextmanager
-async def pipelined_transaction(pool: Pool) -> AsyncIterator[Pipeline]:
+async def pipelined_transaction(pool: Pool, *, alone: bool = False) -> AsyncIterator[Pipeline]:
     """Run the block in a pipelined transaction: see Pipeline. Raises as `transaction` does.
 
-    BEGIN is sent with the first statements and COMMIT with the last.
+    BEGIN is sent with the first statements and COMMIT with the last; neither for a statement that is `alone`.
     """
     async with _translated_errors(pool):
         connection = await pool.getconn()
@@ -346,9 +353,9 @@ async def pipelined_transaction(pool: Pool) -> AsyncIterator[Pipeline]:
         try:
             async with asyncio.timeout(pool.timeouts.transaction):
                 try:
-                    pipeline.begin()
+                    pipeline.begin(alone=alone)
                     yield pipeline
-                    await pipeline.commit()
+                    await pipeline.commit(alone=alone)
                     pool.last_success = time.monotonic()
                 except BaseException:
                     if pipeline.has_failed:

@@ -112,7 +112,7 @@ class Plain:
         return {
             "organization_id": request.organization_id,
             "request_id": UUID(request.request_id),
-            "request_fingerprint": self.crypto.fingerprint(payload.hex(), b"", lambda: payload),
+            "request_fingerprint": self.crypto.fingerprint(payload.hex(), b""),
             "otp_id": new_id(),
             "delivery_id": new_id(),
             "purpose": request.purpose,

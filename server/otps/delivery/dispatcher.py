@@ -141,17 +141,16 @@ class Dispatcher:
         return None
 
     async def _deliver(self, job: DeliveryJob) -> Outcome:
-        otp, delivery = job.otp, job.delivery
-        if (status := otp.status_at(self._clock())) is not OtpStatus.PENDING:
+        if (status := job.otp_status(self._clock())) is not OtpStatus.PENDING:
             return _refusal(OutcomeKind.REJECTED_DESTINATION, f"otp_{status.lower()}")
-        provider = self._providers.get(delivery.channel)
+        provider = self._providers.get(job.send.recipient.channel)
         if provider is None:
             return _refusal(OutcomeKind.REJECTED_CONFIGURATION, "channel_not_configured")
         try:
-            code = self._crypto.code_of(otp)
+            code = self._crypto.code_of(job.send)
         except KeyError:
             code = ""
-        if not code or not job.destination:
+        if not code or not job.send.recipient.destination:
             return _refusal(OutcomeKind.REJECTED_CONFIGURATION, "key_missing")
         return await provider.deliver(job.message(code))
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 from cryptography.exceptions import InvalidTag
 
-from server.otps.admission import Admitted
+from server.otps.admission import Admitted, Send, send_again
 from server.otps.crypto import Crypto
 from server.otps.otp import (
     DELIVERY_COLUMNS,
@@ -17,7 +17,9 @@ from server.otps.otp import (
     Delivery,
     Otp,
     OtpKey,
+    OtpRecord,
     OtpStatus,
+    Recipient,
     delivery_from_row,
     otp_from_row,
 )
@@ -41,50 +43,91 @@ DeliveryKey = tuple[str, UUID]
 class DeliveryJob:
     """The job to send a leased delivery and to record its outcome."""
 
-    otp: Otp
-    delivery: Delivery
-    destination: str
-    """In clear text; empty when no key of the key ring decrypts it."""
+    admitted: Admitted
+    """What is sent. Its destination is empty when no key of the key ring decrypts it."""
     lease_expire_time: datetime
     """Equal to next_attempt_time in the outbox, until another replica takes the delivery over."""
     read_time: datetime
-    """When `otp` was read."""
-    fallbacks_sealed: bytes | None = None
+    """When the OTP's status was read."""
     attempts: int = 0
+
+    @property
+    def send(self) -> Send:
+        """The send that is delivered."""
+        return self.admitted.send
 
     @property
     def key(self) -> DeliveryKey:
         """The delivery's primary key."""
-        return self.delivery.organization_id, self.delivery.delivery_id
+        send = self.admitted.send
+        return send.organization_id, send.delivery_id
 
     @property
     def otp_key(self) -> OtpKey:
         """The OTP's primary key."""
-        return self.delivery.organization_id, self.delivery.otp_id
+        send = self.admitted.send
+        return send.organization_id, send.otp_id
+
+    def otp_status(self, now: datetime) -> OtpStatus:
+        """The status of the OTP at `now`, as far as it is known here: a new one is pending."""
+        resent = self.admitted.send.resent
+        if resent is not None:
+            return resent.otp.status_at(now)
+        return OtpStatus.EXPIRED if now >= self.admitted.expire_time else OtpStatus.PENDING
 
     def message(self, code: str) -> Message:
         """The message for the provider."""
-        otp, delivery = self.otp, self.delivery
+        send = self.admitted.send
+        options, recipient = send.options, send.recipient
         return Message(
-            delivery_id=delivery.delivery_id,
-            channel=delivery.channel,
-            destination=self.destination,
-            code=code,
-            purpose=otp.purpose,
-            locale=otp.locale,
-            expire_time=otp.expire_time,
-            web_otp_domain=otp.web_otp_domain,
-            reference=f"{delivery.organization_id}/{delivery.delivery_id.hex}",
+            send.delivery_id,
+            recipient.channel,
+            recipient.destination,
+            code,
+            options.purpose,
+            options.locale,
+            self.admitted.expire_time,
+            options.web_otp_domain,
+            f"{send.organization_id}/{send.delivery_id.hex}",
         )
 
 
 def job_for(admitted: Admitted, *, lease: timedelta) -> DeliveryJob:
     """The delivery job of an accepted send; `lease` is that of the Sender that accepted it."""
-    send, delivery = admitted.send, admitted.delivery
-    accepted = delivery.create_time
-    return DeliveryJob(
-        send.otp, delivery, send.recipient.destination, accepted + lease, accepted, send.fallbacks_sealed
+    accepted = admitted.create_time
+    return DeliveryJob(admitted, accepted + lease, accepted)
+
+
+def stored_job(
+    otp: Otp,
+    delivery: Delivery,
+    destination: str,
+    *,
+    lease_expire_time: datetime,
+    read_time: datetime,
+    fallbacks_sealed: bytes | None = None,
+    attempts: int = 0,
+) -> DeliveryJob:
+    """The job of a delivery that was read."""
+    recipient = Recipient(
+        delivery.channel,
+        delivery.credits,
+        destination,
+        delivery.destination_digest,
+        delivery.destination_sealed or b"",
+        delivery.masked_destination,
+        delivery.areas,
     )
+    send = send_again(
+        OtpRecord(otp, ()),
+        recipient,
+        request_id=delivery.request_id,
+        request_fingerprint=delivery.request_fingerprint,
+        delivery_id=delivery.delivery_id,
+        fallbacks_sealed=fallbacks_sealed,
+    )
+    admitted = Admitted(send, delivery.ledger_sequence, delivery.balance_after, False, delivery.create_time)  # noqa: FBT003
+    return DeliveryJob(admitted, lease_expire_time, read_time, attempts)
 
 
 async def find_due(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict[str, list[UUID]]:
@@ -115,7 +158,7 @@ async def claim_due(
         rows = await (await connection.execute(SQL.lock_due_deliveries, wanted)).fetchall()
         jobs = [_job(row, crypto, lease_expire_time=now + lease, now=now) for row in rows]
         if jobs:
-            ids = [job.delivery.delivery_id for job in jobs]
+            ids = [job.send.delivery_id for job in jobs]
             await connection.execute(SQL.set_lease, {**key, "delivery_ids": ids, "lease_expire_time": now + lease})
     return jobs
 
@@ -127,32 +170,32 @@ async def renew(
     cursor = await connection.execute(
         SQL.renew_leases,
         {
-            "organization_ids": [job.delivery.organization_id for job in jobs],
-            "delivery_ids": [job.delivery.delivery_id for job in jobs],
-            "otp_ids": [job.otp.otp_id for job in jobs],
+            "organization_ids": [job.send.organization_id for job in jobs],
+            "delivery_ids": [job.send.delivery_id for job in jobs],
+            "otp_ids": [job.send.otp_id for job in jobs],
             "lease_expire_times": [job.lease_expire_time for job in jobs],
             "new_lease_expire_time": now + lease,
         },
     )
     statuses = {(row[0], row[1]): OtpStatus(row[2]) for row in await cursor.fetchall()}
     return {
-        job.key: replace(
-            job,
-            otp=replace(job.otp, status=statuses[job.key]),
-            lease_expire_time=now + lease,
-            read_time=now,
-        )
+        job.key: DeliveryJob(_with_status(job.admitted, statuses[job.key]), now + lease, now, job.attempts)
         for job in jobs
         if job.key in statuses
     }
 
 
+def _with_status(admitted: Admitted, status: OtpStatus) -> Admitted:
+    otp, deliveries = admitted.send.resent or admitted.record
+    return admitted._replace(send=admitted.send._replace(resent=OtpRecord(replace(otp, status=status), deliveries)))
+
+
 def _job(row: tuple[Any, ...], crypto: Crypto, *, lease_expire_time: datetime, now: datetime) -> DeliveryJob:
     delivery = delivery_from_row(row[_OUTBOX_COLUMNS:_END_OF_DELIVERY])
-    return DeliveryJob(
-        otp=otp_from_row(row[_END_OF_DELIVERY:]),
-        delivery=delivery,
-        destination=open_destination(delivery, crypto),
+    return stored_job(
+        otp_from_row(row[_END_OF_DELIVERY:]),
+        delivery,
+        open_destination(delivery, crypto),
         lease_expire_time=lease_expire_time,
         read_time=now,
         fallbacks_sealed=row[0],

@@ -45,9 +45,9 @@ class DeliveryResult(NamedTuple):
         wait = min(_FIRST_RETRY * 2 ** min(job.attempts, 10), _LONGEST_RETRY)
         if self.outcome.retry_after_seconds is not None:
             wait = max(wait, timedelta(seconds=self.outcome.retry_after_seconds))
-        end = job.otp.expire_time
-        if job.fallbacks_sealed is not None:
-            end = min(end, job.delivery.create_time + _RETRIES_WITH_FALLBACK)
+        end = job.admitted.expire_time
+        if job.send.fallbacks_sealed is not None:
+            end = min(end, job.admitted.create_time + _RETRIES_WITH_FALLBACK)
         return now + wait if now + wait < end else None
 
 
@@ -102,16 +102,16 @@ def resolve_failed(failed: Sequence[FailedDelivery], state: State, *, now: datet
 
 def _refund(result: DeliveryResult, state: State, now: datetime) -> LedgerEntry:
     """Refund a delivery's credits to its account; the ledger entry refers to the delivery."""
-    delivery = result.job.delivery
-    account = state.accounts[delivery.organization_id]
-    account.refund(delivery.credits)
+    send = result.job.send
+    account, credits = state.accounts[send.organization_id], send.recipient.credits
+    account.refund(credits)
     return LedgerEntry(
-        organization_id=delivery.organization_id,
+        organization_id=send.organization_id,
         sequence=account.last_sequence,
         kind=LedgerEntryKind.REFUND,
-        credits=delivery.credits,
+        credits=credits,
         balance_after=account.available_credits,
-        reference_id=delivery.delivery_id,
+        reference_id=send.delivery_id,
         reason="",
         created_by="",
         create_time=now,

@@ -11,7 +11,7 @@ from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
 from server.errors import ChannelNotConfigured, DestinationBlocked
 from server.ids import new_id
-from server.otps.admission import DAY, Send, SendLimits, State
+from server.otps.admission import DAY, Send, SendLimits, State, send_again
 from server.otps.delivery import outbox
 from server.otps.delivery.outbox import DeliveryJob, DeliveryKey, job_for
 from server.otps.delivery.outcome_policy import (
@@ -86,7 +86,7 @@ class Outcomes:
 
     async def renew(self, job: DeliveryJob) -> DeliveryJob | None:
         """Renew a job's lease and read its OTP's status; None when another replica took the delivery over."""
-        return await self._renewer.submit(job.delivery.organization_id, job)
+        return await self._renewer.submit(job.send.organization_id, job)
 
     async def _renew(self, jobs: Sequence[DeliveryJob], *, wait: bool) -> Sequence[DeliveryJob | None]:  # noqa: ARG002
         async def once() -> dict[DeliveryKey, DeliveryJob]:
@@ -129,8 +129,8 @@ class Outcomes:
         """
         if self._recipients is None:
             return
-        organization_id = job.delivery.organization_id
-        fallbacks = self._recipients.open_fallbacks(organization_id, job.fallbacks_sealed)
+        organization_id = job.send.organization_id
+        fallbacks = self._recipients.open_fallbacks(organization_id, job.send.fallbacks_sealed)
         for position, (channel, destination) in enumerate(fallbacks, start=1):
             try:
                 recipient = self._recipients.resolve(organization_id, RawDestination(channel, destination, "fallbacks"))
@@ -138,22 +138,21 @@ class Outcomes:
                 _log.warning("a fallback was skipped", channel=channel.value, reason=error.reason)
                 continue
             delivery_id = new_id()
-            yield Send(
+            yield send_again(
+                job.send.resent or job.admitted.record,
+                recipient,
                 # No call requested this send, but every delivery needs a unique request_id.
                 request_id=delivery_id,
                 request_fingerprint=b"",
                 delivery_id=delivery_id,
-                otp=job.otp,
-                recipient=recipient,
-                resend=True,
-                fallbacks_sealed=self._recipients.reseal_fallbacks(organization_id, fallbacks[position:]),
+                fallbacks_sealed=self._recipients.seal_fallbacks(organization_id, fallbacks[position:]),
             )
 
     async def _fail(self, pipeline: Pipeline, failed: Sequence[FailedDelivery]) -> list[DeliveryJob]:
         """Store and refund the failures whose lease this replica still holds, and admit their fallbacks."""
         accounts = await lock_accounts(pipeline, {failure.result.job.key[0] for failure in failed})
         failed, statuses = await _record_leased(pipeline, failed, now=self._clock())
-        await subtract_refunded(pipeline, [failure.result.job.delivery for failure in failed], statuses)
+        await subtract_refunded(pipeline, [failure.result.job.admitted.delivery for failure in failed], statuses)
         sends = [send for failure in failed for send in failure.fallbacks]
         state = await read_state(pipeline, sends, since=self._clock() - DAY) if sends else State({})
         state.accounts = accounts
@@ -189,7 +188,7 @@ async def _record_leased(
     if not failed:
         return [], {}
     results = [failure.result for failure in failed]
-    otps = [each.result.job.otp_key for each in failed if each.fallbacks or each.result.job.delivery.areas]
+    otps = [each.result.job.otp_key for each in failed if each.fallbacks or each.result.job.send.recipient.areas]
     locked = await queue_lock_statuses(connection, otps) if otps else None
     keys = _keys([result.job for result in results])
     recorded = await _fetch_keys(await _record_final(connection, results, keys, now=now))
@@ -228,8 +227,8 @@ async def _postpone(connection: Executor, postponed: Sequence[tuple[DeliveryResu
 
 def _keys(jobs: Sequence[DeliveryJob]) -> dict[str, Array]:
     return {
-        "organization_ids": texts(job.delivery.organization_id for job in jobs),
-        "delivery_ids": uuids(job.delivery.delivery_id for job in jobs),
+        "organization_ids": texts(job.send.organization_id for job in jobs),
+        "delivery_ids": uuids(job.send.delivery_id for job in jobs),
     }
 
 

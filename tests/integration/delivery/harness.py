@@ -2,17 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from server.credits.ledger import adjust_credits
 from server.jobs import take_over_deliveries
-from server.otps.admission import Admitted, SendLimits
+from server.otps.admission import Admitted, SendLimits, SendOptions
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
-from server.otps.delivery.outbox import DeliveryJob, job_for
+from server.otps.delivery.outbox import DeliveryJob, job_for, stored_job
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess, GuessLimits
@@ -232,7 +232,8 @@ class DeliveryHarness:
         sealed = delivery.destination_sealed or b""
         destination = self.crypto.unseal(sealed, organization_id=delivery.organization_id)
         otp, accepted_time = accepted.record.otp, delivery.create_time
-        return replace(DeliveryJob(otp, delivery, destination, accepted_time + LEASE, accepted_time), **changes)
+        times = {"lease_expire_time": accepted_time + LEASE, "read_time": accepted_time}
+        return stored_job(otp, delivery, destination, **(times | changes))
 
 
 def send_request(destination: RawDestination, *fallbacks: RawDestination, **changes: Any) -> SendRequest:
@@ -240,19 +241,12 @@ def send_request(destination: RawDestination, *fallbacks: RawDestination, **chan
     request = SendRequest(
         organization_id=ACME,
         request_id=uuid4(),
-        serialized=lambda: b"as sent",
         destination=destination,
+        options=SendOptions("login", "en", 6, timedelta(minutes=5), 5, ""),
         fallbacks=fallbacks,
-        purpose="login",
-        locale="en",
-        code_length=6,
-        ttl=timedelta(minutes=5),
-        max_attempts=5,
-        context="",
-        web_otp_domain="",
-        metadata={},
     )
-    return request._replace(**changes)
+    options = {name: changes.pop(name) for name in SendOptions._fields if name in changes}
+    return request._replace(options=request.options._replace(**options), **changes)
 
 
 OpenHarness = Callable[..., DeliveryHarness]

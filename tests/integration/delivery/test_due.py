@@ -80,7 +80,7 @@ async def test_a_claim_reads_only_what_it_claims(large_outbox: Pool, database_ur
     again = await claim_due(large_outbox, CRYPTO, "busy", wanted, lease=LEASE, now=later)
 
     assert pages <= 5 * 15  # an index's depth and the row, of three tables
-    assert ([job.delivery.delivery_id for job in jobs], again) == (wanted, [])
+    assert ([job.send.delivery_id for job in jobs], again) == (wanted, [])
     assert wanted[0] not in (await find_due(large_outbox, now=later))["busy"]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from server.errors import DomainError
-from server.otps.admission import Replayed, Send
+from server.otps.admission import Admitted, Replayed, Send
 from server.otps.recipients import ResendRequest, SendRequest
 from server.otps.send import Accepted, Sender
 from server.postgres.batcher import Batcher, Batching, Locked
@@ -39,7 +39,7 @@ class BatchedSender:
         prepared = [self._prepare(item) for item in items]
         sends = [one for one in prepared if isinstance(one, Send)]
         answers = iter(await self._sender.accept(sends, wait=wait) if sends else ())
-        return [next(answers) if isinstance(one, Send) else one for one in prepared]
+        return [_answer(next(answers)) if isinstance(one, Send) else one for one in prepared]
 
     def _prepare(self, item: SendRequest | Send) -> Send | DomainError:
         if isinstance(item, Send):
@@ -48,3 +48,9 @@ class BatchedSender:
             return self._sender.prepare(item)
         except DomainError as error:
             return error
+
+
+def _answer(decision: Admitted | Replayed | DomainError | Locked) -> Accepted | Replayed | DomainError | Locked:
+    if isinstance(decision, Admitted):
+        return Accepted(decision.record, decision.delivery, decision.low_balance, replayed=False)
+    return decision

@@ -84,7 +84,7 @@ class OrganizationDriver:
         self.requests.append(SentRequest(UUID(int=len(self.requests) + 1), channel, to))
         await self.send_again(len(self.requests) - 1)
 
-    async def send_again(self, number: int, contents: bytes = b"") -> None:
+    async def send_again(self, number: int, contents: str = "") -> None:
         request = self.requests[number]
         sending = self._send(request, self.replica, contents)
         self._compare_sends([await answer_of(sending)], [self._expected(request, contents)])
@@ -111,7 +111,9 @@ class OrganizationDriver:
         request_id = UUID(int=len(self.requests) + 1)
         last = self.model.deliveries_of(otp.otp_id)[-1]
         # Only so that the number is used: `send_again` does not repeat a resend.
-        self.requests.append(SentRequest(request_id, last.channel, self.jobs[last.delivery_id].destination))
+        self.requests.append(
+            SentRequest(request_id, last.channel, self.jobs[last.delivery_id].send.recipient.destination)
+        )
         model_send = a_send(deepcopy(otp), request_id=request_id.int, credits=last.credits, resend=True)
         answer = await answer_of(self.replica.resend(otp, request_id=request_id))
         self._compare_sends([answer], [model_send])
@@ -154,10 +156,10 @@ class OrganizationDriver:
         pool, due = self.replica.pool, await find_due(self.replica.pool, now=now)
         delivery_ids = due.get(self.organization_id, [])
         jobs = await claim_due(pool, CRYPTO, self.organization_id, delivery_ids, lease=LEASE, now=now)
-        assert {one.delivery.delivery_id for one in jobs} == self.model.take_over(now, now + LEASE)
+        assert {one.send.delivery_id for one in jobs} == self.model.take_over(now, now + LEASE)
         for job in jobs:
-            assert job.destination == self.jobs[job.delivery.delivery_id].destination
-            self.jobs[job.delivery.delivery_id] = job
+            assert job.send.recipient.destination == self.jobs[job.send.delivery_id].send.recipient.destination
+            self.jobs[job.send.delivery_id] = job
 
     async def compare(self) -> None:
         """Assert that the database holds what the model has."""
@@ -182,30 +184,32 @@ class OrganizationDriver:
             )
             return sum([int(row[0]) for row in await rows.fetchall()])
 
-    async def _send(self, request: SentRequest, replica: Replica, contents: bytes = b"") -> Accepted:
+    async def _send(self, request: SentRequest, replica: Replica, contents: str = "") -> Accepted:
         return await replica.send(
             request.destination,
             organization_id=self.organization_id,
             request_id=request.request_id,
-            web_otp_domain=contents.decode(),
+            web_otp_domain=contents,
             channel=request.channel,
             max_attempts=3,
         )
 
-    def _expected(self, request: SentRequest, contents: bytes = b"") -> Send:
+    def _expected(self, request: SentRequest, contents: str = "") -> Send:
         otp = an_otp(organization_id=self.organization_id, destination=CRYPTO.digest(request.destination))
-        return a_send(otp, request_id=request.request_id.int, fingerprint=contents, credits=PRICES[request.channel])
+        return a_send(
+            otp, request_id=request.request_id.int, fingerprint=contents.encode(), credits=PRICES[request.channel]
+        )
 
     def _compare_sends(self, answers: list[Any], sends: list[Send]) -> None:
         for answer, send in zip(answers, sends, strict=True):
             expected = self.model.send(send, self.clock())
             assert _summary(answer) == expected
             if expected[0] == "Admitted":
-                self._remember(answer, resend=send.resend)
+                self._remember(answer, resend=send.resent is not None)
 
     def _remember(self, accepted: Accepted, *, resend: bool) -> None:
         delivery, now = accepted.delivery, self.clock()
-        replica = next(one for one in self.replicas if any(sent.delivery is delivery for sent in one.accepted))
+        replica = next(one for one in self.replicas if any(sent.delivery == delivery for sent in one.accepted))
         self.jobs[delivery.delivery_id] = replica.job(accepted)
         self.model.remember(
             ModelDelivery(delivery.delivery_id, delivery.otp_id, delivery.channel, delivery.credits, now + LEASE),

@@ -44,8 +44,8 @@ class OrganizationModel:
         return True
 
     def send(self, send: Send, now: datetime) -> tuple[object, ...]:
-        if send.resend:
-            self.sends.otp_statuses[send.otp.otp_id.int], _ = self.otp(send.otp.otp_id, now)
+        if send.resent:
+            self.sends.otp_statuses[send.otp_id.int], _ = self.otp(send.otp_id, now)
         kind, *rest = self.sends.decide(send, now)
         if kind == "Admitted":
             self._add_entry(-send.recipient.credits)

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from server.clock import Clock, utc_now
 from server.credits.ledger import LedgerEntry, adjust_credits, list_entries
-from server.otps.admission import Admitted, SendLimits
+from server.otps.admission import Admitted, SendLimits, SendOptions
 from server.otps.crypto import KEY_BYTES, Crypto
 from server.otps.delivery.outbox import DeliveryJob, job_for
 from server.otps.delivery.outcome_policy import DeliveryResult
@@ -102,16 +102,9 @@ class Replica:
             SendRequest(
                 organization_id=organization_id,
                 request_id=request_id or uuid4(),
-                serialized=f"{to} {purpose} {web_otp_domain}".encode,
                 destination=RawDestination(channel, to or f"person-{next(_names)}@example.com", "destination"),
-                fallbacks=[],
-                purpose=purpose,
-                locale="en",
-                code_length=6,
-                ttl=ttl,
-                max_attempts=max_attempts,
+                options=SendOptions(purpose, "en", 6, ttl, max_attempts, web_otp_domain),
                 context=context,
-                web_otp_domain=web_otp_domain,
                 metadata={"order": "7"},
                 deadline=deadline,
             )
@@ -123,13 +116,7 @@ class Replica:
         self, otp: Otp, *, request_id: UUID | None = None, destination: RawDestination | None = None
     ) -> Accepted:
         sent = await self.sender.resend(
-            ResendRequest(
-                otp.organization_id,
-                request_id or uuid4(),
-                f"{otp.otp_id} {destination}".encode,
-                otp.otp_id,
-                destination,
-            )
+            ResendRequest(otp.organization_id, request_id or uuid4(), otp.otp_id, destination)
         )
         await asyncio.sleep(0)
         return sent

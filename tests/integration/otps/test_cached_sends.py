@@ -44,7 +44,7 @@ async def cache_uses(replica: Replica) -> int:
     async with acquire(replica.pool) as connection:
         cursor = await connection.execute(
             "SELECT coalesce(sum(generic_plans + custom_plans), 0) FROM pg_prepared_statements"
-            " WHERE statement LIKE 'SELECT 1 / coalesce%'"
+            " WHERE statement LIKE 'WITH unchanged%'"
         )
         row = await cursor.fetchone()
     assert row is not None

@@ -80,7 +80,7 @@ async def test_no_more_messages_than_the_concurrency_are_sent_while_their_outcom
         await until(lambda: replica.pool.get_stats().get("requests_errors", 0) >= 1)
         assert (len(console.messages), dispatcher.free_places) == (2, 95)
     await dispatcher.idle()
-    assert [message.delivery_id for message in console.messages] == [one.delivery.delivery_id for one in jobs]
+    assert [message.delivery_id for message in console.messages] == [one.send.delivery_id for one in jobs]
     assert await count_rows(replica.pool, "outbox") == 0
 
 
@@ -131,4 +131,4 @@ async def test_outcomes_are_stored_in_batches_and_on_citus_by_organization(
     batching = Batching(size=4, by_organization=by_organization)
     outcomes = Outcomes(replica.pool, batching=batching, lease=LEASE)
     batches = outcomes.batches([DeliveryResult(replica.job(send), accepted) for send in sends])
-    assert ["".join(result.job.delivery.organization_id for result in batch) for batch in batches] == parts
+    assert ["".join(result.job.send.organization_id for result in batch) for batch in batches] == parts

@@ -25,7 +25,7 @@ async def test_drain_finishes_the_enqueued_jobs_and_the_outbox_keeps_the_rest(re
     dispatcher = dispatcher_of(replica, console, queue=4)
     assert (dispatcher.free_places, dispatcher.enqueue(jobs), dispatcher.free_places) == (4, 4, 0)
     await dispatcher.drain(30)
-    assert {message.delivery_id for message in console.messages} == {job.delivery.delivery_id for job in jobs[:4]}
+    assert {message.delivery_id for message in console.messages} == {job.send.delivery_id for job in jobs[:4]}
     assert await statuses(replica.pool) == ["SENT"] * 4 + ["QUEUED"] * 2
     assert await count_rows(replica.pool, "outbox") == 2
 

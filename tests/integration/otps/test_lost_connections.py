@@ -52,7 +52,7 @@ async def test_sends_are_charged_once_and_dispatched_once(proxied: ProxiedReplic
 async def test_a_lone_send_on_a_cached_account_is_charged_once(proxied: ProxiedReplica, at: BreakAt) -> None:
     for _ in range(3):
         await proxied.replica.send()
-    proxied.proxy.break_at(at)
+    proxied.proxy.break_at(at, statement_alone=True)
     answer = await proxied.replica.send()
     assert proxied.proxy.breaks == 1
     assert (answer.replayed, answer.delivery.ledger_sequence) == (False, 5)

@@ -21,7 +21,7 @@ actions = st.one_of(
     st.tuples(st.just("adjust"), st.integers(-9, 20).filter(bool)),
     st.tuples(st.just("send"), st.integers(0, 5), st.sampled_from(Channel)),
     st.tuples(st.just("send"), st.integers(0, 5), st.just(Channel.EMAIL)),
-    st.tuples(st.just("send_again"), which, st.sampled_from([b"", b"", b"changed"])),
+    st.tuples(st.just("send_again"), which, st.sampled_from(["", "", "changed.example"])),
     st.tuples(st.just("send_concurrently"), st.integers(2, 6)),
     st.tuples(st.just("resend"), which),
     st.tuples(st.just("guess"), which, st.booleans(), st.integers(1, 3)),

@@ -128,7 +128,7 @@ async def test_a_resend_is_charged_has_the_same_code_and_keeps_the_attempts(repl
         await replica.verify(otp, wrong(otp))
     again = await replica.resend(otp)
     by_sms = await replica.resend(otp, destination=RawDestination(Channel.SMS, "+6281234567890", "destination"))
-    assert [CRYPTO.code_of(one.send.otp) for one in replica.accepted] == [CRYPTO.code_of(otp)] * 3
+    assert [CRYPTO.code_of(one.send) for one in replica.accepted] == [CRYPTO.code_of(otp)] * 3
     assert [one.send.recipient.destination for one in replica.accepted] == [
         "bob@example.com",
         "bob@example.com",

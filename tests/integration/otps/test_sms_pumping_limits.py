@@ -302,18 +302,17 @@ async def test_a_blocked_destination_is_refused_before_it_is_charged(pool: Pool,
 async def test_a_fallback_to_an_area_that_is_blocked_by_now_is_skipped(pool: Pool, replica: Replica) -> None:
     await fund(pool, 1000)
     fallbacks = [
-        RawDestination(SMS, phone(1), "fallbacks"),
-        RawDestination(Channel.EMAIL, "bob@example.com", "fallbacks"),
+        (SMS, phone(1)),
+        (Channel.EMAIL, "bob@example.com"),
     ]
-    job = replace(
-        replica.job(await replica.send()),
-        fallbacks_sealed=RecipientResolver(CRYPTO, PRICES).seal_fallbacks("acme", fallbacks),
-    )
+    job = replica.job(await replica.send())
+    sealed = RecipientResolver(CRYPTO, PRICES).seal_fallbacks("acme", fallbacks)
+    job.admitted = job.admitted._replace(send=job.send._replace(fallbacks_sealed=sealed))
     blocking = RecipientResolver(CRYPTO, PRICES, AreaPolicy(blocked=("+62812",)))
     outcomes = Outcomes(pool, batching=Batching(), lease=LEASE, fallbacks=Fallbacks(blocking, NO_LIMITS))
     fallbacks_sent = await outcomes.record([DeliveryResult(job, Outcome(REJECTED, "console"))])
 
-    assert [one.delivery.channel for one in fallbacks_sent] == [Channel.EMAIL]
+    assert [one.send.recipient.channel for one in fallbacks_sent] == [Channel.EMAIL]
 
 
 async def test_without_a_limit_for_prefixes_nothing_is_stored_for_them(pool: Pool, replica: Replica) -> None:

@@ -41,13 +41,13 @@ class SendModel:
     def _refusal(self, send: Send, now: datetime) -> tuple[object, ...] | None:
         if send.deadline and send.deadline <= now:
             return ("DeadlineExceeded",)
-        if send.resend:
-            status = self.otp_statuses.get(send.otp.otp_id.int)
+        if send.resent:
+            status = self.otp_statuses.get(send.otp_id.int)
             if status is None:
                 return ("OtpNotFound",)
             if status in _CLOSED:
                 return (_CLOSED[status],)
-            if now >= send.otp.expire_time:
+            if now >= send.resent.otp.expire_time:
                 return ("OtpExpired",)
         if self.credits < send.recipient.credits:
             return ("InsufficientCredits",)
@@ -63,14 +63,14 @@ class SendModel:
 
     def _fits(self, send: Send, moment: datetime) -> bool:
         to_it = [
-            (time, one.otp.purpose)
+            (time, one.purpose)
             for time, one, _ in self.accepted
             if one.recipient.destination_digest == send.recipient.destination_digest
         ]
         begin, count = self._minute()
         limits = self.limits
         return (
-            all(moment - time >= limits.cooldown for time, purpose in to_it if purpose == send.otp.purpose)
+            all(moment - time >= limits.cooldown for time, purpose in to_it if purpose == send.purpose)
             and _below(sum(moment - time < HOUR for time, _ in to_it), limits.sends_per_destination_per_hour)
             and _below(sum(moment - time < DAY for time, _ in to_it), limits.sends_per_destination_per_day)
             and (moment - begin >= MINUTE or _below(count, limits.sends_per_organization_per_minute))

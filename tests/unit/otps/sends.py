@@ -8,8 +8,19 @@ from uuid import UUID, uuid4
 
 from server.credits.accounts import Account
 from server.errors import RetryLater
-from server.otps.admission import Admitted, Decision, RecentSend, Refused, Replayed, Send, SendLimits, State, admit
-from server.otps.otp import Delivery, Otp, OtpStatus, Recipient
+from server.otps.admission import (
+    Admitted,
+    Decision,
+    RecentSend,
+    Refused,
+    Replayed,
+    Send,
+    SendLimits,
+    State,
+    admit,
+    send_again,
+)
+from server.otps.otp import Delivery, Otp, OtpRecord, OtpStatus, Recipient
 from server.providers.provider import Channel
 
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -48,8 +59,15 @@ def a_send(
     deadline: datetime | None = None,
 ) -> Send:
     otp = otp or an_otp()
-    recipient = Recipient(Channel.EMAIL, credits, "", otp.destination_digest, b"", "")
-    return Send(UUID(int=request_id), fingerprint, uuid4(), otp, recipient, resend, deadline=deadline)
+    send = send_again(
+        OtpRecord(otp, ()),
+        Recipient(Channel.EMAIL, credits, "", otp.destination_digest, b"", ""),
+        request_id=UUID(int=request_id),
+        request_fingerprint=fingerprint,
+        delivery_id=uuid4(),
+        deadline=deadline,
+    )
+    return send if resend else send._replace(resent=None)
 
 
 def an_account(organization_id: str = "acme", *, credits: int, low_balance_threshold: int = 0) -> Account:
@@ -73,7 +91,7 @@ class SendStore:
         return decisions
 
     def _read(self, sends: Sequence[Send]) -> State:
-        organization_ids = {send.otp.organization_id for send in sends}
+        organization_ids = {send.organization_id for send in sends}
         state = State({key: deepcopy(account) for key, account in self.accounts.items() if key in organization_ids})
         state.otp_statuses = dict(self.otp_statuses)
         for delivery in self.deliveries:

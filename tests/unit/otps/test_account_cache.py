@@ -2,16 +2,14 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from uuid import UUID
 
 from server.credits.accounts import Account
 from server.otps.account_cache import AccountCache
 from server.otps.admission import Send, State, UnverifiedCredits
-from server.otps.otp import Otp, OtpStatus, Recipient
 from server.providers.provider import Channel
+from tests.unit.otps.sends import a_send, an_otp
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-ID = UUID(int=7)
 
 
 def account(sequence: int, organization_id: str = "acme") -> Account:
@@ -19,9 +17,9 @@ def account(sequence: int, organization_id: str = "acme") -> Account:
 
 
 def send(organization_id: str = "acme", *, areas: str = "", resend: bool = False) -> Send:
-    otp = Otp(organization_id, ID, "login", "", b"d", "k1", 6, b"", "", {}, OtpStatus.PENDING, 0, 5, NOW, NOW)
-    recipient = Recipient(Channel.SMS if areas else Channel.EMAIL, 1, "", b"d", b"", "", areas)
-    return Send(ID, b"", ID, otp, recipient, resend)
+    sent = a_send(an_otp(organization_id=organization_id), resend=resend)
+    channel = Channel.SMS if areas else Channel.EMAIL
+    return sent._replace(recipient=sent.recipient._replace(channel=channel, areas=areas))
 
 
 def read(sequence: int, *areas: str, organization_id: str = "acme") -> State:

@@ -133,7 +133,7 @@ def test_the_delivery_has_the_ids_credits_and_time_of_its_send() -> None:
     assert (delivery.organization_id, delivery.delivery_id, delivery.otp_id) == (
         "acme",
         send.delivery_id,
-        send.otp.otp_id,
+        send.otp_id,
     )
     assert (delivery.request_id, delivery.request_fingerprint) == (UUID(int=7), b"f")
     assert (delivery.credits, delivery.balance_after, delivery.create_time) == (2, 3, START)

@@ -86,8 +86,8 @@ def test_batches_are_decided_as_if_the_sends_had_come_one_after_another(
         sends = [send_of(spec, now) for spec in batch]
         decisions = [summary(decision) for decision in store.admit(sends, now=now, limits=limits)]
         expected = [
-            models[send.otp.organization_id].decide(send, now)
-            if send.otp.organization_id != "without-account"
+            models[send.organization_id].decide(send, now)
+            if send.organization_id != "without-account"
             else ("InsufficientCredits",)
             for send in sends
         ]

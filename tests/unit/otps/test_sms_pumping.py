@@ -26,9 +26,7 @@ CRYPTO = Crypto({"k1": b"1" * KEY_BYTES}, digest_secrets={"d1": b"2" * KEY_BYTES
 
 def send_to(areas: str, *, credits: int = 3, organization_id: str = "acme") -> Send:
     send = a_send(an_otp(organization_id=organization_id), credits=credits)
-    send.request_id = send.delivery_id
-    send.recipient = send.recipient._replace(areas=areas)
-    return send
+    return send._replace(request_id=send.delivery_id, recipient=send.recipient._replace(areas=areas))
 
 
 def new_state() -> State:
