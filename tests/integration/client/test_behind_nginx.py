@@ -1,7 +1,6 @@
 """The Python client behind a real nginx, where one is installed: slow calls and large requests."""
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pulsa.client import connect
 from pulsa.credit.v1.credit_service_pb2 import GetBalanceRequest, GetBalanceResponse
 from pulsa.errors import PulsaError
 
-from tests.faults.processes import listens
+from tests.faults.processes import free_ports, listens
 from tests.integration.client.scripted_server import ScriptedServer
 from tests.waiting import SECONDS, until
 
@@ -25,7 +24,14 @@ events {{ }}
 http {{
     access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
     uwsgi_temp_path {folder}; scgi_temp_path {folder};
-    server {{ listen 127.0.0.1:{port} http2; {setting} location / {{ grpc_pass grpc://{server}; }} }}
+    server {{
+        listen 127.0.0.1:{port} http2; {setting}
+        error_page 502 504 = @unavailable;
+        location / {{ grpc_pass grpc://{server}; }}
+        location @unavailable {{
+            internal; default_type application/grpc; add_header grpc-status 14 always; return 204;
+        }}
+    }}
 }}
 """
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -45,14 +51,14 @@ def nginx(server: ScriptedServer, tmp_path: Path) -> Iterator[Proxy]:
 
     @contextmanager
     def start(setting: str) -> Iterator[str]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         file = tmp_path / "nginx.conf"
         file.write_text(CONFIGURATION.format(folder=tmp_path, port=port, setting=setting, server=address))
         with subprocess.Popen([str(NGINX), "-c", str(file)], stderr=subprocess.DEVNULL) as process:  # noqa: S603
             try:
                 deadline = time.monotonic() + SECONDS
                 while not listens(port):
+                    assert process.poll() is None
                     assert time.monotonic() < deadline
                     time.sleep(0.02)
                 yield f"127.0.0.1:{port}"
