@@ -68,11 +68,16 @@ class Outcomes:
     def batches(
         self, results: Sequence[DeliveryResult], *, by_organization: bool = False
     ) -> list[Sequence[DeliveryResult]]:
-        """Split results into batches, each for one transaction; on Citus always by organization."""
+        """Split results into batches, each for one transaction; on Citus always by organization.
+
+        By organization, failures are apart: only they wait for the account, and a message that was sent must be
+        recorded before its lease ends.
+        """
         by_organization = by_organization or self._batching.by_organization
-        groups: dict[str, list[DeliveryResult]] = {}
+        groups: dict[tuple[str, bool] | None, list[DeliveryResult]] = {}
         for result in results:
-            groups.setdefault(result.job.key[0] if by_organization else "", []).append(result)
+            key = (result.job.key[0], result.status is DeliveryStatus.FAILED) if by_organization else None
+            groups.setdefault(key, []).append(result)
         size = self._batching.size
         return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 

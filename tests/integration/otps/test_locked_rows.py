@@ -161,7 +161,8 @@ async def test_a_frozen_replica_stops_no_other_for_longer_than_an_idle_transacti
 
 async def test_outcomes_of_a_locked_account_wait_by_themselves_and_are_stored(replica: Replica) -> None:
     own, other = await replica.send(), await replica.send(organization_id=OTHERS[0])
-    dispatcher = Dispatcher({Channel.EMAIL: RefusingConsole(None)}, CRYPTO, replica.outcomes, concurrency=4, queue=100)
+    providers = {Channel.EMAIL: RefusingConsole(None)}
+    dispatcher = Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=4, queue=100)
 
     async def is_failed(send: Accepted) -> bool:
         return (await stored(replica.pool, send.record.otp)).deliveries[0].status is DeliveryStatus.FAILED
@@ -172,3 +173,24 @@ async def test_outcomes_of_a_locked_account_wait_by_themselves_and_are_stored(re
         assert not await is_failed(own)
     await until(lambda: is_failed(own))
     await dispatcher.drain(10)
+
+
+async def test_a_sent_message_is_recorded_while_a_refused_one_waits_for_the_account(replica: Replica) -> None:
+    """Otherwise its lease would end, and another replica would send it again."""
+    sent = await replica.send()
+    refused = await replica.send("+6281234567890", channel=Channel.SMS)
+    providers = {Channel.EMAIL: Console(None), Channel.SMS: RefusingConsole(None)}
+    dispatcher = Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=4, queue=100)
+
+    async def status_of(send: Accepted) -> DeliveryStatus:
+        return (await stored(replica.pool, send.record.otp)).deliveries[0].status
+
+    async def is_sent() -> bool:
+        return await status_of(sent) is DeliveryStatus.SENT
+
+    async with locked(replica.pool, ACCOUNT):
+        dispatcher.enqueue([replica.job(sent), replica.job(refused)])
+        await until(is_sent)
+        assert await status_of(refused) is DeliveryStatus.QUEUED
+    await dispatcher.idle()
+    assert await status_of(refused) is DeliveryStatus.FAILED
