@@ -18,6 +18,7 @@ from server.api.otp_service import OtpDependencies, OtpService
 from server.api.server import GrpcServer, ListenOptions, start_server
 from server.api.tls import TlsFileError, TlsFiles
 from server.background import until_done
+from server.clock import DatabaseClock
 from server.credits.balances import Balances, BalanceStreams
 from server.credits.ledger import AuditKeys
 from server.credits.pricing import Pricing, load_pricing
@@ -70,14 +71,16 @@ async def running(
     console: Console | None = None,
     failpoint: Failpoint | None = None,
     registry: CollectorRegistry = REGISTRY,
+    clock: DatabaseClock | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Run the whole server while the block runs, then drain it. The database schema must be up to date.
 
+    `clock` is a clock that has learned nothing yet, of a machine whose clock a test chooses; None: of this machine.
     Raises SettingsError for a setting whose value turns out to be unusable, such as a missing file or a malformed key.
     """
     async with AsyncExitStack() as stack:
         try:
-            shared = await open_shared(stack, settings, database_url, console)
+            shared = await open_shared(stack, settings, database_url, console, clock)
             credits = open_credits(stack, shared, failpoint=failpoint)
             otps = open_otps(stack, shared)
             runner = _start_jobs(stack, shared, credits, otps)
@@ -145,7 +148,11 @@ class OpenOtps:
 
 
 async def open_shared(
-    stack: AsyncExitStack, settings: Settings, database_url: str, console: Console | None
+    stack: AsyncExitStack,
+    settings: Settings,
+    database_url: str,
+    console: Console | None,
+    clock: DatabaseClock | None = None,
 ) -> SharedDependencies:
     """Create the shared dependencies; the stack closes them. Raises SettingsError for an unusable setting."""
     crypto = open_crypto(settings)
@@ -155,7 +162,7 @@ async def open_shared(
         templates = load_templates(settings.channel.templates)
     database = settings.database
     Queries.use_shards(name_shards=database.citus)
-    pool = await open_pool(database_url, size=database.connections, timeouts=timeouts_of(database))
+    pool = await open_pool(database_url, size=database.connections, timeouts=timeouts_of(database), clock=clock)
     stack.push_async_callback(pool.close)
     return SharedDependencies(settings, pool, pricing, crypto, open_audit_keys(settings), templates, console)
 
@@ -192,6 +199,7 @@ def open_credits(
         terms,
         low_balance_threshold=pricing.low_balance_threshold,
         audit_keys=shared.audit_keys,
+        clock=pool.clock,
         failpoint=failpoint,
     )
     top_ups = TopUps(store, stripe_client, pricing)
@@ -261,16 +269,21 @@ def signing_secrets(settings: Settings) -> list[str]:
 def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     """Create the OTP service; the stack closes it. Raises SettingsError or ValueError for an unusable setting."""
     settings, pool, crypto = shared.settings, shared.pool, shared.crypto
+    clock = pool.clock
     delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
     check_lease(settings)
-    providers = open_providers(settings, shared.templates, console=shared.console)
+    providers = open_providers(settings, shared.templates, console=shared.console, clock=clock)
     for provider in providers.values():
         stack.push_async_callback(provider.close)
     prices = {channel: shared.pricing.channel_credits[channel] for channel in providers}
     recipients = RecipientResolver(crypto, prices, _area_policy(settings))
     limits = _send_limits(settings)
-    outcomes = Outcomes(pool, batching=shared.batching, lease=lease, fallbacks=Fallbacks(recipients, limits))
-    dispatcher = Dispatcher(providers, crypto, outcomes, concurrency=delivery.concurrency, queue=delivery.queue)
+    outcomes = Outcomes(
+        pool, batching=shared.batching, lease=lease, clock=clock, fallbacks=Fallbacks(recipients, limits)
+    )
+    dispatcher = Dispatcher(
+        providers, crypto, outcomes, concurrency=delivery.concurrency, queue=delivery.queue, clock=clock
+    )
     stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
 
     def dispatch(admitted: Sequence[Admitted]) -> None:
@@ -279,9 +292,17 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     dependencies = OtpDependencies(
         pool=pool,
         sender=Sender(
-            pool, crypto, recipients, limits=limits, lease=lease, dispatch=dispatch, templates=shared.templates
+            pool,
+            crypto,
+            recipients,
+            limits=limits,
+            lease=lease,
+            dispatch=dispatch,
+            clock=clock,
+            templates=shared.templates,
         ),
-        verifier=Verifier(pool, crypto, limits=_guess_limits(settings)),
+        verifier=Verifier(pool, crypto, limits=_guess_limits(settings), clock=clock),
+        clock=clock,
         batching=shared.batching,
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,
@@ -322,7 +343,7 @@ def required(value: Value | None, name: str) -> Value:
 
 def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: OpenCredits, otps: OpenOtps) -> JobRunner:
     settings = shared.settings
-    mailer = open_mailer(settings, shared.templates, console=shared.console)
+    mailer = open_mailer(settings, shared.templates, console=shared.console, clock=shared.pool.clock)
     if mailer is not None:
         stack.push_async_callback(mailer.close)
     return JobRunner(

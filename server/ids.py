@@ -18,7 +18,8 @@ _RANDOM_B = (1 << 62) - 1
 def new_id() -> UUID:
     """Return a new UUID: 48 bits of Unix time in milliseconds, then random bits.
 
-    Ids of one time are adjacent in an index, so inserts stay cheap as tables grow.
+    Ids of one time are adjacent in an index, so inserts stay cheap as tables grow. Their time is that of the machine's
+    clock: good for an order, not for a decision.
     """
     random = int.from_bytes(os.urandom(10), "big")
     milliseconds = time.time_ns() // 1_000_000

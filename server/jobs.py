@@ -10,13 +10,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
 
 from server.background import repeat
+from server.clock import DatabaseClock
 from server.credits.audit import make_daily_macs
 from server.credits.ledger import AuditKeys
 from server.credits.notices import SendMail, remove_notices, send_due_notices
@@ -31,7 +32,7 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.delivery.outbox import claim_due, find_due
 from server.otps.retention import erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
-from server.postgres.pool import Pool, acquire
+from server.postgres.pool import Pool, acquire, measure_clock
 from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -78,11 +79,11 @@ async def _repeat(pool: Pool, job: PeriodicJob) -> None:
     if job.is_maintenance:
         await repeat(job.name, min(_LOOK_SECONDS, job.interval_seconds), lambda: maintain(pool, job))
     else:
-        await repeat(job.name, job.interval_seconds, lambda: _run(job))
+        await repeat(job.name, job.interval_seconds, lambda: _run(pool, job))
 
 
-async def _run(job: PeriodicJob) -> float:
-    if count := await job.run(datetime.now(UTC)):
+async def _run(pool: Pool, job: PeriodicJob) -> float:
+    if count := await job.run(pool.clock()):
         _log.info("job", job=job.name, count=count)
     return time.time()
 
@@ -99,7 +100,7 @@ async def maintain(pool: Pool, job: PeriodicJob, *, lease: timedelta = _LEASE) -
         async with asyncio.timeout_at(began + lease.total_seconds()) as bound:
             renewing = asyncio.create_task(_renew(pool, key, lease, bound))
             try:
-                await _run(job)
+                await _run(pool, job)
             finally:
                 renewing.cancel()
         await _fetch(pool, SQL.finish_job, key)
@@ -158,7 +159,10 @@ def periodic_jobs(
     limit = _MAXIMUM_CALLS
     report = partial(report_drift, pool, stripe_client, environment=environment)
     jobs = [
-        PeriodicJob("deliveries", 1, lambda now: take_over_deliveries(pool, crypto, dispatcher, lease=lease, now=now)),
+        PeriodicJob("clock", 5, lambda _: measure_clock(pool)),
+        PeriodicJob(
+            "deliveries", 1, lambda _: take_over_deliveries(pool, crypto, dispatcher, lease=lease, clock=pool.clock)
+        ),
         PeriodicJob("top-ups", 1, lambda now: top_ups.advance_due(now=now, limit=limit)),
         PeriodicJob("stripe events", 1, lambda now: inbox.process_due(now=now, limit=limit)),
         PeriodicJob(
@@ -185,7 +189,7 @@ async def take_over_deliveries(
     dispatcher: Dispatcher,
     *,
     lease: timedelta,
-    now: datetime,
+    clock: DatabaseClock,
     limit: int = _MAXIMUM_DELIVERIES,
 ) -> int:
     """Enqueue deliveries whose lease has expired or whose next attempt is due; returns how many.
@@ -197,12 +201,12 @@ async def take_over_deliveries(
     if free <= 0:
         return 0
     enqueued = 0
-    due = await find_due(pool, now=now)
+    due = await find_due(pool, now=clock())
     for position, (organization_id, delivery_ids) in enumerate(sorted(due.items(), key=lambda item: len(item[1]))):
         # New sends may have filled the queue meanwhile.
         share = -(-min(free - enqueued, dispatcher.free_places) // (len(due) - position))
         if share > 0:
-            jobs = await claim_due(pool, crypto, organization_id, delivery_ids[:share], lease=lease, now=now)
+            jobs = await claim_due(pool, crypto, organization_id, delivery_ids[:share], lease=lease, clock=clock)
             enqueued += dispatcher.enqueue(jobs)
     return enqueued
 

@@ -49,7 +49,7 @@ class FaultProxy:
         self._relays: list[asyncio.Task[None]] = []
 
     def break_at(self, at: BreakAt, *, statement_alone: bool = False) -> None:
-        """Lose the first connection on which the bytes appear: of a statement without COMMIT, its name or its result."""
+        """Lose the first connection on which the bytes appear; of a statement alone, its name or its result."""
         self._breaks_at = at
         self._bytes = _OF_A_STATEMENT_ALONE[at] if statement_alone else at.value
 

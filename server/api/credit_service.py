@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -152,7 +152,7 @@ class CreditService:
             low_balance_threshold=request.low_balance_threshold if request.HasField("low_balance_threshold") else None,
             alert_email=request.alert_email if request.HasField("alert_email") else None,
             default_threshold=self._dependencies.pricing.low_balance_threshold,
-            now=datetime.now(UTC),
+            now=self._dependencies.pool.clock(),
         )
         return pb.UpdateAlertsResponse(balance=self._balance_message(alerts.balance), alert_email=alerts.alert_email)
 
@@ -166,7 +166,7 @@ class CreditService:
             reason=request.reason,
             created_by=call.caller.subject,
             low_balance_threshold=self._dependencies.pricing.low_balance_threshold,
-            now=datetime.now(UTC),
+            now=self._dependencies.pool.clock(),
             audit_keys=self._dependencies.audit_keys,
         )
         return pb.AdjustCreditsResponse(ledger_entry=entry_message(entry), balance=self._balance_message(balance))
@@ -192,5 +192,5 @@ class CreditService:
         return pb.RecordStripeEventResponse(event_id=event.event_id, duplicate=event.duplicate)
 
     def _wait_seconds(self, call: Call) -> float:
-        remaining = call.deadline - time.time() - _RESPONSE_SECONDS
+        remaining = call.deadline - time.monotonic() - _RESPONSE_SECONDS
         return max(0.0, min(self._dependencies.stripe_wait_seconds, remaining))

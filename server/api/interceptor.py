@@ -130,7 +130,7 @@ class Call(NamedTuple):
 
     caller: Caller
     deadline: float
-    """Unix time in seconds; math.inf for a deadline more than a day away, or none."""
+    """In seconds of time.monotonic(); math.inf for a deadline more than a day away, or none."""
     validate: Validate
     """Raises InvalidFields for an invalid request. Already called, except for rpcs in `validates_itself`."""
 
@@ -276,7 +276,7 @@ class Interceptor:
                 if status is None:
                     caller = self._caller(metadata, permission)
                     request = read(payload, caller)
-                    call = Call(caller, time.time() + seconds_left, rpc.validate)
+                    call = Call(caller, started + seconds_left, rpc.validate)
                     if has_organization and not (entered := concurrency.enter(organization := request.organization_id)):
                         status = self._overloaded
                     elif rpc.streams:

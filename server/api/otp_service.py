@@ -3,9 +3,10 @@
 # ruff: noqa: N802 - a method is named as its rpc
 
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from uuid import UUID
@@ -24,6 +25,7 @@ from server.api.converters import (
 from server.api.interceptor import Call
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
 from server.api.validation import compile_check
+from server.clock import Clock
 from server.errors import AccountBusy
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.delivery.reports import report_delivery
@@ -64,6 +66,7 @@ class OtpDependencies:
     pool: Pool
     sender: Sender
     verifier: Verifier
+    clock: Clock
     batching: Batching
     cooldown: timedelta
     refund_accepted: bool
@@ -105,6 +108,7 @@ class OtpService:
         self._pool = dependencies.pool
         self._sender = dependencies.sender
         self._verifier = dependencies.verifier
+        self._clock = dependencies.clock
         self._cooldown = dependencies.cooldown
         self._known_options: dict[tuple[object, ...], SendOptions] = {}
         self._answer_templates: dict[tuple[object, ...], pb.SendOtpResponse] = {}
@@ -135,7 +139,7 @@ class OtpService:
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
         """Charge for sending the same code again, and send it."""
-        send = await self._sender.prepare_resend(_resend_request(request, call))
+        send = await self._sender.prepare_resend(_resend_request(request, call, self._clock))
         answer = await self._sends.submit(request.organization_id, _ResendCall(send))
         if isinstance(answer, Replayed):
             return self._send_response(pb.ResendOtpResponse(), await self._sender.replay(answer))
@@ -173,7 +177,7 @@ class OtpService:
 
     async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
         """Cancel an OTP: its code no longer works."""
-        now = datetime.now(UTC)
+        now = self._clock()
         async with acquire(self._pool) as connection:
             record = await cancel_otp(connection, request.organization_id, UUID(request.otp_id), now=now)
         response = pb.CancelOtpResponse()
@@ -189,7 +193,7 @@ class OtpService:
             status=reported_status(request.status),
             failure_reason=request.failure_reason,
             refund_accepted=self._refund_accepted,
-            now=datetime.now(UTC),
+            now=self._clock(),
         )
         response = pb.ReportDeliveryResponse()
         write_delivery(response.delivery, delivery)
@@ -221,7 +225,7 @@ class OtpService:
             request.context,
             dict(metadata) if metadata else {},
             _fallbacks(request) if fallbacks else (),
-            _deadline(call),
+            _deadline(call, self._clock),
         )
 
     def _options(self, request: pb.SendOtpRequest, call: Call) -> SendOptions:
@@ -284,7 +288,7 @@ class OtpService:
 
     async def _verify_batch(self, calls: Sequence[_VerifyCall], *, wait: bool) -> list[bytes | Locked | Exception]:
         decide = partial(self._verifier.verify, wait=wait)
-        return await _in_steps(calls, prepare=self._guess, decide=decide, answer=_verify_response)
+        return await _in_steps(calls, prepare=self._guess, decide=decide, answer=self._verify_response)
 
     def _guess(self, verify: _VerifyCall) -> Guess:
         request, call = verify
@@ -295,8 +299,13 @@ class OtpService:
             request_id=UUID(request.request_id),
             code=request.code.translate(_SEPARATORS),
             context=request.context,
-            deadline=_deadline(call),
+            deadline=_deadline(call, self._clock),
         )
+
+    def _verify_response(self, otp: Otp, _: _VerifyCall) -> bytes:
+        response = pb.VerifyOtpResponse()
+        write_otp(response.otp, otp, now=self._clock())
+        return response.SerializeToString()
 
     def _send_response(self, response: pb.SendOtpResponse | pb.ResendOtpResponse, accepted: Accepted) -> bytes:
         delivery = accepted.delivery
@@ -309,7 +318,7 @@ class OtpService:
         return response.SerializeToString()
 
     def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
-        write_record(message, record, now=datetime.now(UTC), cooldown=self._cooldown)
+        write_record(message, record, now=self._clock(), cooldown=self._cooldown)
 
 
 async def _in_steps(
@@ -345,19 +354,13 @@ def _attempt(function: Callable[..., Answer], *arguments: object) -> Answer | Ex
         return error
 
 
-def _verify_response(otp: Otp, _: _VerifyCall) -> bytes:
-    response = pb.VerifyOtpResponse()
-    write_otp(response.otp, otp, now=datetime.now(UTC))
-    return response.SerializeToString()
-
-
-def _resend_request(request: pb.ResendOtpRequest, call: Call) -> ResendRequest:
+def _resend_request(request: pb.ResendOtpRequest, call: Call, clock: Clock) -> ResendRequest:
     return ResendRequest(
         organization_id=request.organization_id,
         request_id=UUID(request.request_id),
         otp_id=UUID(request.otp_id),
         destination=_destination(request.destination, "destination") if request.HasField("destination") else None,
-        deadline=_deadline(call),
+        deadline=_deadline(call, clock),
     )
 
 
@@ -372,5 +375,7 @@ def _destination(destination: destination_pb2.Destination, field: str) -> RawDes
     return RawDestination(_CHANNELS[channel], getattr(destination, channel), f"{field}.{channel}")
 
 
-def _deadline(call: Call) -> datetime | None:
-    return None if call.deadline == math.inf else datetime.fromtimestamp(call.deadline, UTC)
+def _deadline(call: Call, clock: Clock) -> datetime | None:
+    if call.deadline == math.inf:
+        return None
+    return clock() + timedelta(seconds=call.deadline - time.monotonic())

@@ -5,13 +5,14 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import psycopg
 import structlog
 from pydantic import SecretStr
 
+from server.clock import utc_now
 from server.composition import open_audit_keys, open_crypto, timeouts_of
 from server.credits.audit import AuditReport, audit_all
 from server.environment import SettingsError, load_settings
@@ -125,7 +126,7 @@ def rotate() -> int:
     crypto = open_crypto(settings)
     with existing_database(settings, writes=True) as url:
         needed, uses = asyncio.run(_rotate(settings, url, crypto))
-    now, count_for = datetime.now(UTC), _digests_count_for(settings)
+    now, count_for = utc_now(), _digests_count_for(settings)
     digests_needed = {key_id: time + count_for for key_id, time in uses.items() if time + count_for > now}
     for line in (*key_report(crypto, needed), *digest_key_report(crypto, digests_needed)):
         print(line)
@@ -306,7 +307,7 @@ async def _rotate(
                     printed = progress.checked
                     print(_line(column.name, progress))
             print(_line(column.name, progress))
-        return await find_needed_keys(pool, now=datetime.now(UTC)), await find_digest_uses(pool)
+        return await find_needed_keys(pool, now=pool.clock()), await find_digest_uses(pool)
     finally:
         await pool.close()
 

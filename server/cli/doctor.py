@@ -6,23 +6,27 @@ A line that begins with `warn` tells of something to change that does not keep t
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
 
 import psycopg
 
 from server.api.auth import TokenVerifier
 from server.cli.database import existing_database
+from server.clock import DatabaseClock, utc_now
 from server.composition import check_lease, open_stripe, required, signing_secrets
 from server.credits.pricing import load_pricing
 from server.credits.stripe.errors import StripeCallError
 from server.environment import SettingsError, load_settings, variables
 from server.postgres.migrate import look
-from server.postgres.pool import APPLICATION_ROLE
+from server.postgres.pool import APPLICATION_ROLE, BoundedConnection, read_time
 from server.providers.console import Console
 from server.providers.provider import Channel
 from server.providers.routing import open_providers
 from server.providers.templates import load_templates
 from server.settings import Settings
 
+_CLOCK_SECONDS: Final = 5.0
 Check = Callable[[Settings], str]
 """Returns what is ok. Raises UserWarning for a warning, and another error for what must be changed."""
 
@@ -83,6 +87,7 @@ def _channels(settings: Settings) -> str:
         settings,
         load_templates(settings.channel.templates),
         console=Console(None) if settings.channel.console else None,
+        clock=utc_now,
     )
     if not providers:
         names = " or ".join(f"PULSA_CHANNEL_{channel}" for channel in Channel)
@@ -94,7 +99,25 @@ def _channels(settings: Settings) -> str:
 def _database(settings: Settings) -> str:
     with existing_database(settings, writes=True) as url:
         found = asyncio.run(look(url))
-    return f"PostgreSQL {found.postgres // 10000}, migration {found.version}, role {APPLICATION_ROLE}"
+        skew = asyncio.run(_clock_skew(url))
+    return (
+        f"PostgreSQL {found.postgres // 10000}, migration {found.version}, role {APPLICATION_ROLE},"
+        f" this machine's clock minus the database's {skew:+.3f} s"
+    )
+
+
+async def _clock_skew(url: str) -> float:
+    """In seconds. Raises ValueError when it is more than a correct clock may have."""
+    clock = DatabaseClock()
+    async with asyncio.timeout(_CLOCK_SECONDS):
+        connection = await BoundedConnection.connect(url, autocommit=True)
+        try:
+            await clock.measure(partial(read_time, connection))
+        finally:
+            await connection.close()
+    if clock.is_skewed:
+        raise ValueError(f"this machine's clock and the database's differ by {clock.skew.total_seconds():.1f} s")
+    return clock.skew.total_seconds()
 
 
 def _stripe(settings: Settings) -> str:

@@ -13,7 +13,7 @@ import structlog
 
 from server.credits.ledger import DIGEST, AuditKeys, entry_parts, insert_entry_mac
 from server.postgres.columns import BIGINT, BYTEA, TEXT, RowSource
-from server.postgres.pool import Connection, Pool, allow_all_plans, transaction
+from server.postgres.pool import Connection, Pool, allow_all_plans, read_time, transaction
 from server.postgres.queries import load_queries
 
 
@@ -35,9 +35,9 @@ RULES: Final[Mapping[str, str]] = {
 """The queries by the name of the rule's violation. Each returns (organization_id, description) per violation."""
 MAXIMUM_FINDINGS: Final = 100
 """The most findings that an audit reports per rule."""
-# Tolerance for retention, which may run on a replica whose clock is ahead, and which removes an OTP's resends together
-# with its first delivery although they are minutes younger.
-_CLOCK_SKEW = timedelta(hours=1)
+# Tolerance for retention, which removes an OTP's resends together with its first delivery although they are minutes
+# younger, and decides by ids, whose time is that of a machine's clock.
+_TOLERANCE = timedelta(hours=1)
 _ACCOUNTS: Final = 100
 """The most accounts of one transaction of the daily MACs."""
 _ENTRIES: Final = 10_000
@@ -143,10 +143,10 @@ async def make_daily_macs(pool: Pool, audit_keys: AuditKeys, *, now: datetime) -
 async def _audit(
     pool: Pool, organization_id: str | None, deliveries_kept: timedelta | None, audit_keys: AuditKeys | None
 ) -> AuditReport:
-    now = datetime.now(UTC)
-    deliveries_since = None if deliveries_kept is None else now - deliveries_kept + _CLOCK_SKEW
     async with transaction(pool, seconds=pool.timeouts.job) as connection:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        now = await read_time(connection)
+        deliveries_since = None if deliveries_kept is None else now - deliveries_kept + _TOLERANCE
         return await audit_snapshot(
             connection, organization_id, deliveries_since, verify_time=now, audit_keys=audit_keys
         )

@@ -9,7 +9,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from server.clock import Clock, utc_now
+from server.clock import Clock
 from server.credits.accounts import (
     fetch_accounts,
     find_accounts,
@@ -171,8 +171,8 @@ class Sender:
         limits: SendLimits,
         lease: timedelta,
         dispatch: Callable[[Sequence[Admitted]], None],
+        clock: Clock,
         templates: Templates | None = None,
-        clock: Clock = utc_now,
     ) -> None:
         """`dispatch` gets the accepted sends right after the commit, and must send them before `lease` has passed.
 

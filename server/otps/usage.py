@@ -12,6 +12,8 @@ SQL = load_queries(__file__)
 
 _LONGEST_CALL = timedelta(hours=1)
 """The longest time between the creation of a delivery's id and the acceptance of the delivery."""
+_CLOCK_SKEW = timedelta(hours=1)
+"""By how much ids may be younger than their rows: ids have the time of a machine's clock, rows that of the database."""
 _FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(9999, 12, 30)
 """Bounds within which the hour before a day and the day after it are valid ids and times. Nothing was sent outside."""
 
@@ -43,7 +45,7 @@ async def read_usage(connection: Connection, organization_id: str, *, start: dat
             "first_id": first_id(start_time - _LONGEST_CALL),
             "start_time": start_time,
             "end_time": end_time,
-            "end_id": first_id(end_time),
+            "end_id": first_id(end_time + _CLOCK_SKEW),
         },
     )
     return [DailyUsage(row[0], Channel(row[1]), *row[2:]) for row in await cursor.fetchall()]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from operator import attrgetter
 
-from server.clock import Clock, utc_now
+from server.clock import Clock
 from server.errors import DomainError
 from server.otps.admission import DestinationKey
 from server.otps.crypto import Crypto
@@ -32,7 +32,7 @@ SQL = load_queries(__file__, otp=OTP_COLUMNS, guessed_otp=_GUESSED)
 class Verifier:
     """Verifies guesses. An OTP is verified once, by the right code; a repeat of that request_id gets the OTP again."""
 
-    def __init__(self, pool: Pool, crypto: Crypto, *, limits: GuessLimits, clock: Clock = utc_now) -> None:
+    def __init__(self, pool: Pool, crypto: Crypto, *, limits: GuessLimits, clock: Clock) -> None:
         self._pool = pool
         self._crypto = crypto
         self._limits = limits

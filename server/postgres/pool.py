@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -24,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from server.background import until_done
+from server.clock import DatabaseClock
 from server.errors import AccountBusy, DatabaseUnavailable
 from server.postgres.columns import register_types
 from server.postgres.pipeline import Pipeline, PipelineConnection, Row
@@ -106,8 +109,19 @@ class Pool:
     connections go to the one that takes writes. With `read_only` they take none, and any host will do.
     """
 
-    def __init__(self, url: str, *, size: int, timeouts: Timeouts, role: str, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int,
+        timeouts: Timeouts,
+        role: str,
+        clock: DatabaseClock,
+        read_only: bool = False,
+    ) -> None:
         self.conninfo = with_timeouts(url, timeouts)
+        self.clock = clock
+        """The database's time; measured on every new connection, before its first use."""
         self.max_size = size
         self.timeouts = timeouts
         self.is_available = True
@@ -279,6 +293,7 @@ class Pool:
         await connection.execute(
             f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(settings))}", list(chain(*settings.items()))
         )
+        await self.clock.measure(partial(read_time, connection))
 
 
 def with_timeouts(url: str, timeouts: Timeouts) -> str:
@@ -295,13 +310,27 @@ def with_timeouts(url: str, timeouts: Timeouts) -> str:
 
 
 async def open_pool(
-    url: str, *, size: int, timeouts: Timeouts | None = None, role: str = APPLICATION_ROLE, read_only: bool = False
+    url: str,
+    *,
+    size: int,
+    timeouts: Timeouts | None = None,
+    role: str = APPLICATION_ROLE,
+    read_only: bool = False,
+    clock: DatabaseClock | None = None,
 ) -> Pool:
     """Open a pool of `size` connections that act as `role`, and with `read_only` may not write.
 
-    Does not wait for the database: a server that starts during an outage answers DATABASE_UNAVAILABLE until it ends.
+    `clock` learns the database's time; None: a new one. Does not wait for the database: a server that starts during an
+    outage answers DATABASE_UNAVAILABLE until it ends.
     """
-    pool = Pool(url, size=size, timeouts=timeouts or Timeouts(), role=role, read_only=read_only)
+    pool = Pool(
+        url,
+        size=size,
+        timeouts=timeouts or Timeouts(),
+        role=role,
+        clock=clock or DatabaseClock(),
+        read_only=read_only,
+    )
     await pool.open()
     return pool
 
@@ -369,6 +398,21 @@ async def pipelined_transaction(pool: Pool, *, alone: bool = False) -> AsyncIter
             raise
         finally:
             await pool.putconn(connection)
+
+
+async def read_time(connection: Connection) -> datetime:
+    """The database's time at this statement, in UTC."""
+    row = await (await connection.execute("SELECT clock_timestamp()")).fetchone()
+    assert row is not None  # noqa: S101 - the query returns one row
+    time_read: datetime = row[0]
+    return time_read.astimezone(UTC)
+
+
+async def measure_clock(pool: Pool) -> int:
+    """Let the pool's clock learn the database's time once more; returns 0, as a periodic job without items."""
+    async with acquire(pool) as connection:
+        await pool.clock.measure(partial(read_time, connection))
+    return 0
 
 
 async def allow_all_plans(connection: Connection) -> None:

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import structlog
 from prometheus_client import Counter, Histogram
 
+from server.clock import Clock
 from server.providers.provider import Message, Outcome, OutcomeKind, Provider
 
 _log = structlog.get_logger()
@@ -130,14 +130,20 @@ class Guard:
     """A Provider that calls another one, unless its breaker is open or its slots are taken. `deliver` never raises."""
 
     def __init__(
-        self, provider: Provider, settings: GuardSettings, *, clock: Callable[[], float] = time.monotonic
+        self,
+        provider: Provider,
+        settings: GuardSettings,
+        *,
+        clock: Clock,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` returns monotonic seconds."""
+        """`monotonic` returns seconds, for the circuit breaker."""
         self.name = provider.name
         self._provider = provider
         self._wait_seconds = settings.wait_seconds
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._breaker = Breaker(provider.name, settings.breaker, clock=clock)
+        self._breaker = Breaker(provider.name, settings.breaker, clock=monotonic)
+        self._clock = clock
         # Looked up once: looking labels up for each message costs more than counting it.
         self._outcomes = {kind: OUTCOMES.labels(provider.name, kind.value) for kind in OutcomeKind}
         self._seconds = SECONDS.labels(provider.name)
@@ -176,7 +182,7 @@ class Guard:
 
     async def _call(self, message: Message) -> Outcome:
         """Call the provider, unless the OTP has expired or the breaker is open; the breaker counts the outcome."""
-        if message.expire_time <= datetime.now(UTC):
+        if message.expire_time <= self._clock():
             return Outcome(OutcomeKind.NOT_SENT, self.name, failure_reason="otp_expired")
         if refusal := self._breaker.refusal():
             return refusal

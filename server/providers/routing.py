@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from server.clock import Clock
 from server.providers.console import Console
 from server.providers.guard import BreakerSettings, Guard, GuardSettings
 from server.providers.provider import Channel, Message, Outcome, OutcomeKind, Provider
@@ -50,7 +51,9 @@ class Route:
             await provider.close()
 
 
-def open_providers(settings: Settings, templates: Templates, *, console: Console | None) -> dict[Channel, Provider]:
+def open_providers(
+    settings: Settings, templates: Templates, *, console: Console | None, clock: Clock
+) -> dict[Channel, Provider]:
     """The provider, or the Route of providers, of each channel that has one; each provider is behind a Guard.
 
     Opens no connections. `console` is the console provider of a development machine, None elsewhere. Raises ValueError,
@@ -58,15 +61,19 @@ def open_providers(settings: Settings, templates: Templates, *, console: Console
     """
     openers: Mapping[str, Callable[[], Provider]] = {
         "console": lambda: _required_console(console),
-        "smtp": lambda: _open_smtp(settings, templates),
+        "smtp": lambda: _open_smtp(settings, templates, clock),
         "whatsapp": lambda: WhatsApp(
             WhatsAppSettings(**_group_values(settings, "whatsapp", "phone_number_id", "access_token", "template_name"))
         ),
         "twilio": lambda: Twilio(
-            TwilioSettings(**_group_values(settings, "twilio", "account_sid", "auth_token", "sender")), templates
+            TwilioSettings(**_group_values(settings, "twilio", "account_sid", "auth_token", "sender")),
+            templates,
+            clock=clock,
         ),
         "vonage": lambda: Vonage(
-            VonageSettings(**_group_values(settings, "vonage", "api_key", "api_secret", "sender")), templates
+            VonageSettings(**_group_values(settings, "vonage", "api_key", "api_secret", "sender")),
+            templates,
+            clock=clock,
         ),
     }
     limits = settings.channel
@@ -77,7 +84,7 @@ def open_providers(settings: Settings, templates: Templates, *, console: Console
     )
     opened: dict[Channel, Provider] = {}
     for channel in Channel:
-        guarded = [Guard(openers[name](), guard) for name in provider_names(settings, channel)]
+        guarded = [Guard(openers[name](), guard, clock=clock) for name in provider_names(settings, channel)]
         if guarded:
             opened[channel] = guarded[0] if len(guarded) == 1 else Route(guarded)
     return opened
@@ -89,17 +96,19 @@ def provider_names(settings: Settings, channel: Channel) -> tuple[str, ...]:
     return names
 
 
-def open_mailer(settings: Settings, templates: Templates, *, console: Console | None) -> Smtp | Console | None:
+def open_mailer(
+    settings: Settings, templates: Templates, *, console: Console | None, clock: Clock
+) -> Smtp | Console | None:
     """The provider that mails billing contacts: the first one of the e-mail channel; None without one."""
     if not settings.channel.email:
         return None
     if settings.channel.email[0] == "console":
         return _required_console(console)
-    return _open_smtp(settings, templates)
+    return _open_smtp(settings, templates, clock)
 
 
-def _open_smtp(settings: Settings, templates: Templates) -> Smtp:
-    return Smtp(SmtpSettings(**_group_values(settings, "smtp", "host", "sender")), templates)
+def _open_smtp(settings: Settings, templates: Templates, clock: Clock) -> Smtp:
+    return Smtp(SmtpSettings(**_group_values(settings, "smtp", "host", "sender")), templates, clock=clock)
 
 
 def _required_console(console: Console | None) -> Console:

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from aiosmtplib import SMTP, SMTPException, SMTPNotSupported, SMTPResponseException, SMTPServerDisconnected
 
+from server.clock import Clock
 from server.ids import new_id
 from server.providers.provider import Message, Outcome, OutcomeKind
 from server.providers.templates import Rendered, Templates
@@ -165,17 +166,19 @@ class Smtp:
 
     name = "smtp"
 
-    def __init__(self, settings: SmtpSettings, templates: Templates) -> None:
+    def __init__(self, settings: SmtpSettings, templates: Templates, *, clock: Clock) -> None:
         """Opens no connections. Raises OSError when `ca_file` cannot be read."""
         self._settings = settings
         self._templates = templates
+        self._clock = clock
         self._tls = ssl.create_default_context(cafile=settings.ca_file)
         self._domain = settings.sender.rpartition("@")[2]
         self._idle: list[SMTP] = []
 
     async def deliver(self, message: Message) -> Outcome:
         """Send the message to the relay; ACCEPTED means a positive reply to the final dot."""
-        return await self._deliver(message.destination, self._templates.render(message), message.delivery_id)
+        rendered = self._templates.render(message, now=self._clock())
+        return await self._deliver(message.destination, rendered, message.delivery_id)
 
     async def mail(self, address: str, subject: str, text: str) -> Outcome:
         """Send a plain e-mail that is not an OTP, as `deliver` does."""

@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from string import Formatter
@@ -65,14 +65,14 @@ class Templates:
 
     by_locale: Mapping[str, Mapping[str, Template]]
 
-    def render(self, message: Message, *, now: datetime | None = None) -> Rendered:
+    def render(self, message: Message, *, now: datetime) -> Rendered:
         """Render a message in its locale and for its purpose.
 
         A locale falls back to its language, then to English; a purpose to `default`, of the same locale. `now` is for
-        the remaining minutes; None: the current time.
+        the remaining minutes.
         """
         template = self._find(message.purpose, message.locale)
-        remaining = message.expire_time - (now or datetime.now(UTC))
+        remaining = message.expire_time - now
         values = {"code": message.code, "minutes": str(max(1, round(remaining.total_seconds() / 60)))}
         if message.channel is Channel.EMAIL:
             html = _html(template, values)

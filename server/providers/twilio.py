@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 import aiohttp
 
+from server.clock import Clock
 from server.providers.http import HttpClient, NoReply, Reply, kind_of_status, message_id
 from server.providers.provider import Message, Outcome, OutcomeKind
 from server.providers.templates import Templates
@@ -42,10 +42,11 @@ class Twilio:
 
     name = "twilio"
 
-    def __init__(self, settings: TwilioSettings, templates: Templates) -> None:
+    def __init__(self, settings: TwilioSettings, templates: Templates, *, clock: Clock) -> None:
         """Opens no connections."""
         self._settings = settings
         self._templates = templates
+        self._clock = clock
         authorization = aiohttp.encode_basic_auth(settings.api_key_sid or settings.account_sid, settings.auth_token)
         self._http = HttpClient(
             settings.base_url,
@@ -67,11 +68,12 @@ class Twilio:
 
     def _form(self, message: Message) -> dict[str, str]:
         settings = self._settings
-        remaining = int((message.expire_time - datetime.now(UTC)).total_seconds())
+        now = self._clock()
+        remaining = int((message.expire_time - now).total_seconds())
         form = {
             "To": message.destination,
             "MessagingServiceSid" if settings.sender.startswith("MG") else "From": settings.sender,
-            "Body": self._templates.render(message).text,
+            "Body": self._templates.render(message, now=now).text,
             # By default Twilio retries for ten hours, long after the code has expired.
             "ValidityPeriod": str(min(max(remaining, 1), _LONGEST_VALIDITY_SECONDS)),
         }

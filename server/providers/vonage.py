@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
+from server.clock import Clock
 from server.providers.http import HttpClient, NoReply, Reply, kind_of_status, message_id
 from server.providers.provider import Message, Outcome, OutcomeKind
 from server.providers.sms_segments import Encoding, segments
@@ -39,10 +39,11 @@ class Vonage:
 
     name = "vonage"
 
-    def __init__(self, settings: VonageSettings, templates: Templates) -> None:
+    def __init__(self, settings: VonageSettings, templates: Templates, *, clock: Clock) -> None:
         """Opens no connections."""
         self._settings = settings
         self._templates = templates
+        self._clock = clock
         self._http = HttpClient(settings.base_url, timeout_seconds=settings.timeout_seconds)
 
     async def deliver(self, message: Message) -> Outcome:
@@ -57,8 +58,9 @@ class Vonage:
         await self._http.close()
 
     def _form(self, message: Message) -> dict[str, str]:
-        text = self._templates.render(message).text
-        remaining_ms = int((message.expire_time - datetime.now(UTC)).total_seconds() * 1000)
+        now = self._clock()
+        text = self._templates.render(message, now=now).text
+        remaining_ms = int((message.expire_time - now).total_seconds() * 1000)
         form = {
             "api_key": self._settings.api_key,
             "api_secret": self._settings.api_secret,

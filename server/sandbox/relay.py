@@ -42,6 +42,8 @@ class Relay:
         self.mails: list[Mail] = []
         self.connections = 0
         self.port = 0
+        self.delay_seconds = 0.0
+        """Before the reply to the final dot."""
         self._next: defaultdict[str, deque[str]] = defaultdict(deque)
         self._reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._server: asyncio.Server | None = None
@@ -88,6 +90,7 @@ class Relay:
             reply = await self._reply(verb, reader, writer)
             if verb == "DATA" and reply.startswith("354"):
                 content = await reader.readuntil(b"\r\n.\r\n")
+                await asyncio.sleep(self.delay_seconds)
                 if (await self._reply("CONTENT", reader, writer)).startswith("250"):
                     self.mails.append(Mail(tuple(envelope), content.removesuffix(b".\r\n")))
 

@@ -12,6 +12,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from server.cli.token import DevelopmentKey, development_key
+from server.clock import DatabaseClock
 from server.composition import running
 from server.credits.stripe.client import Failpoint
 from server.environment import load_settings
@@ -78,9 +79,17 @@ class Deployment(Caller):
 
 @asynccontextmanager
 async def deployed(
-    database_url: str, folder: Path, *, failpoint: Failpoint | None = None, **changes: Any
+    database_url: str,
+    folder: Path,
+    *,
+    failpoint: Failpoint | None = None,
+    clock: DatabaseClock | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Deployment]:
-    """Run everything. `changes` are settings by group; `failpoint` is awaited at each of its places."""
+    """Run everything. `changes` are settings by group; `failpoint` is awaited at each of its places.
+
+    `clock` is of a machine whose clock the test chooses.
+    """
     key, console = development_key(folder), Console(None)
     async with AsyncExitStack() as stack:
         stripe = await start_stripe_sandbox(webhook_secret=WEBHOOK_SECRET)
@@ -93,6 +102,7 @@ async def deployed(
                 console=console,
                 failpoint=failpoint,
                 registry=CollectorRegistry(),
+                clock=clock,
             )
         )
         address = f"127.0.0.1:{server.port}"

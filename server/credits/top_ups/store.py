@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Counter
 from psycopg.types.json import Jsonb
 
-from server.clock import Clock, utc_now
+from server.clock import Clock
 from server.credits.accounts import Account, lock_or_create_account
 from server.credits.ledger import AuditKeys, LedgerEntryKind, append_entry
 from server.credits.stripe.client import Failpoint
@@ -58,7 +58,7 @@ class TopUpStore:
         *,
         low_balance_threshold: int,
         audit_keys: AuditKeys | None = None,
-        clock: Clock = utc_now,
+        clock: Clock,
         failpoint: Failpoint | None = None,
     ) -> None:
         """low_balance_threshold is the threshold of accounts that this store creates; audit_keys make entries' MACs."""

@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from server.background import until_done
-from server.clock import Clock, utc_now
+from server.clock import Clock
 from server.errors import AccountBusy, DatabaseUnavailable
 from server.logs import safe_traceback
 from server.otps.crypto import Crypto
@@ -41,8 +41,8 @@ class Dispatcher:
         *,
         concurrency: int,
         queue: int,
+        clock: Clock,
         fresh_for: timedelta = timedelta(seconds=1),
-        clock: Clock = utc_now,
     ) -> None:
         """`queue` is the longest length of the queue.
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
 from cryptography.exceptions import InvalidTag
 
+from server.clock import DatabaseClock
 from server.otps.admission import Admitted, Send, send_again
 from server.otps.crypto import Crypto
 from server.otps.otp import (
@@ -24,7 +26,7 @@ from server.otps.otp import (
     otp_from_row,
 )
 from server.postgres.pipeline import Executor
-from server.postgres.pool import Pool, acquire, transaction
+from server.postgres.pool import Pool, acquire, read_time, transaction
 from server.postgres.queries import load_queries
 from server.providers.provider import Message
 
@@ -37,6 +39,8 @@ _OUTBOX_COLUMNS = 2
 _END_OF_DELIVERY = _OUTBOX_COLUMNS + len(DELIVERY_COLUMNS.names)
 
 DeliveryKey = tuple[str, UUID]
+_OLD_TIME: Final = timedelta(seconds=10)
+"""For so long another replica may give leases by the old time after the database's clock stepped."""
 
 
 @dataclass(slots=True)
@@ -149,11 +153,24 @@ async def find_due(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict
 
 
 async def claim_due(
-    pool: Pool, crypto: Crypto, organization_id: str, delivery_ids: Sequence[UUID], *, lease: timedelta, now: datetime
+    pool: Pool,
+    crypto: Crypto,
+    organization_id: str,
+    delivery_ids: Sequence[UUID],
+    *,
+    lease: timedelta,
+    clock: DatabaseClock,
 ) -> list[DeliveryJob]:
-    """Claim those of an organization's deliveries that are still due, longest overdue first, until now + lease."""
+    """Claim those of an organization's deliveries that are still due, longest overdue first, for `lease`.
+
+    They are due by the database's time at the claim. Claims nothing for a while after the database's clock jumped
+    forward: leases from before the jump last as long as they would have without it.
+    """
     key = {"organization_id": organization_id}
     async with transaction(pool) as connection:
+        now = await clock.measure(partial(read_time, connection))
+        if clock.has_stepped(within=lease + _OLD_TIME):
+            return []
         wanted = {**key, "delivery_ids": list(delivery_ids), "now": now}
         rows = await (await connection.execute(SQL.lock_due_deliveries, wanted)).fetchall()
         jobs = [_job(row, crypto, lease_expire_time=now + lease, now=now) for row in rows]

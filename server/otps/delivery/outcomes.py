@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from server.clock import Clock, utc_now
+from server.clock import Clock
 from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
 from server.errors import ChannelNotConfigured, DestinationBlocked
@@ -52,8 +52,8 @@ class Outcomes:
         *,
         batching: Batching,
         lease: timedelta,
+        clock: Clock,
         fallbacks: Fallbacks | None = None,
-        clock: Clock = utc_now,
     ) -> None:
         """`lease` is that of renewed jobs and of fallbacks. Without `fallbacks`, none is sent after a failure."""
         self._pool = pool

@@ -99,7 +99,8 @@ async def run_credit_service(pool: Pool, folder: Path) -> AsyncIterator[CreditSe
     key, pricing = development_key(folder), load_pricing(None)
     sandbox = await start_stripe_sandbox(webhook_secret=SECRET)
     stripe_client = StripeClient(api_key="sk_test_sandbox", base_url=sandbox.url)
-    store = TopUpStore(pool, TopUpTerms(environment="test", livemode=False), low_balance_threshold=100)
+    terms = TopUpTerms(environment="test", livemode=False)
+    store = TopUpStore(pool, terms, low_balance_threshold=100, clock=pool.clock)
     balances = Balances(pool, low_balance_threshold=100, batching=Batching(size=500, linger_seconds=0.005))
     dependencies = CreditDependencies(
         pool=pool,

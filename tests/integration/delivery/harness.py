@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from server.clock import utc_now
 from server.credits.ledger import adjust_credits
 from server.jobs import take_over_deliveries
 from server.otps.admission import Admitted, SendLimits, SendOptions
@@ -66,9 +67,14 @@ class ProviderStandIns:
         vonage = VonageSettings("key", "secret", "Pulsa", base_url=url, timeout_seconds=timeout_seconds)
         guard = GuardSettings(breaker=BreakerSettings(failures_to_open=1_000_000))
         return {
-            Channel.EMAIL: Guard(Smtp(email, templates), guard),
-            Channel.WHATSAPP: Guard(WhatsApp(whatsapp), guard),
-            Channel.SMS: Route([Guard(Twilio(twilio, templates), guard), Guard(Vonage(vonage, templates), guard)]),
+            Channel.EMAIL: Guard(Smtp(email, templates, clock=utc_now), guard, clock=utc_now),
+            Channel.WHATSAPP: Guard(WhatsApp(whatsapp), guard, clock=utc_now),
+            Channel.SMS: Route(
+                [
+                    Guard(Twilio(twilio, templates, clock=utc_now), guard, clock=utc_now),
+                    Guard(Vonage(vonage, templates, clock=utc_now), guard, clock=utc_now),
+                ]
+            ),
         }
 
 
@@ -142,7 +148,7 @@ class DeliveryHarness:
         """Move the clock by `after`, run the take-over job once and wait for its deliveries; returns how many."""
         self.clock.now += after
         taken = await take_over_deliveries(
-            self.pool, self.crypto, self.dispatcher, lease=LEASE, now=self.clock(), limit=limit
+            self.pool, self.crypto, self.dispatcher, lease=LEASE, clock=self.clock, limit=limit
         )
         await self.idle()
         return taken

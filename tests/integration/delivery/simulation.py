@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from random import Random
 from uuid import UUID
 
+from server.clock import utc_now
 from server.jobs import take_over_deliveries
 from server.otps.delivery.reports import report_delivery
 from server.otps.otp import DeliveryStatus
@@ -138,7 +139,7 @@ class Simulation:
             self.harness.crypto,
             self.harness.dispatcher,
             lease=LEASE,
-            now=self.harness.clock(),
+            clock=self.harness.clock,
             limit=10_000,
         )
 
@@ -201,8 +202,10 @@ def new_simulation(open_harness: OpenHarness, stand_ins: ProviderStandIns, *, se
     guard = GuardSettings(breaker=BreakerSettings(failures_to_open=1_000_000))
     harness = open_harness(
         {
-            Channel.SMS: Guard(RecordingProvider(Twilio(twilio, templates), record), guard),
-            Channel.WHATSAPP: Guard(RecordingProvider(WhatsApp(whatsapp), record), guard),
+            Channel.SMS: Guard(
+                RecordingProvider(Twilio(twilio, templates, clock=utc_now), record), guard, clock=utc_now
+            ),
+            Channel.WHATSAPP: Guard(RecordingProvider(WhatsApp(whatsapp), record), guard, clock=utc_now),
         },
         concurrency=32,
         queue=500,

@@ -141,7 +141,8 @@ def dependencies_of(harness: DeliveryHarness) -> OtpDependencies:
     return OtpDependencies(
         pool=harness.pool,
         sender=harness.sender,
-        verifier=Verifier(harness.pool, harness.crypto, limits=GuessLimits()),
+        verifier=Verifier(harness.pool, harness.crypto, limits=GuessLimits(), clock=harness.clock),
+        clock=harness.clock,
         batching=Batching(size=1, linger_seconds=0),
         cooldown=timedelta(),
         refund_accepted=False,

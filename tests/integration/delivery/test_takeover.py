@@ -69,14 +69,15 @@ async def test_a_take_over_job_without_free_places_claims_nothing(open_harness: 
     await harness.fund(10)
     await harness.send(EMAIL)
     await harness.send(EMAIL)
-    now = harness.clock() + LEASE
+    clock = harness.clock
+    clock.now += LEASE
 
     taken = [
-        await take_over_deliveries(harness.pool, harness.crypto, harness.dispatcher, lease=LEASE, now=now, limit=10)
+        await take_over_deliveries(harness.pool, harness.crypto, harness.dispatcher, lease=LEASE, clock=clock, limit=10)
         for _ in range(2)
     ]
 
-    due = await harness.rows("SELECT 1 FROM outbox WHERE next_attempt_time <= %s", now)
+    due = await harness.rows("SELECT 1 FROM outbox WHERE next_attempt_time <= %s", clock())
     assert (taken, len(due)) == ([1, 0], 1)
 
 

@@ -155,7 +155,7 @@ class OrganizationDriver:
         now = self.clock()
         pool, due = self.replica.pool, await find_due(self.replica.pool, now=now)
         delivery_ids = due.get(self.organization_id, [])
-        jobs = await claim_due(pool, CRYPTO, self.organization_id, delivery_ids, lease=LEASE, now=now)
+        jobs = await claim_due(pool, CRYPTO, self.organization_id, delivery_ids, lease=LEASE, clock=self.clock)
         assert {one.send.delivery_id for one in jobs} == self.model.take_over(now, now + LEASE)
         for job in jobs:
             assert job.send.recipient.destination == self.jobs[job.send.delivery_id].send.recipient.destination

@@ -1,7 +1,7 @@
 """The use cases of OTPs as one replica runs them, without a dispatcher: what was accepted is kept for the test."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from psycopg import sql
 
-from server.clock import Clock, utc_now
+from server.clock import Clock, DatabaseClock, utc_now
 from server.credits.ledger import LedgerEntry, adjust_credits, list_entries
 from server.otps.admission import Admitted, SendLimits, SendOptions
 from server.otps.crypto import KEY_BYTES, Crypto
@@ -34,13 +34,18 @@ CRYPTO = Crypto({"k1": b"1" * KEY_BYTES}, digest_secrets={"d1": b"2" * KEY_BYTES
 _names = count()
 
 
-@dataclass
-class ManualClock:
-    """A clock that only a test moves."""
+class ManualClock(DatabaseClock):
+    """A clock that only a test moves, also that of the database."""
 
-    now: datetime = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    def __init__(self, now: datetime = datetime(2026, 11, 22, 12, tzinfo=UTC)) -> None:
+        super().__init__()
+        self.now = now
 
     def __call__(self) -> datetime:
+        return self.now
+
+    async def measure(self, read: Callable[[], Awaitable[datetime]]) -> datetime:
+        await read()
         return self.now
 
     def advance(self, **time: float) -> None:

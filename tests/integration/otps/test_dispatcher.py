@@ -48,7 +48,8 @@ async def open_dispatcher(replica: Replica) -> AsyncIterator[OpenDispatcher]:
     opened: list[Dispatcher] = []
 
     def open_one(console: Console) -> Dispatcher:
-        opened.append(Dispatcher({Channel.EMAIL: console}, CRYPTO, replica.outcomes, concurrency=2, queue=100))
+        providers = {Channel.EMAIL: console}
+        opened.append(Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=2, queue=100, clock=replica.clock))
         return opened[-1]
 
     yield open_one
@@ -129,6 +130,6 @@ async def test_outcomes_are_stored_in_batches_and_on_citus_by_organization(
     sends = [await replica.send(organization_id=organization_id) for organization_id in "aabbaba"]
     accepted = Outcome(OutcomeKind.ACCEPTED, "console")
     batching = Batching(size=4, by_organization=by_organization)
-    outcomes = Outcomes(replica.pool, batching=batching, lease=LEASE)
+    outcomes = Outcomes(replica.pool, batching=batching, lease=LEASE, clock=replica.clock)
     batches = outcomes.batches([DeliveryResult(replica.job(send), accepted) for send in sends])
     assert ["".join(result.job.send.organization_id for result in batch) for batch in batches] == parts

@@ -15,7 +15,9 @@ async def statuses(pool: Pool) -> list[str]:
 
 
 def dispatcher_of(replica: Replica, console: Console, *, queue: int) -> Dispatcher:
-    return Dispatcher({Channel.EMAIL: console}, CRYPTO, replica.outcomes, concurrency=2, queue=queue)
+    return Dispatcher(
+        {Channel.EMAIL: console}, CRYPTO, replica.outcomes, concurrency=2, queue=queue, clock=replica.clock
+    )
 
 
 async def test_drain_finishes_the_enqueued_jobs_and_the_outbox_keeps_the_rest(replica: Replica) -> None:

@@ -162,7 +162,7 @@ async def test_a_frozen_replica_stops_no_other_for_longer_than_an_idle_transacti
 async def test_outcomes_of_a_locked_account_wait_by_themselves_and_are_stored(replica: Replica) -> None:
     own, other = await replica.send(), await replica.send(organization_id=OTHERS[0])
     providers = {Channel.EMAIL: RefusingConsole(None)}
-    dispatcher = Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=4, queue=100)
+    dispatcher = Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=4, queue=100, clock=replica.clock)
 
     async def is_failed(send: Accepted) -> bool:
         return (await stored(replica.pool, send.record.otp)).deliveries[0].status is DeliveryStatus.FAILED
@@ -180,7 +180,7 @@ async def test_a_sent_message_is_recorded_while_a_refused_one_waits_for_the_acco
     sent = await replica.send()
     refused = await replica.send("+6281234567890", channel=Channel.SMS)
     providers = {Channel.EMAIL: Console(None), Channel.SMS: RefusingConsole(None)}
-    dispatcher = Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=4, queue=100)
+    dispatcher = Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=4, queue=100, clock=replica.clock)
 
     async def status_of(send: Accepted) -> DeliveryStatus:
         return (await stored(replica.pool, send.record.otp)).deliveries[0].status

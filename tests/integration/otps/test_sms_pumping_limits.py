@@ -309,7 +309,9 @@ async def test_a_fallback_to_an_area_that_is_blocked_by_now_is_skipped(pool: Poo
     sealed = RecipientResolver(CRYPTO, PRICES).seal_fallbacks("acme", fallbacks)
     job.admitted = job.admitted._replace(send=job.send._replace(fallbacks_sealed=sealed))
     blocking = RecipientResolver(CRYPTO, PRICES, AreaPolicy(blocked=("+62812",)))
-    outcomes = Outcomes(pool, batching=Batching(), lease=LEASE, fallbacks=Fallbacks(blocking, NO_LIMITS))
+    outcomes = Outcomes(
+        pool, batching=Batching(), lease=LEASE, clock=replica.clock, fallbacks=Fallbacks(blocking, NO_LIMITS)
+    )
     fallbacks_sent = await outcomes.record([DeliveryResult(job, Outcome(REJECTED, "console"))])
 
     assert [one.send.recipient.channel for one in fallbacks_sent] == [Channel.EMAIL]

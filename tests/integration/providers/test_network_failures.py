@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestServer
 
+from server.clock import utc_now
 from server.providers.provider import Message, OutcomeKind, Provider
 from server.providers.templates import Templates
 from server.providers.twilio import Twilio, TwilioSettings
@@ -30,10 +31,14 @@ async def build(request: pytest.FixtureRequest, templates: Templates) -> AsyncIt
         provider: Provider
         if request.param == "twilio":
             provider = Twilio(
-                TwilioSettings("AC1", "t", "+1", base_url=url, timeout_seconds=timeout_seconds), templates
+                TwilioSettings("AC1", "t", "+1", base_url=url, timeout_seconds=timeout_seconds),
+                templates,
+                clock=utc_now,
             )
         elif request.param == "vonage":
-            provider = Vonage(VonageSettings("k", "s", "x", base_url=url, timeout_seconds=timeout_seconds), templates)
+            provider = Vonage(
+                VonageSettings("k", "s", "x", base_url=url, timeout_seconds=timeout_seconds), templates, clock=utc_now
+            )
         else:
             provider = WhatsApp(WhatsAppSettings("1", "t", "otp", base_url=url, timeout_seconds=timeout_seconds))
         built.append(provider)

@@ -7,6 +7,7 @@ from email.message import EmailMessage
 
 import pytest
 
+from server.clock import utc_now
 from server.providers.provider import Channel, Message, OutcomeKind
 from server.providers.smtp import Smtp, SmtpSettings
 from server.providers.templates import Templates
@@ -35,7 +36,7 @@ async def relay() -> AsyncIterator[Relay]:
 
 @pytest.fixture
 async def smtp(relay: Relay, templates: Templates) -> AsyncIterator[Smtp]:
-    provider = Smtp(settings(relay.port), templates)
+    provider = Smtp(settings(relay.port), templates, clock=utc_now)
     yield provider
     await provider.close()
 
@@ -83,7 +84,7 @@ async def test_right_to_left_text_arrives_unchanged(
     text = mail.get_body(("plain",))
     assert mail["Subject"] == "رمز الدخول"
     assert text is not None
-    assert text.get_content().replace("\r\n", "\n").rstrip() == templates.render(message).text.rstrip()
+    assert text.get_content().replace("\r\n", "\n").rstrip() == templates.render(message, now=utc_now()).text.rstrip()
     assert relay.mails[0].content.isascii()
 
 
@@ -109,7 +110,7 @@ async def test_an_address_beyond_ascii_is_sent_only_to_a_relay_with_smtputf8(
 async def test_a_session_that_ends_before_the_final_dot_is_not_sent(
     relay: Relay, templates: Templates, message: Message, step: str, end: str
 ) -> None:
-    smtp = Smtp(settings(relay.port, timeout_seconds=0.3 if end == HANG else 5), templates)
+    smtp = Smtp(settings(relay.port, timeout_seconds=0.3 if end == HANG else 5), templates, clock=utc_now)
     relay.play(step, end)
 
     outcome = await smtp.deliver(message)
@@ -126,7 +127,7 @@ async def test_a_session_that_ends_before_the_final_dot_is_not_sent(
 async def test_a_session_that_ends_after_the_final_dot_is_unknown(
     relay: Relay, templates: Templates, message: Message, end: str, reason: str
 ) -> None:
-    smtp = Smtp(settings(relay.port, timeout_seconds=0.3 if end == HANG else 5), templates)
+    smtp = Smtp(settings(relay.port, timeout_seconds=0.3 if end == HANG else 5), templates, clock=utc_now)
     relay.play("CONTENT", end)
 
     outcome = await smtp.deliver(message)
@@ -237,6 +238,6 @@ async def test_a_closed_port_means_not_sent(templates: Templates, message: Messa
     async with Relay() as relay:
         port = relay.port
 
-    outcome = await Smtp(settings(port), templates).deliver(message)
+    outcome = await Smtp(settings(port), templates, clock=utc_now).deliver(message)
 
     assert (outcome.kind, outcome.failure_reason) == (OutcomeKind.NOT_SENT, "unreachable")

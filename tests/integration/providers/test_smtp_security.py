@@ -11,6 +11,7 @@ import pytest
 from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
+from server.clock import utc_now
 from server.providers.provider import Channel, Message, OutcomeKind
 from server.providers.smtp import Smtp, SmtpSettings
 from server.providers.templates import Templates
@@ -46,7 +47,7 @@ async def serving(security: Security, certificate: tuple[Path, Path], *, auth: b
 
 @asynccontextmanager
 async def sending(settings: SmtpSettings, templates: Templates) -> AsyncIterator[Smtp]:
-    smtp = Smtp(settings, templates)
+    smtp = Smtp(settings, templates, clock=utc_now)
     yield smtp
     await smtp.close()
 

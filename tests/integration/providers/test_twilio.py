@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from server.clock import utc_now
 from server.providers.provider import Message, OutcomeKind
 from server.providers.templates import Templates
 from server.providers.twilio import Twilio, TwilioSettings
@@ -21,7 +22,7 @@ def settings(url: str, sender: str = "+15005550006", callback: str = "") -> Twil
 
 @pytest.fixture
 async def twilio(sandbox_url: str, templates: Templates) -> AsyncIterator[Twilio]:
-    provider = Twilio(settings(sandbox_url), templates)
+    provider = Twilio(settings(sandbox_url), templates, clock=utc_now)
     yield provider
     await provider.close()
 
@@ -58,7 +59,7 @@ async def test_a_messaging_service_and_a_callback_with_the_reference_are_sent(
     callback: str,
     called: str,
 ) -> None:
-    twilio = Twilio(settings(sandbox_url, "MG7", callback), templates)
+    twilio = Twilio(settings(sandbox_url, "MG7", callback), templates, clock=utc_now)
     message = make_message(ttl=timedelta(seconds=-5))
 
     await twilio.deliver(message)

@@ -3,6 +3,7 @@ from datetime import timedelta
 
 import pytest
 
+from server.clock import utc_now
 from server.providers.provider import Message, OutcomeKind
 from server.providers.templates import Templates
 from server.providers.vonage import Vonage, VonageSettings
@@ -15,7 +16,7 @@ ECHO = "Invalid number 6281234567890 in 918273"
 @pytest.fixture
 async def vonage(sandbox_url: str, templates: Templates) -> AsyncIterator[Vonage]:
     settings = VonageSettings("key", "secret", "Pulsa", base_url=sandbox_url + "/", timeout_seconds=5)
-    provider = Vonage(settings, templates)
+    provider = Vonage(settings, templates, clock=utc_now)
     yield provider
     await provider.close()
 

@@ -17,6 +17,7 @@ from server.api.interceptor import Call
 from server.api.jwks import VerificationKey
 from server.api.otp_service import OtpDependencies, OtpService
 from server.api.validation import compile_validation
+from server.clock import utc_now
 from server.errors import DomainError, InvalidFields, WrongCode
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp
@@ -64,6 +65,7 @@ async def answers(verifier: FakeVerifier, *codes: str) -> list[Any]:
             pool=cast("Any", None),
             sender=cast("Any", None),
             verifier=cast("Any", verifier),
+            clock=utc_now,
             batching=Batching(),
             cooldown=timedelta(),
             refund_accepted=False,

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from server.clock import utc_now
 from server.providers.guard import BreakerSettings, Guard, GuardSettings
 from server.providers.provider import Message, Outcome, OutcomeKind
 from tests.unit.providers.provider_double import (
@@ -34,7 +35,7 @@ def guard(
     provider: ProviderDouble, clock: Clock | None = None, *, concurrency: int = 10, wait_seconds: float = 5.0
 ) -> Guard:
     breaker = BreakerSettings(failures_to_open=3, cooldown_seconds=30)
-    return Guard(provider, GuardSettings(concurrency, wait_seconds, breaker), clock=clock or Clock())
+    return Guard(provider, GuardSettings(concurrency, wait_seconds, breaker), clock=utc_now, monotonic=clock or Clock())
 
 
 async def send(guarded: Guard, message: Message, times: int = 1) -> Outcome:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from server.clock import utc_now
 from server.providers.guard import Guard, GuardSettings
 from server.providers.provider import Message, Outcome, OutcomeKind
 from server.providers.routing import Route
@@ -55,7 +56,7 @@ async def test_when_all_refuse_the_outcome_with_the_earliest_retry_is_returned_i
 async def test_closing_a_route_closes_every_provider() -> None:
     first, second = ProviderDouble(), ProviderDouble()
 
-    await Route([Guard(first, GuardSettings()), Guard(second, GuardSettings())]).close()
+    await Route([Guard(first, GuardSettings(), clock=utc_now), Guard(second, GuardSettings(), clock=utc_now)]).close()
 
     assert first.closed
     assert second.closed
