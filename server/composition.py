@@ -31,7 +31,7 @@ from server.environment import SettingsError
 from server.jobs import JobRunner, RetentionPeriods, periodic_jobs
 from server.otps.admission import Admitted, SendLimits
 from server.otps.crypto import Crypto
-from server.otps.delivery.dispatcher import Dispatcher
+from server.otps.delivery.dispatcher import FRESH_FOR, Dispatcher
 from server.otps.delivery.outbox import job_for
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
 from server.otps.guess_policy import GuessLimits
@@ -43,8 +43,9 @@ from server.postgres.batcher import Batching
 from server.postgres.pool import Pool, Timeouts, open_pool
 from server.postgres.queries import Queries
 from server.providers.console import Console
+from server.providers.guard import LEASE_MARGIN
 from server.providers.provider import Channel
-from server.providers.routing import open_mailer, open_providers, provider_names
+from server.providers.routing import open_mailer, open_providers, provider_names, timeout_seconds
 from server.providers.templates import Templates, load_templates
 from server.settings import Database, Settings
 
@@ -313,15 +314,19 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
 
 
 def check_lease(settings: Settings) -> None:
-    """Raise SettingsError when trying every provider of a channel may take longer than the lease of a delivery."""
+    """Raise SettingsError when trying every provider of a channel may take longer than the lease of a delivery.
+
+    With what precedes a call and follows it.
+    """
     for channel in Channel:
         providers = provider_names(settings, channel)
-        # The console has no settings: it answers at once.
-        timeouts = [getattr(settings, name).timeout_seconds for name in providers if name != "console"]
+        timeouts = [timeout_seconds(settings, name) for name in providers]
         longest = len(providers) * settings.channel.wait_seconds + sum(timeouts)
+        longest += (FRESH_FOR + LEASE_MARGIN).total_seconds()
         if longest >= settings.delivery.lease_seconds:
             raise SettingsError(
-                f"PULSA_DELIVERY_LEASE_SECONDS: must exceed {longest:g}, the longest time of {'+'.join(providers)}"
+                f"PULSA_DELIVERY_LEASE_SECONDS: must exceed {longest:g}, the longest time of {'+'.join(providers)} "
+                "and of storing the outcome"
             )
 
 

@@ -378,6 +378,7 @@ class Sender:
             purpose=options.purpose,
             locale=options.locale,
             expire_time=now + options.ttl,
+            lease_expire_time=now + options.ttl,
             web_otp_domain=options.web_otp_domain,
             reference="",
         )

@@ -4,12 +4,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
 
 import structlog
 from prometheus_client import Counter, Histogram
 
 from server.clock import Clock
 from server.providers.provider import Message, Outcome, OutcomeKind, Provider
+
+LEASE_MARGIN: Final = timedelta(seconds=2)
+"""Between the latest end of a provider call and the end of the lease: to store the outcome, and as clocks differ."""
 
 _log = structlog.get_logger()
 
@@ -122,8 +127,10 @@ class GuardSettings:
     concurrency: int = 50
     """Calls of the provider at the same time."""
     wait_seconds: float = 5.0
-    """Longest wait for a concurrency slot. The sum with the provider's timeout must be less than a delivery's lease."""
+    """Longest wait for a concurrency slot."""
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
+    timeout_seconds: float = 0.0
+    """Longest time of a call. A call that might outlast the delivery's lease does not begin."""
 
 
 class Guard:
@@ -144,6 +151,7 @@ class Guard:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._breaker = Breaker(provider.name, settings.breaker, clock=monotonic)
         self._clock = clock
+        self._longest = timedelta(seconds=settings.timeout_seconds) + LEASE_MARGIN
         # Looked up once: looking labels up for each message costs more than counting it.
         self._outcomes = {kind: OUTCOMES.labels(provider.name, kind.value) for kind in OutcomeKind}
         self._seconds = SECONDS.labels(provider.name)
@@ -152,7 +160,8 @@ class Guard:
         """The outcome of the provider call, or of the guard.
 
         The guard's failure reasons: `busy` (no slot became free in time), `otp_expired` (before a slot was free),
-        `circuit_open` (see Breaker.refusal), and `crashed` (the provider raised).
+        `lease_ended` (too little of it is left, as after a freeze: another replica may be sending), `circuit_open` (see
+        Breaker.refusal), and `crashed` (the provider raised).
         """
         if self._slots.locked():
             has_slot = await self._wait_for_slot()
@@ -181,9 +190,12 @@ class Guard:
             return False
 
     async def _call(self, message: Message) -> Outcome:
-        """Call the provider, unless the OTP has expired or the breaker is open; the breaker counts the outcome."""
-        if message.expire_time <= self._clock():
+        """Call the provider, unless it is too late or the breaker is open; the breaker counts the outcome."""
+        now = self._clock()
+        if message.expire_time <= now:
             return Outcome(OutcomeKind.NOT_SENT, self.name, failure_reason="otp_expired")
+        if message.lease_expire_time < now + self._longest:
+            return Outcome(OutcomeKind.NOT_SENT, self.name, failure_reason="lease_ended")
         if refusal := self._breaker.refusal():
             return refusal
         outcome, began = None, time.perf_counter()

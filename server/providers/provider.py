@@ -50,6 +50,8 @@ class Message(NamedTuple):
     """A BCP 47 tag; empty for the default locale."""
     expire_time: datetime
     """From then on the code is refused, and must not be sent."""
+    lease_expire_time: datetime
+    """From then on another replica may send it."""
     web_otp_domain: str
     """The domain of the `@domain #code` line of an SMS; empty: no such line."""
     reference: str

@@ -1,6 +1,7 @@
 """Opens the providers of each channel from the settings; a Route tries several of one channel in order."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import SecretStr
@@ -84,7 +85,10 @@ def open_providers(
     )
     opened: dict[Channel, Provider] = {}
     for channel in Channel:
-        guarded = [Guard(openers[name](), guard, clock=clock) for name in provider_names(settings, channel)]
+        guarded = [
+            Guard(openers[name](), replace(guard, timeout_seconds=timeout_seconds(settings, name)), clock=clock)
+            for name in provider_names(settings, channel)
+        ]
         if guarded:
             opened[channel] = guarded[0] if len(guarded) == 1 else Route(guarded)
     return opened
@@ -94,6 +98,11 @@ def provider_names(settings: Settings, channel: Channel) -> tuple[str, ...]:
     """The names of a channel's providers, in order of preference: its setting, such as PULSA_CHANNEL_SMS."""
     names: tuple[str, ...] = getattr(settings.channel, channel.field)
     return names
+
+
+def timeout_seconds(settings: Settings, name: str) -> float:
+    """How long a call of a provider may take. The console answers at once."""
+    return 0.0 if name == "console" else float(getattr(settings, name).timeout_seconds)
 
 
 def open_mailer(

@@ -25,7 +25,7 @@ from tests.faults.processes import Process
 from tests.waiting import SECONDS, until
 
 KEY = b64encode(b"k" * KEY_BYTES).decode()
-LEASE_SECONDS = 5
+LEASE_SECONDS = 6
 CODE = re.compile(r"\b\d{6,8}\b")
 CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -145,11 +145,11 @@ def server_settings(key: DevelopmentKey, *, database_url: str, stripe_url: str, 
         "PULSA_STRIPE_BASE_URL": stripe_url,
         "PULSA_DELIVERY_LEASE_SECONDS": str(LEASE_SECONDS),
         "PULSA_CHANNEL_EMAIL": "smtp",
-        "PULSA_CHANNEL_WAIT_SECONDS": "1",
+        "PULSA_CHANNEL_WAIT_SECONDS": "0.5",
         "PULSA_SMTP_HOST": "127.0.0.1",
         "PULSA_SMTP_PORT": str(relay_port),
         "PULSA_SMTP_SECURITY": "none",
         "PULSA_SMTP_SENDER": "pulsa@example.com",
-        "PULSA_SMTP_TIMEOUT_SECONDS": "3",
+        "PULSA_SMTP_TIMEOUT_SECONDS": "2",
         "PULSA_WEBHOOK_LISTEN": "127.0.0.1:0",
     }

@@ -77,8 +77,8 @@ def test_the_only_digest_key_of_before_is_a_ring_of_one_without_an_id() -> None:
 def test_a_lease_shorter_than_its_work_names_the_lease() -> None:
     with pytest.raises(SettingsError, match=r"^PULSA_STRIPE_LEASE_SECONDS: must exceed 30"):
         open_stripe(load_settings({"PULSA_STRIPE_API_KEY": "sk_test_x", "PULSA_STRIPE_LEASE_SECONDS": "30"}))
-    with pytest.raises(SettingsError, match=r"^PULSA_DELIVERY_LEASE_SECONDS: must exceed 30"):
-        check_lease(load_settings({"PULSA_CHANNEL_SMS": "twilio,vonage", "PULSA_DELIVERY_LEASE_SECONDS": "30"}))
+    with pytest.raises(SettingsError, match=r"^PULSA_DELIVERY_LEASE_SECONDS: must exceed 33"):
+        check_lease(load_settings({"PULSA_CHANNEL_SMS": "twilio,vonage", "PULSA_DELIVERY_LEASE_SECONDS": "33"}))
 
 
 def test_every_tls_file_has_a_setting() -> None:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -18,6 +19,9 @@ from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.otp import OtpStatus
 from server.providers.provider import Channel, Outcome, OutcomeKind, Provider
+
+FRESH_FOR: Final = timedelta(seconds=1)
+"""A job that waited longer has its lease renewed before it is sent."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +46,7 @@ class Dispatcher:
         concurrency: int,
         queue: int,
         clock: Clock,
-        fresh_for: timedelta = timedelta(seconds=1),
+        fresh_for: timedelta = FRESH_FOR,
     ) -> None:
         """`queue` is the longest length of the queue.
 

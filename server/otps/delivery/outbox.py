@@ -91,6 +91,7 @@ class DeliveryJob:
             options.purpose,
             options.locale,
             self.admitted.expire_time,
+            self.lease_expire_time,
             options.web_otp_domain,
             f"{send.organization_id}/{send.delivery_id.hex}",
         )

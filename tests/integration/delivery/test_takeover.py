@@ -1,14 +1,20 @@
 """The take-over job: it sends the deliveries that a crash left, in this process or another."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 
+from server.clock import utc_now
 from server.jobs import take_over_deliveries
 from server.otps.crypto import Crypto
 from server.otps.otp import DeliveryStatus
 from server.postgres.pool import Pool
+from server.providers.guard import Guard, GuardSettings
+from server.providers.templates import load_templates
+from server.providers.twilio import Twilio, TwilioSettings
 from server.sandbox.providers import Answer, Conduct
 from tests.integration.delivery.harness import EMAIL, LEASE, SMS, DeliveryHarness, OpenHarness, ProviderStandIns
+from tests.integration.otps.replica import ManualClock
 from tests.waiting import until
 
 SENT, FAILED = DeliveryStatus.SENT, DeliveryStatus.FAILED
@@ -62,6 +68,30 @@ async def test_concurrent_take_over_jobs_of_two_replicas_send_each_message_once(
     assert sum(taken) == 40
     assert {(await harness.deliveries(one))[0].status for one in sent} == {SENT}
     assert len(stand_ins.relay.mails) == 40
+
+
+async def test_a_message_whose_lease_ended_while_it_waited_for_its_provider_is_not_sent(
+    open_harness: OpenHarness, stand_ins: ProviderStandIns
+) -> None:
+    """As in a replica that was frozen: another one has sent it meanwhile."""
+    clock = ManualClock(utc_now())
+    settings = TwilioSettings("AC1", "token", "MG1", base_url=stand_ins.sandbox_url)
+    twilio = Twilio(settings, load_templates(None), clock=clock)
+    frozen = open_harness({SMS.channel: Guard(twilio, GuardSettings(concurrency=1), clock=clock)}, clock=clock)
+    other = open_harness(clock=clock)
+    await other.fund(10)
+    stand_ins.sandbox.play("twilio", Answer(conduct=Conduct.HANG))
+    await frozen.send(SMS)
+    await until(lambda: len(stand_ins.sandbox.received) == 1)
+    waiting = await frozen.send(SMS._replace(text="+6281234567891"))
+    await until(lambda: frozen.dispatcher._free_slots == frozen.concurrency - 2)
+
+    assert await other.take_over(after=LEASE) == 2
+    stand_ins.sandbox.release()
+    await frozen.idle()
+
+    assert Counter(call.to for call in stand_ins.sandbox.received)["+6281234567891"] == 1
+    assert [one.status for one in await other.deliveries(waiting)] == [SENT]
 
 
 async def test_a_take_over_job_without_free_places_claims_nothing(open_harness: OpenHarness) -> None:

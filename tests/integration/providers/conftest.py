@@ -44,7 +44,9 @@ def make_message() -> MakeMessage:
         normalized = destination or (EMAIL if channel is Channel.EMAIL else PHONE)
         delivery_id, expire_time = uuid4(), datetime.now(UTC) + ttl
         reference = f"acme@jakarta/{delivery_id.hex}"
-        return Message(delivery_id, channel, normalized, CODE, "login", locale, expire_time, domain, reference)
+        return Message(
+            delivery_id, channel, normalized, CODE, "login", locale, expire_time, expire_time, domain, reference
+        )
 
     return make
 

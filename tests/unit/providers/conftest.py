@@ -26,6 +26,9 @@ def make_message() -> MakeMessage:
         domain: str = "",
         code: str = "123456",
     ) -> Message:
-        return Message(uuid4(), channel, "+6281234567890", code, purpose, locale, NOW + ttl, domain, "acme/0")
+        expire_time = NOW + ttl
+        return Message(
+            uuid4(), channel, "+6281234567890", code, purpose, locale, expire_time, expire_time, domain, "acme/0"
+        )
 
     return make

@@ -198,3 +198,18 @@ async def test_outcomes_and_times_are_counted_by_provider(make_message: MakeMess
     counted = {"provider": "counted", "outcome": "NOT_SENT"}
     assert REGISTRY.get_sample_value("pulsa_channel_outcomes_total", counted) == 5
     assert REGISTRY.get_sample_value("pulsa_channel_seconds_count", {"provider": "counted"}) == 3
+
+
+@pytest.mark.parametrize(("seconds_left", "reason"), [(6.9, "lease_ended"), (8, "")])
+async def test_a_call_that_could_outlast_its_lease_does_not_begin(
+    seconds_left: float, reason: str, make_message: MakeMessage
+) -> None:
+    provider, now = ProviderDouble(), utc_now()
+    guarded = Guard(provider, GuardSettings(timeout_seconds=5), clock=lambda: now)
+    message = make_message()._replace(
+        expire_time=now + timedelta(minutes=5), lease_expire_time=now + timedelta(seconds=seconds_left)
+    )
+
+    outcome = await guarded.deliver(message)
+
+    assert (outcome.failure_reason, len(provider.messages)) == (reason, 0 if reason else 1)
