@@ -80,8 +80,9 @@ hops: .venv/ready  ## Count the files and functions that a call passes
 test-docs: .venv/ready  ## Run every command of README.md and docs/ as written, in a clean clone of HEAD
 	@$(RUN) -m tests.docs.run $(ARGS)
 
-test-faults: .venv/ready  ## Measure what callers notice of locks, silent hosts and outages, in about 5 minutes
+test-faults: .venv/ready  ## Measure what callers notice of locks, silent hosts, outages and crashes, in about 20 minutes
 	@$(RUN) -m tests.faults.figures
+	@$(RUN) -m tests.faults.doubles
 
 wheels: .venv/ready  ## Build the wheels of the server and of the Python client into dist/, reproducibly
 	@rm -rf dist build/wheels && mkdir -p build/wheels

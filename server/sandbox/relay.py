@@ -1,6 +1,7 @@
 """A stand-in for an SMTP relay: stores each mail, or fails at a step as scripted."""
 
 import asyncio
+import time
 from collections import defaultdict, deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class Mail:
 
     envelope: tuple[str, ...]
     content: bytes
+    began: float
+    """When its MAIL command arrived, or its connection if it was the first: time.monotonic()."""
+    accepted: float
+    """When the relay had accepted it."""
 
 
 class Relay:
@@ -80,11 +85,12 @@ class Relay:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._reply("GREETING", reader, writer)
         envelope: list[str] = []
+        began = time.monotonic()
         while True:
             line = (await reader.readuntil(b"\r\n")).decode().strip()
             verb = line[:4].upper()
             if verb == "MAIL":
-                envelope = []
+                envelope, began = [], began or time.monotonic()
             if verb in {"MAIL", "RCPT"}:
                 envelope.append(line)
             reply = await self._reply(verb, reader, writer)
@@ -92,7 +98,9 @@ class Relay:
                 content = await reader.readuntil(b"\r\n.\r\n")
                 await asyncio.sleep(self.delay_seconds)
                 if (await self._reply("CONTENT", reader, writer)).startswith("250"):
-                    self.mails.append(Mail(tuple(envelope), content.removesuffix(b".\r\n")))
+                    content = content.removesuffix(b".\r\n")
+                    self.mails.append(Mail(tuple(envelope), content, began, time.monotonic()))
+                began = 0.0
 
     async def _reply(self, step: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         self._reached[step].set()
