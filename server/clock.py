@@ -47,10 +47,10 @@ class DatabaseClock:
     ) -> None:
         """`since_boot` returns nanoseconds that no step changes."""
         self._machine = machine
-        self._since_boot = since_boot
-        self._boot = machine() - self.elapsed()
+        self.since_boot = since_boot
+        self.boot = machine() - self.elapsed()
         """The database's time at boot, as estimated."""
-        self._earliest = self._latest = self._boot
+        self._earliest = self._latest = self.boot
         """The bounds of the true one, as of the last measurement."""
         self._measured: timedelta | None = None
         self._stepped: timedelta | None = None
@@ -59,16 +59,16 @@ class DatabaseClock:
 
     def __call__(self) -> datetime:
         """The database's time now, in UTC."""
-        return self._boot + timedelta(0, 0, self._since_boot() // 1000)
+        return self.boot + timedelta(0, 0, self.since_boot() // 1000)
 
     def elapsed(self) -> timedelta:
         """The time since boot."""
-        return timedelta(0, 0, self._since_boot() // 1000)
+        return timedelta(0, 0, self.since_boot() // 1000)
 
     @property
     def error(self) -> timedelta:
         """How much the estimate can be wrong, as of the last measurement."""
-        return max(self._latest - self._boot, self._boot - self._earliest)
+        return max(self._latest - self.boot, self.boot - self._earliest)
 
     @property
     def skew(self) -> timedelta:
@@ -94,7 +94,7 @@ class DatabaseClock:
             else:
                 self._report_step(earliest - high if earliest > high else latest - low)
         self._earliest, self._latest, self._measured = earliest, latest, answered
-        self._boot = min(max(self._boot, earliest), latest)
+        self.boot = min(max(self.boot, earliest), latest)
         self._report_skew()
 
     def has_stepped(self, *, within: timedelta) -> bool:

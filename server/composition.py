@@ -200,7 +200,7 @@ def open_credits(
         terms,
         low_balance_threshold=pricing.low_balance_threshold,
         audit_keys=shared.audit_keys,
-        clock=pool.clock,
+        clock=pool.now,
         failpoint=failpoint,
     )
     top_ups = TopUps(store, stripe_client, pricing)
@@ -270,7 +270,7 @@ def signing_secrets(settings: Settings) -> list[str]:
 def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     """Create the OTP service; the stack closes it. Raises SettingsError or ValueError for an unusable setting."""
     settings, pool, crypto = shared.settings, shared.pool, shared.crypto
-    clock = pool.clock
+    clock = pool.now
     delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
     check_lease(settings)
     providers = open_providers(settings, shared.templates, console=shared.console, clock=clock)
@@ -348,7 +348,7 @@ def required(value: Value | None, name: str) -> Value:
 
 def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: OpenCredits, otps: OpenOtps) -> JobRunner:
     settings = shared.settings
-    mailer = open_mailer(settings, shared.templates, console=shared.console, clock=shared.pool.clock)
+    mailer = open_mailer(settings, shared.templates, console=shared.console, clock=shared.pool.now)
     if mailer is not None:
         stack.push_async_callback(mailer.close)
     return JobRunner(

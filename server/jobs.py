@@ -83,9 +83,9 @@ async def _repeat(pool: Pool, job: PeriodicJob) -> None:
 
 
 async def _run(pool: Pool, job: PeriodicJob) -> float:
-    if count := await job.run(pool.clock()):
+    if count := await job.run(pool.now()):
         _log.info("job", job=job.name, count=count)
-    return time.time()
+    return pool.now().timestamp()
 
 
 async def maintain(pool: Pool, job: PeriodicJob, *, lease: timedelta = _LEASE) -> float:

@@ -152,7 +152,7 @@ class CreditService:
             low_balance_threshold=request.low_balance_threshold if request.HasField("low_balance_threshold") else None,
             alert_email=request.alert_email if request.HasField("alert_email") else None,
             default_threshold=self._dependencies.pricing.low_balance_threshold,
-            now=self._dependencies.pool.clock(),
+            now=self._dependencies.pool.now(),
         )
         return pb.UpdateAlertsResponse(balance=self._balance_message(alerts.balance), alert_email=alerts.alert_email)
 
@@ -166,7 +166,7 @@ class CreditService:
             reason=request.reason,
             created_by=call.caller.subject,
             low_balance_threshold=self._dependencies.pricing.low_balance_threshold,
-            now=self._dependencies.pool.clock(),
+            now=self._dependencies.pool.now(),
             audit_keys=self._dependencies.audit_keys,
         )
         return pb.AdjustCreditsResponse(ledger_entry=entry_message(entry), balance=self._balance_message(balance))

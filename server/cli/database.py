@@ -12,7 +12,6 @@ import psycopg
 import structlog
 from pydantic import SecretStr
 
-from server.clock import utc_now
 from server.composition import open_audit_keys, open_crypto, timeouts_of
 from server.credits.audit import AuditReport, audit_all
 from server.environment import SettingsError, load_settings
@@ -125,8 +124,8 @@ def rotate() -> int:
     settings = load_settings(os.environ)
     crypto = open_crypto(settings)
     with existing_database(settings, writes=True) as url:
-        needed, uses = asyncio.run(_rotate(settings, url, crypto))
-    now, count_for = utc_now(), _digests_count_for(settings)
+        needed, uses, now = asyncio.run(_rotate(settings, url, crypto))
+    count_for = _digests_count_for(settings)
     digests_needed = {key_id: time + count_for for key_id, time in uses.items() if time + count_for > now}
     for line in (*key_report(crypto, needed), *digest_key_report(crypto, digests_needed)):
         print(line)
@@ -297,7 +296,7 @@ async def _audit(settings: Settings, url: str) -> AuditReport:
 
 async def _rotate(
     settings: Settings, url: str, crypto: Crypto
-) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, datetime]]:
+) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, datetime], datetime]:
     pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database))
     try:
         for column in COLUMNS:
@@ -307,7 +306,8 @@ async def _rotate(
                     printed = progress.checked
                     print(_line(column.name, progress))
             print(_line(column.name, progress))
-        return await find_needed_keys(pool, now=pool.clock()), await find_digest_uses(pool)
+        now = pool.now()
+        return await find_needed_keys(pool, now=now), await find_digest_uses(pool), now
     finally:
         await pool.close()
 

@@ -13,11 +13,10 @@ import uvloop
 
 from server.api.server import pinned_polling_thread
 from server.cli.database import database, refuse_old_schema
-from server.cli.workers import Supervisor, wait_until_orphaned
+from server.cli.workers import Supervisor, serve_metrics, wait_until_orphaned
 from server.composition import running
 from server.environment import load_settings
 from server.logs import configure_logging, log_unhandled
-from server.metrics import serve_metrics
 from server.providers.console import Console
 from server.settings import Settings
 

@@ -42,7 +42,7 @@ async def _report(settings: Settings, url: str) -> int:
         stack.push_async_callback(stripe_client.close)
         pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database), read_only=True)
         stack.push_async_callback(pool.close)
-        report = await find_drift(pool, stripe_client, environment=settings.environment, now=pool.clock())
+        report = await find_drift(pool, stripe_client, environment=settings.environment, now=pool.now())
     print(report)
     return 0 if report.holds else 1
 

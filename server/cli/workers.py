@@ -1,4 +1,4 @@
-"""`serve --workers N`: several processes on one port, each restarted when it exits."""
+"""`serve --workers N`: several processes on one port, each restarted when it exits. And the endpoint of metrics."""
 
 import asyncio
 import math
@@ -14,10 +14,10 @@ from types import FrameType
 from typing import Final
 
 import structlog
-from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from server.environment import SettingsError
-from server.metrics import serve_metrics
 from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -161,3 +161,22 @@ def _hold_port(listen: str) -> socket.socket:
     except OSError as error:
         raise SettingsError(f"PULSA_LISTEN: {listen} cannot be listened on: {error.strerror}") from None
     return holder
+
+
+def serve_metrics(listen: str, *, worker_files: str | None = None) -> None:
+    """Serve `GET /metrics` at `host:port` from a thread, until the process ends; do nothing for `off`.
+
+    `worker_files` is the folder in which worker processes write their metrics: the endpoint then serves their sums.
+    Raises SettingsError when it cannot listen there.
+    """
+    if listen == "off":
+        return
+    registry = REGISTRY
+    if worker_files is not None:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=worker_files)  # type: ignore[no-untyped-call]
+    host, _, port = listen.rpartition(":")
+    try:
+        start_http_server(int(port), host.strip("[]"), registry)
+    except OSError as error:
+        raise SettingsError(f"PULSA_METRICS_LISTEN: {listen} cannot be listened on: {error.strerror}") from None

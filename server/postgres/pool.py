@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeVar
@@ -142,6 +142,11 @@ class Pool:
         self.last_success = 0.0
         """When a connection was last used without an error: time.monotonic()."""
         self._closing: set[asyncio.Task[None]] = set()
+
+    def now(self) -> datetime:
+        """The database's time, in UTC, as `clock` tells it: written out, as each rpc asks several times."""
+        clock = self.clock
+        return clock.boot + timedelta(0, 0, clock.since_boot() // 1000)
 
     async def open(self) -> None:
         """Start to connect, without waiting for the database."""

@@ -16,11 +16,11 @@ from server.api.permissions import ALL_PERMISSIONS, STRIPE_RELAY
 from server.cli.database import database
 from server.cli.serve import wait_for_stop_signal
 from server.cli.token import DevelopmentKey, development_key
+from server.cli.workers import serve_metrics
 from server.composition import running
 from server.credits.stripe.client import Failpoint
 from server.environment import load_settings
 from server.logs import configure_logging
-from server.metrics import serve_metrics
 from server.providers.console import Console
 from server.providers.provider import Channel
 from server.sandbox.providers import message_page
