@@ -130,7 +130,7 @@ class OtpService:
         if request.validate_only:
             # A preview is about the same request without this field, also for whether it is a repetition.
             request.ClearField("validate_only")
-            preview = await self._sender.preview(self._send_request(request, call))
+            preview = await self._sender.preview(self._send_request(request, call, _time_zero(self._clock)))
             return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
         answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
         if isinstance(answer, Replayed):
@@ -139,7 +139,7 @@ class OtpService:
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
         """Charge for sending the same code again, and send it."""
-        send = await self._sender.prepare_resend(_resend_request(request, call, self._clock))
+        send = await self._sender.prepare_resend(_resend_request(request, call, _time_zero(self._clock)))
         answer = await self._sends.submit(request.organization_id, _ResendCall(send))
         if isinstance(answer, Replayed):
             return self._send_response(pb.ResendOtpResponse(), await self._sender.replay(answer))
@@ -210,22 +210,26 @@ class OtpService:
         self, calls: Sequence[_SendCall | _ResendCall], *, wait: bool
     ) -> "list[bytes | Replayed | Locked | Exception]":
         decide = partial(self._sender.accept, wait=wait)
-        return await _in_steps(calls, prepare=self._prepare_send, decide=decide, answer=self._answer_send)
+        prepare = partial(self._prepare_send, _time_zero(self._clock))
+        return await _in_steps(calls, prepare=prepare, decide=decide, answer=self._answer_send)
 
-    def _prepare_send(self, call: _SendCall | _ResendCall) -> Send:
-        return call.send if isinstance(call, _ResendCall) else self._sender.prepare(self._send_request(*call))
+    def _prepare_send(self, time_zero: datetime, call: _SendCall | _ResendCall) -> Send:
+        if isinstance(call, _ResendCall):
+            return call.send
+        return self._sender.prepare(self._send_request(call.request, call.call, time_zero))
 
-    def _send_request(self, request: pb.SendOtpRequest, call: Call) -> SendRequest:
+    def _send_request(self, request: pb.SendOtpRequest, call: Call, time_zero: datetime) -> SendRequest:
+        options = self._options(request, call)
         metadata, fallbacks = request.metadata, request.fallbacks
         return SendRequest(
             request.organization_id,
             UUID(request.request_id),
             _destination(request.destination, "destination"),
-            self._options(request, call),
+            options,
             request.context,
             dict(metadata) if metadata else {},
             _fallbacks(request) if fallbacks else (),
-            _deadline(call, self._clock),
+            _deadline(call, time_zero),
         )
 
     def _options(self, request: pb.SendOtpRequest, call: Call) -> SendOptions:
@@ -288,9 +292,10 @@ class OtpService:
 
     async def _verify_batch(self, calls: Sequence[_VerifyCall], *, wait: bool) -> list[bytes | Locked | Exception]:
         decide = partial(self._verifier.verify, wait=wait)
-        return await _in_steps(calls, prepare=self._guess, decide=decide, answer=self._verify_response)
+        guess = partial(self._guess, _time_zero(self._clock))
+        return await _in_steps(calls, prepare=guess, decide=decide, answer=self._verify_response)
 
-    def _guess(self, verify: _VerifyCall) -> Guess:
+    def _guess(self, time_zero: datetime, verify: _VerifyCall) -> Guess:
         request, call = verify
         call.validate(request)
         return Guess(
@@ -299,7 +304,7 @@ class OtpService:
             request_id=UUID(request.request_id),
             code=request.code.translate(_SEPARATORS),
             context=request.context,
-            deadline=_deadline(call, self._clock),
+            deadline=_deadline(call, time_zero),
         )
 
     def _verify_response(self, otp: Otp, _: _VerifyCall) -> bytes:
@@ -354,13 +359,13 @@ def _attempt(function: Callable[..., Answer], *arguments: object) -> Answer | Ex
         return error
 
 
-def _resend_request(request: pb.ResendOtpRequest, call: Call, clock: Clock) -> ResendRequest:
+def _resend_request(request: pb.ResendOtpRequest, call: Call, time_zero: datetime) -> ResendRequest:
     return ResendRequest(
         organization_id=request.organization_id,
         request_id=UUID(request.request_id),
         otp_id=UUID(request.otp_id),
         destination=_destination(request.destination, "destination") if request.HasField("destination") else None,
-        deadline=_deadline(call, clock),
+        deadline=_deadline(call, time_zero),
     )
 
 
@@ -375,7 +380,10 @@ def _destination(destination: destination_pb2.Destination, field: str) -> RawDes
     return RawDestination(_CHANNELS[channel], getattr(destination, channel), f"{field}.{channel}")
 
 
-def _deadline(call: Call, clock: Clock) -> datetime | None:
-    if call.deadline == math.inf:
-        return None
-    return clock() + timedelta(seconds=call.deadline - time.monotonic())
+def _time_zero(clock: Clock) -> datetime:
+    """The time at which time.monotonic() was 0."""
+    return clock() - timedelta(seconds=time.monotonic())
+
+
+def _deadline(call: Call, time_zero: datetime) -> datetime | None:
+    return None if call.deadline == math.inf else time_zero + timedelta(seconds=call.deadline)
