@@ -8,7 +8,7 @@ DomainError
 ├── InvalidDestination, DestinationBlocked, DestinationUnreadable, ChannelNotConfigured
 ├── WrongCode, OtpExpired, OtpCanceled, OtpAlreadyVerified, OtpAttemptsExhausted, OtpNotFound, DeliveryNotFound
 └── RetryLater: has the time to wait
-    ├── Overloaded, DatabaseUnavailable, AccountBusy, PaymentProviderUnavailable
+    ├── Overloaded, ServerDraining, DatabaseUnavailable, AccountBusy, PaymentProviderUnavailable
     └── ResendTooSoon, TooManySends, TooManyGuesses
 
 The first line of a class's docstring is the message that callers receive; its fields are the metadata. Neither may
@@ -227,6 +227,10 @@ class RetryLater(DomainError):
 
 class Overloaded(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
     """Too many calls are in flight; nothing was charged."""
+
+
+class ServerDraining(RetryLater, code=StatusCode.UNAVAILABLE):
+    """This server is stopping; repeat with the same request_id."""
 
 
 class DatabaseUnavailable(RetryLater, code=StatusCode.UNAVAILABLE):

@@ -35,6 +35,7 @@ from server.errors import (
     OrganizationMismatch,
     Overloaded,
     PermissionMissing,
+    ServerDraining,
     TokenInvalid,
 )
 from server.ids import new_id
@@ -49,6 +50,8 @@ _RESERVE: Final = 8
 """One place in 8 is not for sends: under overload a VerifyOtp or GetBalance goes before a SendOtp."""
 _SENDS: Final = ("SendOtp", "ResendOtp")
 _TOKEN_CHECK_SECONDS: Final = 1.0
+_QUIET_SECONDS: Final = 0.02
+_REFUSING_SECONDS: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -85,6 +88,8 @@ class LimitedHandler:
     serve: Callable[[Metadata], "grpc.RpcMethodHandler[Any, Any]"]
     """Takes the call's metadata, because the call's context builds it again at each access."""
     refuse: "grpc.RpcMethodHandler[Any, Any]"
+    drain: "grpc.RpcMethodHandler[Any, Any]"
+    """Ends calls that begin while the server is stopping."""
 
 
 class LimitedHandlers(grpc.GenericRpcHandler):
@@ -92,12 +97,15 @@ class LimitedHandlers(grpc.GenericRpcHandler):
 
     def __init__(self, handlers: Mapping[str, LimitedHandler]) -> None:
         self._handlers = handlers
+        self.draining = False
 
     def service(self, handler_call_details: Any) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Return the handler of a call that has just arrived; None for an unknown rpc."""
         handler = self._handlers.get(handler_call_details.method)
         if handler is None:
             return None
+        if self.draining:
+            return handler.drain
         if handler.concurrency.in_flight >= handler.limit:
             return handler.refuse
         return handler.serve(handler_call_details.invocation_metadata)
@@ -193,6 +201,13 @@ class Interceptor:
         self._access_log = AccessLog()
         self._overloaded = error_status(Overloaded(retry_after_seconds=overload_retry_seconds))
         self._deadline_passed = error_status(DeadlineExceeded())
+        self._draining = error_status(ServerDraining(retry_after_seconds=overload_retry_seconds))
+        self._handlers: list[LimitedHandlers] = []
+        self._calls_refused = 0
+        """While draining."""
+        self._running: set[asyncio.Task[Any]] = set()
+        """The tasks of unary calls in flight."""
+        self._ending = False
         self._open_streams: dict[asyncio.Task[Any], Caller] = {}
         self._closing = False
 
@@ -206,12 +221,33 @@ class Interceptor:
         unmatched = set(permissions) ^ {method.name for method in service.methods}
         if unmatched:
             raise LookupError(f"permissions.py and the proto of {service.full_name} differ in {sorted(unmatched)}")
-        return LimitedHandlers(
+        handlers = LimitedHandlers(
             {
                 f"/{service.full_name}/{method.name}": self._method_handler(method, permissions[method.name], servicer)
                 for method in service.methods
             }
         )
+        self._handlers.append(handlers)
+        return handlers
+
+    async def refuse_calls(self) -> None:
+        """End calls that begin from now on with SERVER_DRAINING; returns once none is left of those that wait in gRPC.
+
+        gRPC would end those as CANCELLED, which callers do not repeat.
+        """
+        for handlers in self._handlers:
+            handlers.draining = True
+        refused = -1
+        end = time.monotonic() + _REFUSING_SECONDS
+        while refused < self._calls_refused and time.monotonic() < end:
+            refused = self._calls_refused
+            await asyncio.sleep(_QUIET_SECONDS)
+
+    def end_calls(self) -> None:
+        """End the unary calls in flight with SERVER_DRAINING."""
+        self._ending = True
+        for task in self._running:
+            task.cancel()
 
     def end_streams(self) -> None:
         """End all open streams with OK, and later ones as soon as they start; called at shutdown."""
@@ -254,8 +290,11 @@ class Interceptor:
         )
         kind = grpc.unary_stream_rpc_method_handler if rpc.streams else grpc.unary_unary_rpc_method_handler
         refuse = refusing_handler(self._overloaded, lambda: self._ended(rpc, self._overloaded, None, None, 0.0))
+        drain = refusing_handler(self._draining, partial(self._refused, rpc))
         handle = self._handle(rpc)
-        return LimitedHandler(rpc.concurrency, rpc.limit, lambda metadata: kind(partial(handle, metadata)), refuse)
+        return LimitedHandler(
+            rpc.concurrency, rpc.limit, lambda metadata: kind(partial(handle, metadata)), refuse, drain
+        )
 
     def _handle(self, rpc: _Rpc) -> Callable[[Metadata, bytes, Context], Awaitable[bytes]]:
         """Return the coroutine function that serves calls of the rpc.
@@ -265,9 +304,13 @@ class Interceptor:
         concurrency, has_organization = rpc.concurrency, rpc.has_organization
         method, read, permission = rpc.method, rpc.read, rpc.permission
 
+        running, streams = self._running, rpc.streams
+
         async def handle(metadata: Metadata, payload: bytes, context: Context) -> bytes:
             started = time.monotonic()
             caller = request = status = None
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - a coroutine of grpc.aio always runs in a task
             answer, organization, entered = b"", "", False
             concurrency.in_flight += 1
             try:
@@ -279,20 +322,21 @@ class Interceptor:
                     call = Call(caller, started + seconds_left, rpc.validate)
                     if has_organization and not (entered := concurrency.enter(organization := request.organization_id)):
                         status = self._overloaded
-                    elif rpc.streams:
-                        await self._stream(method(request, call), caller, context)
+                    elif streams:
+                        await self._stream(method(request, call), caller, context, task)
                     else:
+                        running.add(task)
                         response = await method(request, call)
                         answer = response if isinstance(response, bytes) else response.SerializeToString()
             except DomainError as error:
                 status = error_status(error)
             except asyncio.CancelledError:
-                rpc.count(grpc.StatusCode.CANCELLED, time.monotonic() - started)
-                raise
+                status = self._cancelled(rpc, task, time.monotonic() - started)
             except Exception as error:  # noqa: BLE001 - the one place where the unexpected is logged and answered
                 status = self._incident(rpc, error)
             finally:
                 concurrency.in_flight -= 1
+                running.discard(task)
                 if entered:
                     concurrency.leave(organization)
             self._ended(rpc, status, caller, request, time.monotonic() - started)
@@ -315,9 +359,9 @@ class Interceptor:
             raise PermissionMissing(permission=permission)
         return caller
 
-    async def _stream(self, responses: AsyncGenerator[Any, None], caller: Caller, context: Context) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine of grpc.aio always runs in a task
+    async def _stream(
+        self, responses: AsyncGenerator[Any, None], caller: Caller, context: Context, task: asyncio.Task[Any]
+    ) -> None:
         self._open_streams[task] = caller
         try:
             async with aclosing(responses):
@@ -334,6 +378,18 @@ class Interceptor:
                 raise TokenInvalid from None
         finally:
             del self._open_streams[task]
+
+    def _cancelled(self, rpc: _Rpc, task: asyncio.Task[Any], seconds: float) -> ErrorStatus:
+        """The status of a call that `end_calls` cancelled. Raises CancelledError again for a caller that went away."""
+        if not self._ending or task not in self._running:
+            rpc.count(grpc.StatusCode.CANCELLED, seconds)
+            raise  # noqa: PLE0704 - called while the error is handled
+        task.uncancel()
+        return self._draining
+
+    def _refused(self, rpc: _Rpc) -> None:
+        self._calls_refused += 1
+        self._ended(rpc, self._draining, None, None, 0.0)
 
     def _incident(self, rpc: _Rpc, error: Exception) -> ErrorStatus:
         incident_id = str(new_id())

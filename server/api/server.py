@@ -31,6 +31,8 @@ _REBIND_SECONDS: Final = 0.005
 """Between two tries to listen again: the first comes before the stopped server has closed its socket."""
 _POLLING_THREAD: Final = "_poll_wrapper"
 """grpcio's name of the thread; all asyncio servers and channels of a process share one."""
+_ENDING_SECONDS: Final = 0.5
+"""For answering calls whose grace is over, before gRPC cancels them."""
 _STOPPING_SECONDS: Final = 20.0
 """For the calls of a server that gRPC stopped."""
 # The largest request is RecordStripeEvent's 256 KiB.
@@ -132,14 +134,19 @@ class GrpcServer:
     async def drain(self, *, lame_duck_seconds: float, grace_seconds: float) -> None:
         """Report NOT_SERVING, serve for `lame_duck_seconds` more, then accept no calls and let those in flight finish.
 
-        Calls that take longer than `grace_seconds` are cancelled. Streams end at once, with OK.
+        Calls that take longer than `grace_seconds`, and those that wait inside gRPC, end with SERVER_DRAINING. Streams
+        end at once, with OK.
         """
         for name in self._ready_names:
             await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(lame_duck_seconds)
         self._monitor.cancel()
         self._interceptor.end_streams()
-        await asyncio.gather(self._server.stop(grace_seconds), *self._stopping)
+        await self._interceptor.refuse_calls()
+        stopped = asyncio.gather(self._server.stop(grace_seconds + _ENDING_SECONDS), *self._stopping)
+        await asyncio.wait([stopped], timeout=grace_seconds)
+        self._interceptor.end_calls()
+        await stopped
 
     async def _replace_when_stopped(self) -> None:
         """Replace the server when gRPC's accept loop has ended: in grpcio 1.85 a malformed request can end it.

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped] # has no types
 from pulsa.credit.v1.credit_service_pb2 import RecordStripeEventRequest, WatchBalanceRequest
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
+from pulsa.errors import explain
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, SendOtpResponse
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 
@@ -121,8 +123,29 @@ async def test_a_drain_does_not_wait_longer_than_its_grace(stub_server: StubServ
 
     await asyncio.wait_for(stub_server.grpc_server.drain(lame_duck_seconds=0, grace_seconds=0.1), 20)
 
-    with pytest.raises(grpc.aio.AioRpcError):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stuck
+    assert explain(caught.value).reason == "SERVER_DRAINING"
+    assert stub_server.count("SendOtp", "UNAVAILABLE") == 1
+
+
+async def test_calls_that_wait_inside_grpc_hear_that_the_server_drains(tmp_path: Path) -> None:
+    """GRPC would end them as CANCELLED, which no retry policy repeats."""
+    ends: Counter[str] = Counter()
+    for _ in range(5):
+        async with (
+            run_stub_server(tmp_path) as stub_server,
+            grpc.aio.insecure_channel(stub_server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
+        ):
+            await channel.channel_ready()
+            burst = [send(stub_server, channel) for _ in range(300)]
+            await until(lambda: bool(stub_server.behavior.calls))
+            await stub_server.grpc_server.drain(lame_duck_seconds=0, grace_seconds=30)
+            for answer in await asyncio.gather(*burst, return_exceptions=True):
+                ends[explain(answer).reason if isinstance(answer, grpc.aio.AioRpcError) else "OK"] += 1
+
+    assert ends["SERVER_DRAINING"] > 0
+    assert set(ends) <= {"OK", "SERVER_DRAINING"}
 
 
 async def test_reflection_lists_the_services_when_enabled(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ if _version_not_supported:
 class CreditServiceStub:
     """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
-    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and INTERNAL;
-    pulsa.error.v1.ErrorReason explains each.
+    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
+    INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     def __init__(self, channel):
@@ -108,8 +108,8 @@ class CreditServiceStub:
 class CreditServiceServicer:
     """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
-    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and INTERNAL;
-    pulsa.error.v1.ErrorReason explains each.
+    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
+    INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     def GetBalance(self, request, context):
@@ -293,8 +293,8 @@ def add_CreditServiceServicer_to_server(servicer, server):
 class CreditService:
     """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
-    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and INTERNAL;
-    pulsa.error.v1.ErrorReason explains each.
+    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
+    INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     @staticmethod

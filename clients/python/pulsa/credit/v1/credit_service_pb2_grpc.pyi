@@ -29,8 +29,8 @@ GRPC_VERSION: str
 class CreditServiceStub:
     """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
-    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and INTERNAL;
-    pulsa.error.v1.ErrorReason explains each.
+    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
+    INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     @_typing.overload
@@ -85,8 +85,8 @@ class CreditServiceStub:
 class CreditServiceAsyncStub(CreditServiceStub):
     """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
-    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and INTERNAL;
-    pulsa.error.v1.ErrorReason explains each.
+    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
+    INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -137,8 +137,8 @@ class CreditServiceAsyncStub(CreditServiceStub):
 class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
-    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and INTERNAL;
-    pulsa.error.v1.ErrorReason explains each.
+    ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
+    INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     @_abc_1.abstractmethod

@@ -48,6 +48,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. Another transaction has held the organization's account for too long; nothing was
     charged. Repeat with the same request_id.
     """
+    ERROR_REASON_SERVER_DRAINING: _ErrorReason.ValueType  # 11
+    """UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
+    Repeat with the same request_id; another server answers.
+    """
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
     ERROR_REASON_TOP_UP_BELOW_MINIMUM: _ErrorReason.ValueType  # 21
@@ -131,6 +135,10 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 9
 ERROR_REASON_ACCOUNT_BUSY: ErrorReason.ValueType  # 10
 """UNAVAILABLE with RetryInfo. Another transaction has held the organization's account for too long; nothing was
 charged. Repeat with the same request_id.
+"""
+ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 11
+"""UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
+Repeat with the same request_id; another server answers.
 """
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""

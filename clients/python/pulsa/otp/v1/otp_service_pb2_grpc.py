@@ -28,8 +28,8 @@ if _version_not_supported:
 class OtpServiceStub:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and
-    INTERNAL; pulsa.error.v1.ErrorReason explains each.
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
+    SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     def __init__(self, channel):
@@ -83,8 +83,8 @@ class OtpServiceStub:
 class OtpServiceServicer:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and
-    INTERNAL; pulsa.error.v1.ErrorReason explains each.
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
+    SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     def SendOtp(self, request, context):
@@ -206,8 +206,8 @@ def add_OtpServiceServicer_to_server(servicer, server):
 class OtpService:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and
-    INTERNAL; pulsa.error.v1.ErrorReason explains each.
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
+    SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     @staticmethod

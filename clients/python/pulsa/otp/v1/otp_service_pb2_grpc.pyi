@@ -29,8 +29,8 @@ GRPC_VERSION: str
 class OtpServiceStub:
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and
-    INTERNAL; pulsa.error.v1.ErrorReason explains each.
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
+    SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     @_typing.overload
@@ -72,8 +72,8 @@ class OtpServiceStub:
 class OtpServiceAsyncStub(OtpServiceStub):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and
-    INTERNAL; pulsa.error.v1.ErrorReason explains each.
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
+    SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -111,8 +111,8 @@ class OtpServiceAsyncStub(OtpServiceStub):
 class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
-    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY and
-    INTERNAL; pulsa.error.v1.ErrorReason explains each.
+    PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
+    SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
     """
 
     @_abc_1.abstractmethod
