@@ -21,8 +21,8 @@ SKEW: Final = Gauge(
 _LARGEST_SKEW: Final = timedelta(seconds=2)
 _STEP: Final = timedelta(seconds=1)
 """A smaller step of the database's clock is within the margin of a lease."""
-_DRIFT: Final = 0.001
-"""By how much two clocks may run at different rates: the kernel adjusts each by at most 500 ppm."""
+_DRIFT: Final = 0.0011
+"""By how much two clocks may run at different rates, and a little: the kernel adjusts each by at most 500 ppm."""
 # Unlike time.monotonic() it goes on while the machine sleeps.
 _since_boot: Final = partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
@@ -85,7 +85,8 @@ class DatabaseClock:
     def learn(self, read_time: datetime, *, asked: timedelta) -> None:
         """Learn from a reading of the database's clock that has just arrived; `asked` is `elapsed()` before it."""
         answered = self.elapsed()
-        earliest, latest = read_time - answered, read_time - asked
+        drift = _DRIFT * (answered - asked)
+        earliest, latest = read_time - answered - drift, read_time - asked + drift
         if self._measured is not None:
             drift = _DRIFT * (answered - self._measured)
             low, high = self._earliest - drift, self._latest + drift
