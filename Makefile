@@ -9,7 +9,7 @@ SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test test-faults generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
-	bench-quick bench-compare bench-publish fuzz clean
+	bench-quick bench-compare bench-check bench-publish fuzz clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,10 @@ bench-quick: .venv/ready  ## Measure the server approximately, in under a minute
 
 bench-compare: .venv/ready  ## Compare the processor time per call with another commit's: BASE=REF
 	@$(RUN) -m tests.bench.compare --base $(BASE) $(ARGS)
+
+bench-check: .venv/ready  ## Fail when a call costs the processor 10 % more than at the last tag
+	@$(RUN) -m tests.bench.compare --base $$(git describe --tags --abbrev=0) \
+		$(foreach call,send_otp_hot send_otp_spread verify_otp get_balance lone_send_otp,--limit $(call)=1.10) $(ARGS)
 
 bench-publish:  ## Copy the results of the last make bench to docs/, for the README
 	@mkdir -p docs && cp build/bench.json build/bench.svg build/bench.png docs/

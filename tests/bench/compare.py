@@ -74,7 +74,14 @@ class Side:
     @property
     def settings(self) -> dict[str, str]:
         """What its processes need beyond BenchmarkEnvironment.settings. PYTHONPATH comes before what .venv says."""
-        return {"PYTHONPATH": f"{self.root}{os.pathsep}{self.root / 'clients/python'}", "PULSA_METRICS_LISTEN": "off"}
+        settings = {
+            "PYTHONPATH": f"{self.root}{os.pathsep}{self.root / 'clients/python'}",
+            "PULSA_METRICS_LISTEN": "off",
+        }
+        if "digest_keys" not in (self.root / "server/settings.py").read_text():  # a checkout from before the ring
+            _, key = self.bench.settings(self.name)["PULSA_SECRET_DIGEST_KEYS"].split(":")
+            settings |= {"PULSA_SECRET_DIGEST_KEYS": "", "PULSA_SECRET_DIGEST_KEY": key}
+        return settings
 
     def manage(self, command: str) -> None:
         """Run `python -m server COMMAND` of the checkout. Raises CalledProcessError when it fails."""
@@ -108,15 +115,20 @@ class Running:
         """One run of load: its figures per call. Raises RuntimeError when a call did not end with OK."""
         bodies = subject.bodies(self.side.database_url)(int(_MOST_PER_SECOND * seconds))
         target = Target(self.server.port, subject.path, self.side.bench.token)
-        server, backends = process_seconds(self.server.pid), self._backend_seconds()
+        server, backends, wal = process_seconds(self.server.pid), self._backend_seconds(), self._wal_bytes()
         outcome = drive(target, bodies, seconds=seconds, calls_at_once=subject.calls_at_once)
         if set(outcome.statuses) != {"0"}:
             raise RuntimeError(f"{self.side.name} {subject.path}: calls ended with {dict(outcome.statuses)}")
         self._settle()
         server = process_seconds(self.server.pid) - server
         postgres = sum(used - backends.get(pid, 0.0) for pid, used in self._backend_seconds().items())
-        millions = outcome.statuses.total() / 1e6
-        figures = {"server_us": server / millions, "postgres_us": postgres / millions, "per_second": outcome.per_second}
+        count = outcome.statuses.total()
+        figures = {
+            "server_us": server / count * 1e6,
+            "postgres_us": postgres / count * 1e6,
+            "wal_bytes": (self._wal_bytes() - wal) / count,
+            "per_second": outcome.per_second,
+        }
         return figures | ({"p50_ms": outcome.percentile_ms(50)} if subject.calls_at_once == 1 else {})
 
     def _backend_seconds(self) -> dict[int, float]:
@@ -126,6 +138,11 @@ class Running:
             " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
         return {pid: process_seconds(pid) for (pid,) in rows}
+
+    def _wal_bytes(self) -> int:
+        """What PostgreSQL has written to its log so far. The other side's server is idle, but for its periodic jobs."""
+        ((written,),) = self.monitor.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").fetchall()
+        return written
 
     def _settle(self) -> None:
         """Wait until every outcome is recorded, so that the work that the calls left behind is counted too."""
