@@ -9,7 +9,7 @@ SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test test-faults generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
-	bench-quick bench-compare bench-check bench-publish fuzz clean
+	bench-quick bench-compare bench-check soak bench-publish fuzz clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,8 +121,12 @@ bench-check: .venv/ready  ## Fail when a call costs the processor 10 % more than
 	@$(RUN) -m tests.bench.compare --base $$(git describe --tags --abbrev=0) \
 		$(foreach call,send_otp_hot send_otp_spread verify_otp get_balance lone_send_otp,--limit $(call)=1.10) $(ARGS)
 
-bench-publish:  ## Copy the results of the last make bench to docs/, for the README
-	@mkdir -p docs && cp build/bench.json build/bench.svg build/bench.png docs/
+soak: .venv/ready build/plot/ready  ## Run an hour at half of the maximum with faults; writes build/soak.{json,svg,png}
+	@$(RUN) -m tests.bench.soak
+	@build/plot/bin/python tests/bench/plot.py build/soak.json
+
+bench-publish:  ## Copy the results of the last make bench and make soak to docs/
+	@mkdir -p docs && cp $(wildcard build/bench.* build/soak.*) docs/
 
 build/plot/ready: requirements/plot.txt
 	@$(PYTHON) -m venv --clear --without-pip build/plot

@@ -151,9 +151,9 @@ def fund_accounts(database_url: str) -> None:
         )
         connection.execute(
             "INSERT INTO ledger_entries"
-            " (organization_id, sequence, kind, credits, balance_after, reference_id, create_time)"
-            " SELECT organization_id, 1, 'ADJUSTMENT', available_credits, available_credits, uuidv7(), now()"
-            " FROM accounts"
+            " (organization_id, sequence, kind, credits, balance_after, reference_id, reason, created_by, create_time)"
+            " SELECT organization_id, 1, 'ADJUSTMENT', available_credits, available_credits, uuidv7(), 'load', 'bench',"
+            " now() FROM accounts"
         )
         connection.commit()
         connection.autocommit = True

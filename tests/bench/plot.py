@@ -1,4 +1,4 @@
-"""Draws build/bench.json: build/bench.svg and build/bench.png. Needs matplotlib and nothing of the server."""
+"""Draws build/bench.json or build/soak.json, as .svg and .png. Needs matplotlib and nothing of the server."""
 
 import json
 import sys
@@ -25,10 +25,38 @@ def main() -> None:
     path = Path(sys.argv[1])
     figures = json.loads(path.read_text())
     plt.rcParams |= {"font.size": 10, "text.color": _INK, "svg.hashsalt": "pulsa", "svg.fonttype": "none"}
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
-    _draw(axes, figures)
+    figure, axes = plt.subplots(4 if "samples" in figures else 1, figsize=(9, 3.6), layout="constrained")
+    if "samples" in figures:
+        figure.set_size_inches(9, 7)
+        _draw_soak(axes, figures)
+    else:
+        _draw(axes, figures)
     for suffix in (".svg", ".png"):
         figure.savefig(path.with_suffix(suffix), dpi=160, metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def _draw_soak(axes: Any, figures: dict[str, Any]) -> None:
+    samples = figures["samples"]
+    minutes = [sample["seconds"] / 60 for sample in samples]
+    first, last = samples[0], samples[-1]
+    for table, color in (("ledger_entries", _BASELINE), ("otps", _BAR), ("deliveries", _INK)):
+        grown = [sample["bytes"][table] - first["bytes"][table] for sample in samples[1:]]
+        sends = [sample["sends"] - first["sends"] for sample in samples[1:]]
+        axes[2].plot(minutes[1:], [size / max(count, 1) for size, count in zip(grown, sends, strict=True)], color=color)
+        axes[2].annotate(table, (minutes[-1], grown[-1] / sends[-1]), va="bottom", ha="right", fontsize=8, color=color)
+    for name, color in (("first", _BAR), ("second", _BASELINE)):
+        axes[0].plot(minutes, [sample["megabytes"][name] for sample in samples], color=color)
+        axes[0].annotate(name, (minutes[-1], last["megabytes"][name]), va="bottom", ha="right", fontsize=8, color=color)
+    axes[1].plot(minutes, [sample["connections"] for sample in samples], color=_BAR)
+    axes[3].plot(minutes, [sample["bytes"]["outbox"] / 1e6 for sample in samples], color=_BAR)
+    titles = ("memory of a replica, MB", "connections to PostgreSQL", "bytes of a table per send", "outbox table, MB")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        for fault in figures["faults"]:
+            axis.axvline(fault["seconds"] / 60, color=_LIMIT, linewidth=0.3)
+    axes[-1].set_xlabel(f"minutes at {figures['rate']:.0f} sends per second; a line for each fault")
 
 
 def _draw(axes: Any, figures: dict[str, Any]) -> None:
