@@ -51,7 +51,7 @@ _RESERVE: Final = 8
 _SENDS: Final = ("SendOtp", "ResendOtp")
 _TOKEN_CHECK_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 0.02
-_REFUSING_SECONDS: Final = 0.2
+_REFUSING_SECONDS: Final = 0.5
 
 
 @dataclass(slots=True)

@@ -88,7 +88,8 @@ def let_two_days_pass(database_url: str) -> None:
     """For the sends under the key without an id, whose fingerprints begin with its length: 0."""
     with psycopg.connect(database_url) as connection:
         connection.execute(
-            "UPDATE deliveries SET create_time = create_time - interval '2 days' WHERE get_byte(request_fingerprint, 0) = 0"
+            "UPDATE deliveries SET create_time = create_time - interval '2 days'"
+            " WHERE get_byte(request_fingerprint, 0) = 0"
         )
 
 

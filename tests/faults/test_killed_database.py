@@ -19,7 +19,7 @@ async def test_under_load_every_accepted_send_is_kept_and_charged_once(tmp_path:
     postgres = start()
     port = urlsplit(postgres.url).port
     try:
-        async with deployed_processes(postgres.url, tmp_path) as deployment:
+        async with deployed_processes(postgres.url, tmp_path, PULSA_DATABASE_MIGRATE="true") as deployment:
             await deployment.grant(100_000)
             async with under_load(deployment) as load:
                 for _ in range(KILLS):

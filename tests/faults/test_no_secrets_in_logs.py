@@ -37,6 +37,7 @@ def provider_settings(url: str) -> dict[str, str]:
         "PULSA_WHATSAPP_TEMPLATE_NAME": "otp",
         "PULSA_WHATSAPP_BASE_URL": url,
         "PULSA_WHATSAPP_TIMEOUT_SECONDS": "3",
+        "PULSA_DELIVERY_LEASE_SECONDS": "10",
         "PULSA_CHANNEL_SMS": "twilio",
         "PULSA_TWILIO_ACCOUNT_SID": "AC1234",
         "PULSA_TWILIO_AUTH_TOKEN": "twilio-token",
