@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -13,18 +12,6 @@ import pytest
 import structlog
 
 from server.logs import configure_logging, log_unhandled, safe_traceback
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("server")
-    handlers, levels, raises = root.handlers[:], (root.level, ours.level), logging.raiseExceptions
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
-    logging.raiseExceptions = raises
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:

@@ -130,7 +130,7 @@ async def test_a_drain_does_not_wait_longer_than_its_grace(stub_server: StubServ
 
 
 async def test_calls_that_wait_inside_grpc_hear_that_the_server_drains(tmp_path: Path) -> None:
-    """GRPC would end them as CANCELLED, which no retry policy repeats. Those that come later find no server."""
+    """Otherwise gRPC ends them as CANCELLED, which no retry policy repeats. Those that come later find no server."""
     ends: Counter[tuple[str, str]] = Counter()
     for _ in range(5):
         async with (
