@@ -39,11 +39,16 @@ def _draw_soak(axes: Any, figures: dict[str, Any]) -> None:
     samples = figures["samples"]
     minutes = [sample["seconds"] / 60 for sample in samples]
     first, last = samples[0], samples[-1]
-    for table, color in (("ledger_entries", _BASELINE), ("otps", _BAR), ("deliveries", _INK)):
-        grown = [sample["bytes"][table] - first["bytes"][table] for sample in samples[1:]]
-        sends = [sample["sends"] - first["sends"] for sample in samples[1:]]
-        axes[2].plot(minutes[1:], [size / max(count, 1) for size, count in zip(grown, sends, strict=True)], color=color)
-        axes[2].annotate(table, (minutes[-1], grown[-1] / sends[-1]), va="bottom", ha="right", fontsize=8, color=color)
+    sends = [sample["sends"] - first["sends"] for sample in samples[1:]]
+    for table, color, side in (
+        ("ledger_entries", _BASELINE, "top"),
+        ("otps", _BAR, "bottom"),
+        ("deliveries", _INK, "top"),
+    ):
+        sizes = [sample["bytes"][table] - first["bytes"][table] for sample in samples[1:]]
+        each = [size / max(count, 1) for size, count in zip(sizes, sends, strict=True)]
+        axes[2].plot(minutes[1:], each, color=color)
+        axes[2].annotate(table, (minutes[-1], each[-1]), va=side, ha="right", fontsize=8, color=color)
     for name, color in (("first", _BAR), ("second", _BASELINE)):
         axes[0].plot(minutes, [sample["megabytes"][name] for sample in samples], color=color)
         axes[0].annotate(name, (minutes[-1], last["megabytes"][name]), va="bottom", ha="right", fontsize=8, color=color)
