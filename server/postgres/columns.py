@@ -112,14 +112,20 @@ class _ArrayDumper(Dumper):
         return array.data
 
 
+# Made once: psycopg keeps every class that was ever registered, and connections are replaced again and again.
+_DUMPERS: Final = {
+    kind: type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": kind.element.array_oid})
+    for kind in (_Texts, _Uuids, _Bigints, _Byteas, _Times)
+}
+
+
 def register_types(context: AdaptContext) -> None:
     """Register the dumpers of Array parameters on a connection, and of whole numbers, which are always bigint.
 
     psycopg would choose the type by the value: three numbers of three sizes made 27 prepared statements of one text.
     """
     context.adapters.register_dumper(int, Int8BinaryDumper)
-    for kind in (_Texts, _Uuids, _Bigints, _Byteas, _Times):
-        dumper = type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": kind.element.array_oid})
+    for kind, dumper in _DUMPERS.items():
         context.adapters.register_dumper(kind, dumper)
 
 

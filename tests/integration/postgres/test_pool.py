@@ -4,8 +4,10 @@ import asyncio
 
 import psycopg
 import pytest
+from psycopg.adapt import Dumper
 
 from server.errors import DatabaseUnavailable
+from server.postgres.columns import _ArrayDumper
 from server.postgres.pipeline import PipelineConnection
 from server.postgres.pool import APPLICATION_ROLE, Pool, acquire
 from tests.waiting import until
@@ -22,6 +24,17 @@ async def terminate(connection: PipelineConnection, postgres: str) -> None:
     """End the connection at PostgreSQL's side."""
     async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as owner:
         await owner.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+
+
+async def test_new_connections_leave_no_classes_behind(pool: Pool) -> None:
+    """Psycopg keeps each class that is registered on a connection, for as long as the process runs."""
+    async with acquire(pool):
+        before = len(Dumper.__subclasses__()), len(_ArrayDumper.__subclasses__())
+    for _ in range(3):
+        await pool._replace(pool.conninfo)
+        async with acquire(pool):
+            pass
+    assert (len(Dumper.__subclasses__()), len(_ArrayDumper.__subclasses__())) == before
 
 
 async def test_connections_act_as_the_application(pool: Pool) -> None:
