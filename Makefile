@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 STUBS := clients/python
+TEST_PROCESSES ?= 3
 PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
 
@@ -37,7 +38,7 @@ demo: .venv/ready  ## Run an example: one top-up and three sends; starts what it
 	@$(RUN) -m server demo
 
 test: .venv/ready  ## Run the test suite
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
 
 generate: .venv/ready stubs  ## Generate the stubs from protos/ and the tables in docs/ from the code
 	@$(RUN) -m server reference README.md docs/*.md

@@ -136,7 +136,7 @@ def test_the_time_of_the_last_usable_file_is_a_metric(file: Path) -> None:
         b'{"keys": [1, {}]}',
         b'{"keys": [{"kty": {}}]}',
         b'{"keys": [{"kty": "oct", "kid": "backup"}]}',
-        pem(OLD)[:60],
+        pytest.param(pem(OLD)[:60], id="the beginning of a PEM block"),
     ],
 )
 def test_a_broken_file_changes_nothing_and_is_logged_once(file: Path, broken: bytes) -> None:
