@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -280,7 +280,13 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     recipients = RecipientResolver(crypto, prices, _area_policy(settings))
     limits = _send_limits(settings)
     outcomes = Outcomes(
-        pool, batching=shared.batching, lease=lease, clock=clock, fallbacks=Fallbacks(recipients, limits)
+        pool,
+        batching=replace(
+            shared.batching, size=delivery.outcome_batch_size, linger_seconds=delivery.outcome_linger_ms / 1000
+        ),
+        lease=lease,
+        clock=clock,
+        fallbacks=Fallbacks(recipients, limits),
     )
     dispatcher = Dispatcher(
         providers, crypto, outcomes, concurrency=delivery.concurrency, queue=delivery.queue, clock=clock

@@ -263,6 +263,16 @@ class Delivery(Group):
         le=100,
         description="maximum milliseconds that a batch collects calls; a single call never waits",
     )
+    outcome_batch_size: int = Field(
+        default=1000,
+        ge=1,
+        le=5000,
+        description="maximum outcomes per transaction, and maximum messages per process whose outcomes are not stored, "
+        "in progress or sent: a crash repeats them. At least PULSA_DELIVERY_CONCURRENCY counts",
+    )
+    outcome_linger_ms: float = Field(
+        default=100, ge=0, le=1000, description="maximum milliseconds that outcomes wait to be stored together"
+    )
     destination_days: int = Field(default=30, ge=1, description="days after which encrypted destinations are erased")
     retention_days: int = Field(
         default=90,

@@ -21,6 +21,8 @@ _QUIET_TURNS: Final = 30
 A busy loop needs several turns per arriving call. With 4 turns a busy server made batches of two calls and spent most
 of its time on flushes: GetBalance was half as fast.
 """
+_FEW_CALLS: Final = 4
+"""So many calls of a batch, or waiting for the next, show that the loop is not busy: they are flushed at once."""
 _SLEEP_SECONDS: Final = 0.001
 _OVERTAKE_SECONDS: Final = 0.3
 """After this time in flight a flush no longer holds up the next batch.
@@ -177,14 +179,14 @@ class Batcher(Generic[Item, Answer]):
         me, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert me is not None  # noqa: S101 - this is a task
         try:
-            if self._last_size > 1:  # after a batch of several, more calls are likely to follow the first
+            if self._last_size > _FEW_CALLS:  # after a large batch, more calls are likely to follow the first
                 await self._gather()
             while self._ready and self._leader is me:
                 lanes = self._next_batch()
                 overtaking = loop.call_later(_OVERTAKE_SECONDS, self._overtake, me)
                 await self._answer(lanes, wait=False)
                 overtaking.cancel()
-                if self._ready and self._leader is me:
+                if self._ready and self._leader is me and max(self._last_size, self._waiting) > _FEW_CALLS:
                     await self._gather()
         finally:
             if self._leader is me:

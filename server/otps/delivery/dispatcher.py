@@ -32,9 +32,9 @@ class Dispatcher:
     A delivery's outbox row is removed in the transaction that stores its outcome. A job that is dropped, or lost in a
     crash, is therefore taken over by a periodic job once its lease has expired.
 
-    A worker waits for its provider, but not until the outcome is stored: the recorder stores outcomes in batches. A job
-    keeps its concurrency slot until its outcome is stored, so a crash repeats at most `concurrency` messages. Workers
-    and the recorder end when there is no work.
+    A worker waits for its provider, but not until the outcome is stored: the recorder stores outcomes in batches. A
+    crash repeats at most a full batch of messages, as no more are sent before their outcomes are stored, or at most
+    `concurrency` if that is more. Workers and the recorder end when there is no work.
     """
 
     def __init__(
@@ -60,7 +60,10 @@ class Dispatcher:
         self._fresh_for = fresh_for
         self._clock = clock
         self._free_slots = concurrency
-        self._full_batch = concurrency / 2  # results that are stored without lingering; the other slots send meanwhile
+        self._full_batch = concurrency / 2  # results that are stored without lingering
+        self._unsettled = 0
+        """Jobs begun whose outcomes are not stored."""
+        self._most_unsettled = max(concurrency, outcomes.batch_size)
         self._queue: deque[DeliveryJob] = deque()
         self._results: list[DeliveryResult] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,22 +109,26 @@ class Dispatcher:
 
         If providers answer without waiting, a single worker runs every job.
         """
-        if self._queue and self._free_slots and not self._worker_is_starting:
+        if self._may_begin() and not self._worker_is_starting:
             self._worker_is_starting = True
             self._start(self._work)
 
+    def _may_begin(self) -> bool:
+        return bool(self._queue and self._free_slots and self._unsettled < self._most_unsettled)
+
     async def _work(self) -> None:
         self._worker_is_starting = False
-        while self._queue and self._free_slots:
+        while self._may_begin():
             job = self._queue.popleft()
             self._free_slots -= 1
+            self._unsettled += 1
             self._start_worker()
             result = None
             try:
                 result = await self._run(job)
             finally:
-                if result is None:
-                    self._free_slots += 1
+                self._free_slots += 1
+                self._unsettled -= result is None
             if result is None:
                 continue
             self._results.append(result)
@@ -159,7 +166,7 @@ class Dispatcher:
         return await provider.deliver(job.message(code))
 
     async def _record(self) -> None:
-        """Store results in batches until there are none, and release the concurrency slots of their jobs."""
+        """Store results in batches until there are none."""
         while self._results:
             if len(self._results) < self._full_batch:
                 await asyncio.sleep(self._outcomes.linger_seconds)
@@ -169,7 +176,7 @@ class Dispatcher:
         self._recorder_is_running = False
 
     async def _store(self, results: Sequence[DeliveryResult], *, of_one_organization: bool = False) -> None:
-        """Store results, queue their fallbacks and release the slots; retried until the database is available.
+        """Store results and queue their fallbacks; retried until the database is available.
 
         A result that is not stored would send its message again. While an account is locked, the results of its
         organization wait by themselves.
@@ -191,7 +198,7 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - the recorder must survive any result; the deliveries stay in the outbox
                 _log.error("outcomes were not stored", count=len(results), trace=safe_traceback(error))
                 break
-        self._free_slots += len(results)
+        self._unsettled -= len(results)
         self.enqueue(fallbacks)
 
 

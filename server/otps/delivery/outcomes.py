@@ -55,12 +55,16 @@ class Outcomes:
         clock: Clock,
         fallbacks: Fallbacks | None = None,
     ) -> None:
-        """`lease` is that of renewed jobs and of fallbacks. Without `fallbacks`, none is sent after a failure."""
+        """`batching` is that of outcomes, `lease` that of renewed jobs and of fallbacks.
+
+        Without `fallbacks`, none is sent after a failure.
+        """
         self._pool = pool
         self._lease = lease
         self._recipients = fallbacks.recipients if fallbacks else None
         self._limits = fallbacks.limits if fallbacks else SendLimits()
         self.linger_seconds = batching.linger_seconds
+        self.batch_size = batching.size
         self._clock = clock
         self._batching = batching
         self._renewer: Batcher[DeliveryJob, DeliveryJob | None] = Batcher(self._renew, batching)

@@ -69,17 +69,18 @@ async def exhausted(pool: Pool) -> AsyncIterator[None]:
         await pool.putconn(connection)
 
 
-async def test_no_more_messages_than_the_concurrency_are_sent_while_their_outcomes_wait(
+async def test_no_more_messages_than_a_batch_has_are_sent_while_their_outcomes_wait(
     replica: Replica, open_dispatcher: OpenDispatcher
 ) -> None:
     await fund(replica.pool, 10)
     jobs = [replica.job(await replica.send()) for _ in range(7)]
     console = Console(None)
+    replica.outcomes.batch_size = 3
     dispatcher = open_dispatcher(console)
     async with exhausted(replica.pool):
         dispatcher.enqueue(jobs)
         await until(lambda: replica.pool.get_stats().get("requests_errors", 0) >= 1)
-        assert (len(console.messages), dispatcher.free_places) == (2, 95)
+        assert (len(console.messages), dispatcher.free_places) == (3, 96)
     await dispatcher.idle()
     assert [message.delivery_id for message in console.messages] == [one.send.delivery_id for one in jobs]
     assert await count_rows(replica.pool, "outbox") == 0

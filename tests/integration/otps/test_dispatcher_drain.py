@@ -36,6 +36,7 @@ async def test_a_drain_without_time_leaves_unfinished_jobs_in_the_outbox(replica
     await fund(replica.pool, 10)
     jobs = [replica.job(await replica.send()) for _ in range(6)]
     console = Console(None)
+    replica.outcomes.batch_size = 2
     dispatcher = dispatcher_of(replica, console, queue=10)
     dispatcher.enqueue(jobs)
     await dispatcher.drain(0)

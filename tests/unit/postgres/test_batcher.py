@@ -18,6 +18,10 @@ class Odd(Exception):
     """The error of an odd number."""
 
 
+MANY = (20, 22, 24, 26, 28)
+"""More calls than are flushed at once after a flush."""
+
+
 @dataclass
 class Doubler:
     """Doubles even numbers and refuses odd ones; each flush ends when the test lets it."""
@@ -139,48 +143,57 @@ async def test_calls_during_a_flush_leave_together_after_it(doubler: Doubler) ->
 async def test_after_a_flush_the_next_batch_waits_as_long_as_new_calls_come(doubler: Doubler) -> None:
     batcher = doubler.batcher(linger_seconds=NEVER_SECONDS)
     await calls(batcher, 2)
-    await calls(batcher, 4)
+    await calls(batcher, *MANY)
     doubler.gates[0].set()
     for number in (6, 8, 10, 12, 14):
         await calls(batcher, number)
         assert doubler.batches == [[2]]
     await quiet_turns()
-    assert doubler.batches == [[2], [4, 6, 8, 10, 12, 14]]
+    assert doubler.batches == [[2], [*MANY, 6, 8, 10, 12, 14]]
+
+
+async def test_after_a_flush_a_few_calls_leave_at_once(doubler: Doubler) -> None:
+    batcher = doubler.batcher(linger_seconds=NEVER_SECONDS)
+    await calls(batcher, 2)
+    await calls(batcher, 4, 6)
+    doubler.gates[0].set()
+    await turns()
+    assert doubler.batches == [[2], [4, 6]]
 
 
 async def test_the_first_call_after_a_batch_waits_for_others(doubler: Doubler) -> None:
     batcher = doubler.batcher(linger_seconds=NEVER_SECONDS)
-    await calls(batcher, 2, 4)
+    await calls(batcher, *MANY)
     await doubler.end_flush()
     await calls(batcher, 6)
     await calls(batcher, 8)
-    assert doubler.batches == [[2, 4]]
+    assert doubler.batches == [[*MANY]]
     await quiet_turns()
-    assert doubler.batches == [[2, 4], [6, 8]]
+    assert doubler.batches == [[*MANY], [6, 8]]
 
 
 async def test_a_batch_gathers_no_longer_than_its_linger_time(doubler: Doubler) -> None:
     batcher = doubler.batcher(linger_seconds=0.0)
     await calls(batcher, 2)
-    await calls(batcher, 4)
+    await calls(batcher, *MANY)
     doubler.gates[0].set()
     await turns()
-    assert doubler.batches == [[2], [4]]
+    assert doubler.batches == [[2], [*MANY]]
 
 
 async def test_a_full_batch_does_not_wait_for_more(doubler: Doubler) -> None:
-    batcher = doubler.batcher(size=4, linger_seconds=NEVER_SECONDS)
+    batcher = doubler.batcher(size=6, linger_seconds=NEVER_SECONDS)
     await calls(batcher, 2)
-    await calls(batcher, 4, 6, 8)
+    await calls(batcher, *MANY)
     doubler.gates[0].set()
     await turns()
     assert doubler.batches == [[2]]
     await calls(batcher, 10)
-    assert doubler.batches == [[2], [4, 6, 8, 10]]
-    await calls(batcher, 2, 4, 6, 8)
+    assert doubler.batches == [[2], [*MANY, 10]]
+    await calls(batcher, 10, *MANY)
     doubler.gates[1].set()
     await turns()
-    assert doubler.batches[2] == [2, 4, 6, 8]
+    assert doubler.batches[2] == [10, *MANY]
 
 
 async def test_a_batch_has_a_largest_size(doubler: Doubler) -> None:
