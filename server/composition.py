@@ -313,6 +313,8 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
         batching=shared.batching,
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,
+        free_places=lambda: dispatcher.free_places,
+        batch_items_at_once=settings.limit.batch_items_at_once,
     )
     service = OtpService(dependencies)
     stack.push_async_callback(service.drain)

@@ -227,6 +227,12 @@ class Limit(Group):
         description="queued calls per process above which gRPC starts to cancel; at 125 % it cancels all. A larger "
         "value lets more callers of a burst receive RetryInfo, at the price of latency under sustained overload",
     )
+    batch_items_at_once: int = Field(
+        default=10_000,
+        ge=1,
+        description="maximum requests of BatchSendOtps in progress per process; one organization may have four fifths "
+        "of them. More than PULSA_DELIVERY_QUEUE has room for are refused too",
+    )
     calls_per_connection: int = Field(
         default=480,
         ge=1,

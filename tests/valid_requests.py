@@ -43,6 +43,15 @@ def valid_fields() -> dict[str, Any]:
         "web_otp_domain": "example.com",
         "metadata": {"page": "checkout"},
         "validate_only": False,
+        "compact": True,
+        "requests": [
+            {
+                "organization_id": "acme",
+                "request_id": str(uuid4()),
+                "destination": {"email": "someone@example.com"},
+                "purpose": "login",
+            }
+        ],
         "code": "123456",
         "status": DeliveryStatus.DELIVERY_STATUS_DELIVERED,
         "failure_reason": "",

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from pulsa.credit.v1 import balance_pb2, channel_pb2, ledger_entry_pb2, money_pb2, pricing_pb2, top_up_pb2
@@ -16,6 +17,7 @@ from server.credits.balances import Balance
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.credits.pricing import Money, Pricing
 from server.credits.top_ups.state_machine import TopUp, TopUpStatus
+from server.errors import DomainError, RetryLater
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
 from server.otps.send import Preview
 from server.otps.usage import DailyUsage
@@ -183,9 +185,41 @@ def preview_message(preview: Preview) -> otp_service_pb2.SendPreview:
         segments=preview.segments,
     )
     if preview.refusal is not None:
-        message.refusal = error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{preview.refusal.reason}")
-        message.refusal_message = preview.refusal.message
+        write_refusal(message, preview.refusal)
     return message
+
+
+def write_refusal(message: otp_service_pb2.SendPreview, error: DomainError) -> None:
+    """Write why a send would be refused."""
+    message.refusal = _reason(error)
+    message.refusal_message = error.message
+
+
+def _reason(error: DomainError) -> error_reason_pb2.ErrorReason.ValueType:
+    return error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}")
+
+
+def write_compact(
+    message: otp_service_pb2.CompactSend,
+    *,
+    otp_id: UUID,
+    delivery_id: UUID,
+    credits: int,
+    ledger_sequence: int,
+    replayed: bool = False,
+) -> None:
+    """Write an accepted send in short."""
+    message.otp_id, message.delivery_id = str(otp_id), str(delivery_id)
+    message.credits_charged, message.ledger_sequence, message.replayed = credits, ledger_sequence, replayed
+
+
+def write_send_error(message: otp_service_pb2.SendError, error: DomainError) -> None:
+    """Write the error of one request of a batch."""
+    message.reason = _reason(error)
+    message.message = error.message
+    message.metadata.update(error.metadata)
+    if isinstance(error, RetryLater):
+        message.retry_delay.FromMilliseconds(round(1000 * error.retry_after_seconds))
 
 
 def reported_status(number: delivery_pb2.DeliveryStatus.ValueType) -> DeliveryStatus:

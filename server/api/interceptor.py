@@ -56,23 +56,23 @@ _REFUSING_SECONDS: Final = 0.5
 
 @dataclass(slots=True)
 class ConcurrencyLimit:
-    """The calls in flight, in all and by organization, and their maximum. A call counts before it enters."""
+    """The calls or items in flight, in all and by organization, and their maximum. They count before they enter."""
 
     limit: int
     in_flight: int = 0
     by_organization: dict[str, int] = field(default_factory=dict)
 
-    def enter(self, organization_id: str) -> bool:
-        """Count a call of the organization; False when it has its share of the places already."""
+    def enter(self, organization_id: str, count: int = 1) -> bool:
+        """Count a call of the organization, or so many items; False when it has its share of the places already."""
         own = self.by_organization.get(organization_id, 0)
-        if own >= _SHARE * (self.limit - self.in_flight + 1):
+        if own + count > _SHARE * (self.limit - self.in_flight + count):
             return False
-        self.by_organization[organization_id] = own + 1
+        self.by_organization[organization_id] = own + count
         return True
 
-    def leave(self, organization_id: str) -> None:
-        """The call of the organization has ended."""
-        own = self.by_organization[organization_id] - 1
+    def leave(self, organization_id: str, count: int = 1) -> None:
+        """The call of the organization, or so many items, have ended."""
+        own = self.by_organization[organization_id] - count
         if own:
             self.by_organization[organization_id] = own
         else:

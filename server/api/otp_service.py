@@ -4,11 +4,12 @@
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import ClassVar, Final, NamedTuple
 from uuid import UUID
 
 from pulsa.otp.v1 import destination_pb2, otp_pb2
@@ -18,15 +19,18 @@ from server.api.converters import (
     preview_message,
     reported_status,
     usage_message,
+    write_compact,
     write_delivery,
     write_otp,
     write_record,
+    write_refusal,
+    write_send_error,
 )
-from server.api.interceptor import Call
+from server.api.interceptor import Call, ConcurrencyLimit
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
-from server.api.validation import compile_check
+from server.api.validation import MOST_REPEATED, RULES, compile_check, compile_validation
 from server.clock import Clock
-from server.errors import AccountBusy
+from server.errors import DomainError, FieldViolation, InvalidFields, OrganizationMismatch, Overloaded
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
@@ -35,7 +39,7 @@ from server.otps.recipients import RawDestination, ResendRequest, SendRequest
 from server.otps.send import Accepted, Sender
 from server.otps.usage import read_usage
 from server.otps.verify import Verifier
-from server.postgres.batcher import LOCKED, Batcher, Batching, Locked
+from server.postgres.batcher import Batcher, Batching, Locked, in_steps
 from server.postgres.pool import Pool, acquire
 from server.providers.provider import Channel
 
@@ -53,10 +57,8 @@ _rest_is_valid: Final = compile_check(
     ("organization_id", "request_id", "destination", "fallbacks", "context", "metadata"),
 )
 """Whether the fields are valid that no other request shares."""
-
-Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
-Answer = TypeVar("Answer")
+_validate_send: Final = compile_validation(pb.SendOtpRequest.DESCRIPTOR)
+_BATCH_RETRY_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,9 @@ class OtpDependencies:
     cooldown: timedelta
     refund_accepted: bool
     """Whether a reported failure refunds the credits although the provider had accepted the message."""
+    free_places: Callable[[], int]
+    """How many more deliveries can be sent soon; those beyond wait in the outbox."""
+    batch_items_at_once: int = 10_000
 
 
 class _SendCall(NamedTuple):
@@ -78,6 +83,16 @@ class _SendCall(NamedTuple):
 
     request: pb.SendOtpRequest
     call: Call
+
+
+class _ItemCall(NamedTuple):
+    """A request of a BatchSendOtps that waits for its batch."""
+
+    request: pb.SendOtpRequest
+    call: Call
+    result: pb.BatchSendOtpsResult
+    """Where the answer goes."""
+    compact: bool
 
 
 class _ResendCall(NamedTuple):
@@ -93,6 +108,9 @@ class _VerifyCall(NamedTuple):
     call: Call
 
 
+_AnySend = _SendCall | _ItemCall | _ResendCall
+
+
 class OtpService:
     """pulsa.otp.v1.OtpService; each rpc is documented there.
 
@@ -101,8 +119,8 @@ class OtpService:
     SendOtp cost a quarter more when each call was validated, prepared and answered separately.
     """
 
-    validates_itself: ClassVar = frozenset({"SendOtp", "VerifyOtp"})
-    """Rpcs whose requests are validated in their batch, not in the interceptor."""
+    validates_itself: ClassVar = frozenset({"SendOtp", "VerifyOtp", "BatchSendOtps", "PreviewOtps"})
+    """Rpcs whose requests are validated in their batch, or each for itself, not in the interceptor."""
 
     def __init__(self, dependencies: OtpDependencies) -> None:
         self._pool = dependencies.pool
@@ -115,9 +133,9 @@ class OtpService:
         self._templates_time: datetime | None = None
         """Of the flush that `_answer_templates` belong to."""
         self._refund_accepted = dependencies.refund_accepted
-        self._sends: Batcher[_SendCall | _ResendCall, bytes | Replayed] = Batcher(
-            self._send_batch, dependencies.batching
-        )
+        self._free_places = dependencies.free_places
+        self._items = ConcurrencyLimit(dependencies.batch_items_at_once)
+        self._sends: Batcher[_AnySend, bytes | Replayed] = Batcher(self._send_batch, dependencies.batching)
         self._guesses: Batcher[_VerifyCall, bytes] = Batcher(self._verify_batch, dependencies.batching)
 
     async def drain(self) -> None:
@@ -130,12 +148,85 @@ class OtpService:
         if request.validate_only:
             # A preview is about the same request without this field, also for whether it is a repetition.
             request.ClearField("validate_only")
-            preview = await self._sender.preview(self._send_request(request, call, _time_zero(self._clock)))
+            (preview,) = await self._sender.preview([self._send_request(request, call, _time_zero(self._clock))])
             return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
         answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
         if isinstance(answer, Replayed):
             return self._send_response(pb.SendOtpResponse(), await self._sender.replay(answer))
         return answer
+
+    async def BatchSendOtps(self, request: pb.BatchSendOtpsRequest, call: Call) -> pb.BatchSendOtpsResponse:
+        """Send each OTP or refuse it: the same sends as by SendOtp, in the same batches."""
+        response = pb.BatchSendOtpsResponse()
+        items: list[_ItemCall] = []
+        call = call._replace(validate=_validate_send)
+        for send in _sends_of(request):
+            result = response.results.add()
+            if isinstance(send, DomainError):
+                write_send_error(result.error, send)
+            else:
+                items.append(_ItemCall(send, call, result, request.compact))
+        with self._hold_places(request.organization_id, len(items)):
+            answers = await self._sends.submit_all(request.organization_id, items)
+        for item, answer in zip(items, answers, strict=True):
+            if isinstance(answer, DomainError):
+                write_send_error(item.result.error, answer)
+            elif isinstance(answer, Exception):
+                raise answer
+            elif isinstance(answer, Replayed):
+                await self._write_replayed(item, answer)
+        return response
+
+    @contextmanager
+    def _hold_places(self, organization_id: str, count: int) -> Iterator[None]:
+        """Count the items of a batch in flight. Raises Overloaded for more than can be sent soon."""
+        items = self._items
+        items.in_flight += count
+        try:
+            if items.in_flight > min(items.limit, self._free_places()) or not items.enter(organization_id, count):
+                raise Overloaded(retry_after_seconds=_BATCH_RETRY_SECONDS)
+            try:
+                yield
+            finally:
+                items.leave(organization_id, count)
+        finally:
+            items.in_flight -= count
+
+    async def _write_replayed(self, item: _ItemCall, replayed: Replayed) -> None:
+        if item.compact:
+            first = replayed.delivery
+            write_compact(
+                item.result.compact,
+                otp_id=first.otp_id,
+                delivery_id=first.delivery_id,
+                credits=first.credits,
+                ledger_sequence=first.ledger_sequence,
+                replayed=True,
+            )
+        else:
+            self._write_response(item.result.response, await self._sender.replay(replayed))
+
+    async def PreviewOtps(self, request: pb.PreviewOtpsRequest, call: Call) -> pb.PreviewOtpsResponse:
+        """What a batch of these requests would do."""
+        call, time_zero, response = (
+            call._replace(validate=_validate_send),
+            _time_zero(self._clock),
+            pb.PreviewOtpsResponse(),
+        )
+        valid: list[tuple[pb.SendPreview, SendRequest]] = []
+        for send in _sends_of(request):
+            message = response.previews.add()
+            try:
+                if isinstance(send, DomainError):
+                    raise send
+                valid.append((message, self._send_request(send, call, time_zero)))
+            except DomainError as error:
+                write_refusal(message, error)
+        previews = await self._sender.preview([send for _, send in valid])
+        for (message, _), preview in zip(valid, previews, strict=True):
+            message.CopyFrom(preview_message(preview))
+            response.total_credits += 0 if preview.refusal else preview.credits
+        return response
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
         """Charge for sending the same code again, and send it."""
@@ -207,13 +298,13 @@ class OtpService:
         return pb.GetUsageResponse(daily_usages=map(usage_message, days))
 
     async def _send_batch(
-        self, calls: Sequence[_SendCall | _ResendCall], *, wait: bool
+        self, calls: Sequence[_AnySend], *, wait: bool
     ) -> "list[bytes | Replayed | Locked | Exception]":
         decide = partial(self._sender.accept, wait=wait)
         prepare = partial(self._prepare_send, _time_zero(self._clock))
-        return await _in_steps(calls, prepare=prepare, decide=decide, answer=self._answer_send)
+        return await in_steps(calls, prepare=prepare, decide=decide, answer=self._answer_send)
 
-    def _prepare_send(self, time_zero: datetime, call: _SendCall | _ResendCall) -> Send:
+    def _prepare_send(self, time_zero: datetime, call: _AnySend) -> Send:
         if isinstance(call, _ResendCall):
             return call.send
         return self._sender.prepare(self._send_request(call.request, call.call, time_zero))
@@ -256,26 +347,43 @@ class OtpService:
         self._known_options[key] = options
         return options
 
-    def _answer_send(self, result: Admitted | Replayed, call: _SendCall | _ResendCall) -> bytes | Replayed:
+    def _answer_send(self, result: Admitted | Replayed, call: _AnySend) -> bytes | Replayed:
         if isinstance(result, Replayed):
             return result
         if isinstance(call, _ResendCall):
             accepted = Accepted(result.record, result.delivery, result.low_balance, replayed=False)
             return self._send_response(pb.ResendOtpResponse(), accepted)
-        send, response = result.send, pb.SendOtpResponse()
-        response.CopyFrom(self._answer_template(result))
+        if isinstance(call, _ItemCall):
+            if call.compact:
+                send = result.send
+                write_compact(
+                    call.result.compact,
+                    otp_id=send.otp_id,
+                    delivery_id=send.delivery_id,
+                    credits=send.recipient.credits,
+                    ledger_sequence=result.ledger_sequence,
+                )
+            else:
+                self._write_admitted(call.result.response, result, call.request)
+            return b""
+        response = pb.SendOtpResponse()
+        self._write_admitted(response, result, call.request)
+        return response.SerializeToString()
+
+    def _write_admitted(self, response: pb.SendOtpResponse, admitted: Admitted, request: pb.SendOtpRequest) -> None:
+        send = admitted.send
+        response.CopyFrom(self._answer_template(admitted))
         otp = response.otp
         otp.organization_id = send.organization_id
         otp.otp_id = str(send.otp_id)
         (delivery,) = otp.deliveries
         delivery.delivery_id = str(send.delivery_id)
         delivery.masked_destination = send.recipient.masked_destination
-        if call.request.metadata:
-            otp.metadata.MergeFrom(call.request.metadata)
-        response.available_credits = result.balance_after
-        response.ledger_sequence = result.ledger_sequence
-        response.low_balance = result.low_balance
-        return response.SerializeToString()
+        if request.metadata:
+            otp.metadata.MergeFrom(request.metadata)
+        response.available_credits = admitted.balance_after
+        response.ledger_sequence = admitted.ledger_sequence
+        response.low_balance = admitted.low_balance
 
     def _answer_template(self, admitted: Admitted) -> pb.SendOtpResponse:
         """What answers of a flush have in common: made once for all sends that are alike."""
@@ -293,7 +401,7 @@ class OtpService:
     async def _verify_batch(self, calls: Sequence[_VerifyCall], *, wait: bool) -> list[bytes | Locked | Exception]:
         decide = partial(self._verifier.verify, wait=wait)
         guess = partial(self._guess, _time_zero(self._clock))
-        return await _in_steps(calls, prepare=guess, decide=decide, answer=self._verify_response)
+        return await in_steps(calls, prepare=guess, decide=decide, answer=self._verify_response)
 
     def _guess(self, time_zero: datetime, verify: _VerifyCall) -> Guess:
         request, call = verify
@@ -313,6 +421,10 @@ class OtpService:
         return response.SerializeToString()
 
     def _send_response(self, response: pb.SendOtpResponse | pb.ResendOtpResponse, accepted: Accepted) -> bytes:
+        self._write_response(response, accepted)
+        return response.SerializeToString()
+
+    def _write_response(self, response: pb.SendOtpResponse | pb.ResendOtpResponse, accepted: Accepted) -> None:
         delivery = accepted.delivery
         self._write_record(response.otp, accepted.record)
         response.credits_charged = delivery.credits
@@ -320,43 +432,30 @@ class OtpService:
         response.ledger_sequence = delivery.ledger_sequence
         response.low_balance = accepted.low_balance
         response.replayed = accepted.replayed
-        return response.SerializeToString()
 
     def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
         write_record(message, record, now=self._clock(), cooldown=self._cooldown)
 
 
-async def _in_steps(
-    calls: Sequence[Item],
-    *,
-    prepare: Callable[[Item], Prepared],
-    decide: Callable[[Sequence[Prepared]], Awaitable[Sequence[Any]]],
-    answer: Callable[[Any, Item], Answer],
-) -> list[Answer | Locked | Exception]:
-    """Prepare all calls, decide them together and answer each; return an answer, an error or LOCKED per call.
+def _sends_of(request: pb.BatchSendOtpsRequest | pb.PreviewOtpsRequest) -> Iterator[pb.SendOtpRequest | DomainError]:
+    """Each request of a batch, with its organization, or the error of one that no batch takes.
 
-    An error while preparing or answering a call affects only this call. AccountBusy is LOCKED for all.
+    Raises InvalidFields for a batch without or with too many requests.
     """
-    prepared = [_attempt(prepare, call) for call in calls]
-    valid = [item for item in prepared if not isinstance(item, Exception)]
-    try:
-        decided: Iterator[Any] = iter(await decide(valid) if valid else ())
-    except AccountBusy:
-        decided = iter([LOCKED] * len(valid))
-    except Exception as error:  # noqa: BLE001 - every call of this step ends with it
-        decided = iter([error] * len(valid))
-    results = [item if isinstance(item, Exception) else next(decided) for item in prepared]
-    return [
-        result if isinstance(result, Exception | Locked) else _attempt(answer, result, call)
-        for result, call in zip(results, calls, strict=True)
-    ]
-
-
-def _attempt(function: Callable[..., Answer], *arguments: object) -> Answer | Exception:
-    try:
-        return function(*arguments)
-    except Exception as error:  # noqa: BLE001 - only this call ends with it
-        return error
+    rule, most = RULES["organization_id"], MOST_REPEATED["requests"]
+    violations = [] if rule.holds(request.organization_id) else [FieldViolation("organization_id", rule.description)]
+    if not 1 <= len(request.requests) <= most:
+        violations.append(FieldViolation("requests", f"1 to {most}"))
+    if violations:
+        raise InvalidFields(violations=tuple(violations))
+    for send in request.requests:
+        if send.organization_id not in ("", request.organization_id):
+            yield OrganizationMismatch()
+        elif send.validate_only:
+            yield InvalidFields(violations=(FieldViolation("validate_only", "false in a batch"),))
+        else:
+            send.organization_id = request.organization_id
+            yield send
 
 
 def _resend_request(request: pb.ResendOtpRequest, call: Call, time_zero: datetime) -> ResendRequest:

@@ -34,6 +34,8 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "pulsa.otp.v1.OtpService": {
         "SendOtp": OTP_SEND,
+        "BatchSendOtps": OTP_SEND,
+        "PreviewOtps": OTP_SEND,
         "ResendOtp": OTP_SEND,
         "VerifyOtp": OTP_VERIFY,
         "GetOtp": OTP_READ,

@@ -165,6 +165,7 @@ RULES: Final[Mapping[str, Rule]] = {
         _is_metadata,
     ),
     "validate_only": _ANYTHING,
+    "compact": _ANYTHING,
     "code": _text(1, 16),
     "status": Rule("SENT, DELIVERED or FAILED", _REPORTED_STATUSES.__contains__),
     "failure_reason": _matches("[A-Za-z0-9_]{0,64}", 'at most 64 letters, digits and "_"'),
@@ -172,7 +173,7 @@ RULES: Final[Mapping[str, Rule]] = {
 }
 """Rules by field name, for every field of a request except Pulsa's own messages: their fields have rules."""
 
-MOST_REPEATED: Final[Mapping[str, int]] = {"fallbacks": 3}
+MOST_REPEATED: Final[Mapping[str, int]] = {"fallbacks": 3, "requests": 1000}
 """The maximum number of elements of a repeated field of Pulsa's own messages, by field name."""
 
 REQUIRED: Final = frozenset({"pulsa.otp.v1.SendOtpRequest.destination"})

@@ -261,20 +261,23 @@ class Sender:
             otp_record = await read_otp(connection, delivery.organization_id, delivery.otp_id)
         return Accepted(otp_record, delivery, replayed.low_balance, replayed=True)
 
-    async def preview(self, request: SendRequest) -> Preview:
-        """What the request would do now. Writes and reserves nothing."""
+    async def preview(self, requests: Sequence[SendRequest]) -> list[Preview]:
+        """What the requests would do now, one after another. Writes and reserves nothing."""
+        priced = [self._price(request) for request in requests]
+        sends = [send for _, send in priced if send is not None]
+        decisions = iter(await self._decide_read_only(sends) if sends else ())
+        return [preview if send is None else _decided(preview, next(decisions)) for preview, send in priced]
+
+    def _price(self, request: SendRequest) -> tuple[Preview, Send | None]:
+        """The preview of a request as far as the account does not matter, and its send unless it is refused already."""
         preview = Preview(request.destination.channel)
         try:
             recipient = self._recipients.resolve(request.organization_id, request.destination)
             preview = replace(preview, credits=recipient.credits, masked_destination=recipient.masked_destination)
             send = self.prepare(request)
-            preview = replace(preview, segments=self._segments(send))
+            return replace(preview, segments=self._segments(send)), send
         except DomainError as error:
-            return replace(preview, refusal=error)
-        decision = await self._decide_read_only(send)
-        if isinstance(decision, Refused):
-            return replace(preview, refusal=decision.error)
-        return replace(preview, credits=0) if isinstance(decision, Replayed) else preview
+            return replace(preview, refusal=error), None
 
     async def _transact(self, sends: Sequence[Send], *, wait: bool) -> list[Decision | Locked]:
         if len(sends) == 1 and (cached := self._accounts.checkout(sends[0])):
@@ -349,11 +352,11 @@ class Sender:
                 earlier.request_fingerprint = send.request_fingerprint
         return state
 
-    async def _decide_read_only(self, send: Send) -> Decision:
+    async def _decide_read_only(self, sends: Sequence[Send]) -> list[Decision]:
         async with transaction(self._pool) as connection:
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            state = await self._read(connection, [send], accounts=queue_read_accounts)
-            return admit([send], state, now=self._clock(), limits=self._limits)[0]
+            state = await self._read(connection, sends, accounts=queue_read_accounts)
+            return admit(sends, state, now=self._clock(), limits=self._limits)
 
     def _last_recipient(self, otp_record: OtpRecord) -> Recipient:
         last = otp_record.deliveries[-1]
@@ -383,6 +386,12 @@ class Sender:
             reference="",
         )
         return segments(self._templates.render(message, now=now).text).count
+
+
+def _decided(preview: Preview, decision: Decision) -> Preview:
+    if isinstance(decision, Refused):
+        return replace(preview, refusal=decision.error)
+    return replace(preview, credits=0) if isinstance(decision, Replayed) else preview
 
 
 @lru_cache(maxsize=1024)

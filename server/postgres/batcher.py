@@ -4,13 +4,14 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from server.errors import AccountBusy
 
 Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 Answer = TypeVar("Answer")
 Flushed_contra = TypeVar("Flushed_contra", contravariant=True)
 Found_co = TypeVar("Found_co", covariant=True)
@@ -32,6 +33,9 @@ cost PostgreSQL a tenth more per send."""
 _LOCKED_SECONDS: Final = 0.25
 """For so long after its rows were found locked a lane is flushed by itself: two replicas that serve one organization
 take turns at its lock then, in the order in which they asked for it."""
+
+
+_UNANSWERED: Final = AssertionError("an item was not answered")
 
 
 class Locked:
@@ -148,16 +152,33 @@ class Batcher(Generic[Item, Answer]):
         A caller that is cancelled before the flush withdraws its item. A caller that is cancelled during the flush does
         not stop it, and does not learn its result. Raises AccountBusy after busy_seconds of waiting for locked rows.
         """
-        call: _Call[Item, Answer] = _Call(item, asyncio.get_running_loop().create_future(), time.monotonic())
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._wait(organization_id, [_Call(item, future, time.monotonic())])
+        return await future
+
+    def _wait(self, organization_id: str, calls: "Sequence[_Call[Item, Answer]]") -> None:
+        """Let calls wait in their organization's lane."""
         lane = self._lanes.get(organization_id)
         if lane is None:
             lane = self._lanes[organization_id] = _Lane(organization_id)
             self._ready.append(lane)
-        lane.calls.append(call)
+        lane.calls.extend(calls)
         if lane.is_ready:
-            self._waiting += 1
+            self._waiting += len(calls)
             self._lead()
-        return await call.future
+
+    async def submit_all(self, organization_id: str, items: Sequence[Item]) -> Sequence[Answer | Exception]:
+        """Wait for the flushes of several items; returns the answer or the error of each, in order.
+
+        As if each had been submitted: they take turns with the calls of other organizations.
+        """
+        if not items:
+            return ()
+        group: _Group[Answer] = _Group(len(items))
+        now = time.monotonic()
+        self._wait(organization_id, [_Call(item, _Place(group, position), now) for position, item in enumerate(items)])
+        await group.future
+        return group.answers
 
     async def drain(self) -> None:
         """Wait until no call is waiting or in flight, including calls that are submitted meanwhile."""
@@ -279,11 +300,47 @@ class Batcher(Generic[Item, Answer]):
             self._lead()
 
 
+class _Group(Generic[Answer]):
+    """The answers to several items, as they come."""
+
+    def __init__(self, count: int) -> None:
+        self.answers: list[Answer | Exception] = [_UNANSWERED] * count
+        self.missing = count
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when every item is answered; the caller may cancel it."""
+
+    def put(self, position: int, answer: Answer | Exception) -> None:
+        """Store an answer."""
+        self.answers[position] = answer
+        self.missing -= 1
+        if not self.missing and not self.future.done():
+            self.future.set_result(None)
+
+
+class _Place(NamedTuple, Generic[Answer]):
+    """One item's place in a group: what a future is to a single call."""
+
+    group: _Group[Answer]
+    position: int
+
+    def done(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.group.future.done()
+
+    def set_result(self, answer: Answer) -> None:
+        """Store the answer."""
+        self.group.put(self.position, answer)
+
+    def set_exception(self, error: Exception) -> None:
+        """Store the error."""
+        self.group.put(self.position, error)
+
+
 class _Call(NamedTuple, Generic[Item, Answer]):
     """A waiting call."""
 
     item: Item
-    future: asyncio.Future[Answer]
+    future: asyncio.Future[Answer] | _Place[Answer]
     start: float
     """In seconds of time.monotonic()."""
 
@@ -327,3 +384,36 @@ class _Lane(Generic[Item, Answer]):
         oldest = time.monotonic() - busy_seconds
         while self.calls and (self.calls[0].future.done() or self.calls[0].start <= oldest):
             self.calls.popleft().answer(AccountBusy(retry_after_seconds=1.0))
+
+
+async def in_steps(
+    calls: Sequence[Item],
+    *,
+    prepare: Callable[[Item], Prepared],
+    decide: Callable[[Sequence[Prepared]], Awaitable[Sequence[Any]]],
+    answer: Callable[[Any, Item], Answer],
+) -> list[Answer | Locked | Exception]:
+    """Prepare all calls, decide them together and answer each; return an answer, an error or LOCKED per call.
+
+    An error while preparing or answering a call affects only this call. AccountBusy is LOCKED for all.
+    """
+    prepared = [_attempt(prepare, call) for call in calls]
+    valid = [item for item in prepared if not isinstance(item, Exception)]
+    try:
+        decided: Iterator[Any] = iter(await decide(valid) if valid else ())
+    except AccountBusy:
+        decided = iter([LOCKED] * len(valid))
+    except Exception as error:  # noqa: BLE001 - every call of this step ends with it
+        decided = iter([error] * len(valid))
+    results = [item if isinstance(item, Exception) else next(decided) for item in prepared]
+    return [
+        result if isinstance(result, Exception | Locked) else _attempt(answer, result, call)
+        for result, call in zip(results, calls, strict=True)
+    ]
+
+
+def _attempt(function: Callable[..., Answer], *arguments: object) -> Answer | Exception:
+    try:
+        return function(*arguments)
+    except Exception as error:  # noqa: BLE001 - only this call ends with it
+        return error

@@ -35,6 +35,7 @@ KEY = b64encode(b"k" * KEY_BYTES).decode()
 class Deployment(Caller):
     """The addresses that a caller, a customer and Stripe use, and calls to them."""
 
+    address: str
     browser: aiohttp.ClientSession
     stripe_url: str
     webhook_url: str
@@ -115,7 +116,7 @@ async def deployed(
         stripe.set_webhook_url(webhook_url)
         browser = await stack.enter_async_context(aiohttp.ClientSession())
         messages_url = f"http://127.0.0.1:{messages_port}/messages"
-        yield Deployment(channel, key, browser, stripe.url, webhook_url, messages_url)
+        yield Deployment(channel, key, address, browser, stripe.url, webhook_url, messages_url)
 
 
 def _settings(key: DevelopmentKey, stripe_url: str, changes: dict[str, Any]) -> Settings:

@@ -18,13 +18,13 @@ from server.sandbox.stripe.webhooks import sign
 from tests.acceptance.deployment import WEBHOOK_SECRET, Deployment
 from tests.callers import RPCS, reason_of, refusal_of
 from tests.unit.api.test_validation_rules import requests
-from tests.valid_requests import valid_request
+from tests.valid_requests import valid_fields, valid_request
 
 PERMISSION_OF = {rpc: permission for rpcs in PERMISSIONS.values() for rpc, permission in rpcs.items()}
 FOR_NO_ORGANIZATION = {"RecordStripeEvent"}
 NOT_FOUND = {"top_up_id": "TOP_UP_NOT_FOUND", "otp_id": "OTP_NOT_FOUND", "delivery_id": "DELIVERY_NOT_FOUND"}
 # Every value of these fields is well-formed.
-NEVER_MALFORMED = {"credits", "validate_only"}
+NEVER_MALFORMED = {"credits", "validate_only", "compact"}
 # Every reason that a caller may see: all but INTERNAL.
 EXPECTED_REASONS = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"INTERNAL"}
 
@@ -69,6 +69,8 @@ async def send_and_verify(pulsa: Deployment) -> dict[str, Message]:
     today = time.strftime("%Y-%m-%d", time.gmtime())
     return {
         "SendOtp": sent,
+        "BatchSendOtps": await pulsa.call("BatchSendOtps", requests=valid_fields()["requests"]),
+        "PreviewOtps": await pulsa.call("PreviewOtps", requests=valid_fields()["requests"]),
         # To another destination, as the first one is in its cooldown.
         "ResendOtp": await pulsa.call("ResendOtp", otp_id=otp_id, destination={"whatsapp": "+6281298765432"}),
         "VerifyOtp": await pulsa.call("VerifyOtp", otp_id=otp_id, code=code),
@@ -155,6 +157,7 @@ def malformed(field: FieldDescriptor) -> Any:
     by_name: dict[str, Any] = {
         "destination": {},
         "fallbacks": [{}],
+        "requests": [{}] * 1001,
         "metadata": {"": ""},
         "statuses": [99],
         "ttl": {"seconds": -1},

@@ -111,7 +111,7 @@ async def open_dev_server(database_url: str, folder: Path) -> AsyncIterator[DevS
             "PULSA_SANDBOX_MESSAGES_PORT": "0",
         }
         key = development_key(folder)
-        dev_server = DevServer(channel, key, browser, stripe.url, webhook_url, "", settings, folder, [])
+        dev_server = DevServer(channel, key, address, browser, stripe.url, webhook_url, "", settings, folder, [])
         try:
             yield dev_server
         finally:

@@ -9,7 +9,7 @@ that spends credits has the caller's request_id, and all attempts have the same 
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,7 +18,9 @@ import grpc
 
 from pulsa.credit.v1.credit_service_pb2 import WatchBalanceRequest, WatchBalanceResponse
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
-from pulsa.errors import explain
+from pulsa.error.v1.error_reason_pb2 import ErrorReason
+from pulsa.errors import PulsaError, explain
+from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsRequest, BatchSendOtpsResult, SendOtpRequest
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 
 Token = str | Callable[[], str]
@@ -49,6 +51,17 @@ _REOPENED: Final = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.CANCELLED,
 )
+_LARGEST_BATCH_BYTES: Final = 1_000_000
+_UNDECIDED: Final = frozenset(
+    {
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        ErrorReason.ERROR_REASON_ACCOUNT_BUSY,
+        ErrorReason.ERROR_REASON_SERVER_DRAINING,
+    }
+)
+"""Errors of a request of a batch after which it is sent again."""
+_REPEATED: Final = frozenset({"OVERLOADED", "DATABASE_UNAVAILABLE", "ACCOUNT_BUSY", "SERVER_DRAINING", ""})
+"""Reasons of a whole batch's error after which it is sent again; none when no server has answered."""
 _SHORTEST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
@@ -92,6 +105,53 @@ class PulsaClient:
             time.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
 
+    def send_batch(
+        self,
+        organization_id: str,
+        requests: Iterable[SendOtpRequest],
+        *,
+        compact: bool = True,
+        progress: Callable[[int], object] = lambda _: None,
+        largest: int = 1000,
+        patience_seconds: float = 60.0,
+    ) -> list[BatchSendOtpsResult]:
+        """Send any number of OTPs in calls of at most `largest`, 1 to 1000; returns a result for each, in order.
+
+        Every request needs a request_id. Calls that the server had no room for, or that did not answer, are repeated
+        with the same request_ids, and so are requests that could not be decided, until nothing was decided for
+        `patience_seconds`: then their errors are the results, and the error of a whole call is raised as PulsaError.
+        Sending the same batch again charges nothing twice. `progress` is called with the number of results so far.
+        """
+        requests = list(requests)
+        results: list[BatchSendOtpsResult] = [BatchSendOtpsResult()] * len(requests)
+        waiting, pause_seconds = list(range(len(requests))), _SHORTEST_PAUSE_SECONDS
+        end = time.monotonic() + patience_seconds
+        while waiting:
+            chunk = _first_chunk(waiting[:largest], requests)
+            request = BatchSendOtpsRequest(
+                organization_id=organization_id, requests=[requests[number] for number in chunk], compact=compact
+            )
+            undecided: list[int] = []
+            try:
+                for number, result in zip(chunk, self.otps.BatchSendOtps(request).results, strict=True):
+                    results[number] = result
+                    if result.error.reason in _UNDECIDED:
+                        undecided.append(number)
+            except PulsaError as error:
+                if error.reason not in _REPEATED or time.monotonic() >= end:
+                    raise
+                undecided = chunk
+            waiting = undecided + waiting[len(chunk) :]
+            if len(undecided) < len(chunk):
+                end, pause_seconds = time.monotonic() + patience_seconds, _SHORTEST_PAUSE_SECONDS
+            elif time.monotonic() >= end:
+                return results
+            if undecided:
+                time.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+            progress(len(requests) - len(waiting))
+        return results
+
     def close(self) -> None:
         """Close the connection and cancel calls in progress."""
         self._channel.close()
@@ -119,6 +179,17 @@ def connect(
         else grpc.insecure_channel(target, options=_OPTIONS)
     )
     return PulsaClient(channel, token=token, timeout_seconds=timeout_seconds)
+
+
+def _first_chunk(waiting: Sequence[int], requests: Sequence[SendOtpRequest]) -> list[int]:
+    """The first of the waiting numbers: as many as fit into one call."""
+    chunk, size = [], 0
+    for number in waiting:
+        size += requests[number].ByteSize() + 8
+        if chunk and size > _LARGEST_BATCH_BYTES:
+            break
+        chunk.append(number)
+    return chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,8 @@ class DeliveryHarness:
         return sent
 
     async def preview(self, destination: RawDestination = SMS, *fallbacks: RawDestination, **changes: Any) -> Preview:
-        return await self.sender.preview(send_request(destination, *fallbacks, **changes))
+        (preview,) = await self.sender.preview([send_request(destination, *fallbacks, **changes)])
+        return preview
 
     async def verify(self, accepted: Accepted) -> None:
         """Guess the right code of a send's OTP."""

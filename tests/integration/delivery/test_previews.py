@@ -146,6 +146,7 @@ def dependencies_of(harness: DeliveryHarness) -> OtpDependencies:
         batching=Batching(size=1, linger_seconds=0),
         cooldown=timedelta(),
         refund_accepted=False,
+        free_places=lambda: 1000,
     )
 
 

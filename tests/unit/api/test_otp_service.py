@@ -69,6 +69,7 @@ async def answers(verifier: FakeVerifier, *codes: str) -> list[Any]:
             batching=Batching(),
             cooldown=timedelta(),
             refund_accepted=False,
+            free_places=lambda: 1000,
         )
     )
     call = Call(ANN, math.inf, compile_validation(REQUEST))

@@ -108,6 +108,7 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "report_time": lambda value: -62_135_596_800 <= value.seconds < 253_402_300_800 and value.nanos in range(10**9),
     "credits": lambda _: True,
     "validate_only": lambda _: True,
+    "compact": lambda _: True,
 }
 
 

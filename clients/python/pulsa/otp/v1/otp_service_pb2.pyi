@@ -217,6 +217,254 @@ class SendPreview(_message.Message):
 Global___SendPreview: _TypeAlias = SendPreview  # noqa: Y015
 
 @_typing.final
+class BatchSendOtpsRequest(_message.Message):
+    """See OtpService.BatchSendOtps. At most 1 MiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    COMPACT_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    compact: _builtins.bool
+    """True: the results of accepted sends are `compact` instead of `response`, which takes the server half as long."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendOtpRequest]:
+        """The sends: one at least, at most 1000. Each has its own request_id; its organization_id is this one or empty, and its validate_only
+        false.
+        """
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        requests: _abc.Iterable[Global___SendOtpRequest] | None = ...,
+        compact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "organization_id", b"organization_id", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSendOtpsRequest: _TypeAlias = BatchSendOtpsRequest  # noqa: Y015
+
+@_typing.final
+class BatchSendOtpsResponse(_message.Message):
+    """See OtpService.BatchSendOtps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchSendOtpsResult]:
+        """A result for each request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchSendOtpsResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSendOtpsResponse: _TypeAlias = BatchSendOtpsResponse  # noqa: Y015
+
+@_typing.final
+class BatchSendOtpsResult(_message.Message):
+    """What became of one request of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    COMPACT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___SendOtpResponse:
+        """What SendOtp would have returned."""
+
+    @_builtins.property
+    def compact(self) -> Global___CompactSend:
+        """The same in short, for a request with `compact`."""
+
+    @_builtins.property
+    def error(self) -> Global___SendError:
+        """Why it was refused; nothing was charged."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___SendOtpResponse | None = ...,
+        compact: Global___CompactSend | None = ...,
+        error: Global___SendError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "error", b"error", "response", b"response", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "error", b"error", "response", b"response", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "compact", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___BatchSendOtpsResult: _TypeAlias = BatchSendOtpsResult  # noqa: Y015
+
+@_typing.final
+class CompactSend(_message.Message):
+    """An accepted send in short."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OTP_ID_FIELD_NUMBER: _builtins.int
+    DELIVERY_ID_FIELD_NUMBER: _builtins.int
+    CREDITS_CHARGED_FIELD_NUMBER: _builtins.int
+    LEDGER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    otp_id: _builtins.str
+    """The OTP's UUID."""
+    delivery_id: _builtins.str
+    """The delivery's UUID."""
+    credits_charged: _builtins.int
+    """Credits charged for this send; the same on a repeat."""
+    ledger_sequence: _builtins.int
+    """The sequence of the ledger entry of the charge."""
+    replayed: _builtins.bool
+    """True when the send had been accepted before and this call charged nothing."""
+    def __init__(
+        self,
+        *,
+        otp_id: _builtins.str = ...,
+        delivery_id: _builtins.str = ...,
+        credits_charged: _builtins.int = ...,
+        ledger_sequence: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits_charged", b"credits_charged", "delivery_id", b"delivery_id", "ledger_sequence", b"ledger_sequence", "otp_id", b"otp_id", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactSend: _TypeAlias = CompactSend  # noqa: Y015
+
+@_typing.final
+class SendError(_message.Message):
+    """The error of one request: what SendOtp would have failed with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """The reason, with its metadata as ErrorReason documents it."""
+    message: _builtins.str
+    """One sentence for people."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The reason's metadata."""
+
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """How long to wait before a repeat; unset when a repeat would not help."""
+
+    def __init__(
+        self,
+        *,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendError: _TypeAlias = SendError  # noqa: Y015
+
+@_typing.final
+class PreviewOtpsRequest(_message.Message):
+    """See OtpService.PreviewOtps. At most 1 MiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendOtpRequest]:
+        """As for BatchSendOtps: one at least, at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        requests: _abc.Iterable[Global___SendOtpRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewOtpsRequest: _TypeAlias = PreviewOtpsRequest  # noqa: Y015
+
+@_typing.final
+class PreviewOtpsResponse(_message.Message):
+    """See OtpService.PreviewOtps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIEWS_FIELD_NUMBER: _builtins.int
+    TOTAL_CREDITS_FIELD_NUMBER: _builtins.int
+    total_credits: _builtins.int
+    """Credits that those which would be accepted would cost together."""
+    @_builtins.property
+    def previews(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendPreview]:
+        """A preview for each request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        previews: _abc.Iterable[Global___SendPreview] | None = ...,
+        total_credits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previews", b"previews", "total_credits", b"total_credits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewOtpsResponse: _TypeAlias = PreviewOtpsResponse  # noqa: Y015
+
+@_typing.final
 class ResendOtpRequest(_message.Message):
     """See OtpService.ResendOtp."""
 

@@ -43,6 +43,16 @@ class OtpServiceStub:
                 request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.SendOtpRequest.SerializeToString,
                 response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.SendOtpResponse.FromString,
                 _registered_method=True)
+        self.BatchSendOtps = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/BatchSendOtps',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.BatchSendOtpsRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.BatchSendOtpsResponse.FromString,
+                _registered_method=True)
+        self.PreviewOtps = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/PreviewOtps',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.PreviewOtpsRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.PreviewOtpsResponse.FromString,
+                _registered_method=True)
         self.ResendOtp = channel.unary_unary(
                 '/pulsa.otp.v1.OtpService/ResendOtp',
                 request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ResendOtpRequest.SerializeToString,
@@ -91,6 +101,23 @@ class OtpServiceServicer:
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
         Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
         CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSendOtps(self, request, context):
+        """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
+        the call is OK. Each send is the same as a SendOtp with its request_id: a repeat through either rpc is the same send.
+        A call that is OVERLOADED, or whose answer was lost, is repeated as it is. Permission `otp.send`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewOtps(self, request, context):
+        """Returns what a BatchSendOtps of the same requests would do now, one after another, and what it would cost. Writes and
+        reserves nothing. Permission `otp.send`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +187,16 @@ def add_OtpServiceServicer_to_server(servicer, server):
                     request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.SendOtpRequest.FromString,
                     response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.SendOtpResponse.SerializeToString,
             ),
+            'BatchSendOtps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSendOtps,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.BatchSendOtpsRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.BatchSendOtpsResponse.SerializeToString,
+            ),
+            'PreviewOtps': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewOtps,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.PreviewOtpsRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.PreviewOtpsResponse.SerializeToString,
+            ),
             'ResendOtp': grpc.unary_unary_rpc_method_handler(
                     servicer.ResendOtp,
                     request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ResendOtpRequest.FromString,
@@ -227,6 +264,60 @@ class OtpService:
             '/pulsa.otp.v1.OtpService/SendOtp',
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.SendOtpRequest.SerializeToString,
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.SendOtpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSendOtps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/BatchSendOtps',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.BatchSendOtpsRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.BatchSendOtpsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewOtps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/PreviewOtps',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.PreviewOtpsRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.PreviewOtpsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,15 @@ class OtpServiceStub:
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
     CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
     """
+    BatchSendOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]
+    """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
+    the call is OK. Each send is the same as a SendOtp with its request_id: a repeat through either rpc is the same send.
+    A call that is OVERLOADED, or whose answer was lost, is repeated as it is. Permission `otp.send`.
+    """
+    PreviewOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.PreviewOtpsRequest, _otp_service_pb2.PreviewOtpsResponse]
+    """Returns what a BatchSendOtps of the same requests would do now, one after another, and what it would cost. Writes and
+    reserves nothing. Permission `otp.send`.
+    """
     ResendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
     Permission `otp.send`. Errors: those of SendOtp, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
@@ -81,6 +90,15 @@ class OtpServiceAsyncStub(OtpServiceStub):
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
     CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+    """
+    BatchSendOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]  # type: ignore[assignment]
+    """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
+    the call is OK. Each send is the same as a SendOtp with its request_id: a repeat through either rpc is the same send.
+    A call that is OVERLOADED, or whose answer was lost, is repeated as it is. Permission `otp.send`.
+    """
+    PreviewOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.PreviewOtpsRequest, _otp_service_pb2.PreviewOtpsResponse]  # type: ignore[assignment]
+    """Returns what a BatchSendOtps of the same requests would do now, one after another, and what it would cost. Writes and
+    reserves nothing. Permission `otp.send`.
     """
     ResendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]  # type: ignore[assignment]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
@@ -124,6 +142,27 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
         Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
         CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchSendOtps(
+        self,
+        request: _otp_service_pb2.BatchSendOtpsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.BatchSendOtpsResponse, _abc.Awaitable[_otp_service_pb2.BatchSendOtpsResponse]]:
+        """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
+        the call is OK. Each send is the same as a SendOtp with its request_id: a repeat through either rpc is the same send.
+        A call that is OVERLOADED, or whose answer was lost, is repeated as it is. Permission `otp.send`.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewOtps(
+        self,
+        request: _otp_service_pb2.PreviewOtpsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.PreviewOtpsResponse, _abc.Awaitable[_otp_service_pb2.PreviewOtpsResponse]]:
+        """Returns what a BatchSendOtps of the same requests would do now, one after another, and what it would cost. Writes and
+        reserves nothing. Permission `otp.send`.
         """
 
     @_abc_1.abstractmethod
