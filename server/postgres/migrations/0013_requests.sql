@@ -4,7 +4,7 @@
 -- answer_id is what the first call made: a delivery, a top-up, or an adjustment's ledger entry. An empty fingerprint is
 -- that of a call before this table: its request_id and rpc alone say that it is a repeat.
 --
--- request_id comes first in the key: callers that use time-ordered UUIDs add at its end, for any number of organizations.
+-- request_id comes first in the key: time-ordered ones are added at its end, for any number of organizations.
 -- Rows are also added at the end of the index by time, which retention needs. BRIN would be smaller, but would find
 -- nearly all rows once removed rows have made room for new ones: a range of pages never forgets its oldest time.
 
@@ -24,7 +24,10 @@ CREATE INDEX requests_by_time ON requests (create_time);
 
 INSERT INTO requests (organization_id, request_id, rpc, fingerprint, answer_id, create_time)
 SELECT organization_id, request_id,
-    CASE WHEN row_number() OVER (PARTITION BY organization_id, otp_id ORDER BY delivery_id) = 1 THEN 'SendOtp' ELSE 'ResendOtp' END,
+    CASE
+        WHEN row_number() OVER (PARTITION BY organization_id, otp_id ORDER BY delivery_id) = 1 THEN 'SendOtp'
+        ELSE 'ResendOtp'
+    END,
     '', delivery_id, create_time
 FROM deliveries
 WHERE request_fingerprint <> ''
