@@ -30,7 +30,18 @@ from server.api.interceptor import Call, ConcurrencyLimit
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
 from server.api.validation import MOST_REPEATED, RULES, compile_check, compile_validation
 from server.clock import Clock
-from server.errors import DomainError, FieldViolation, InvalidFields, OrganizationMismatch, Overloaded
+from server.errors import (
+    ChannelNotConfigured,
+    DestinationBlocked,
+    DestinationUnreadable,
+    DomainError,
+    FieldViolation,
+    InvalidDestination,
+    InvalidFields,
+    OrganizationMismatch,
+    OtpNotFound,
+    Overloaded,
+)
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
@@ -59,6 +70,8 @@ _rest_is_valid: Final = compile_check(
 """Whether the fields are valid that no other request shares."""
 _validate_send: Final = compile_validation(pb.SendOtpRequest.DESCRIPTOR)
 _BATCH_RETRY_SECONDS: Final = 0.2
+_NOT_PREPARED: Final = (ChannelNotConfigured, DestinationBlocked, InvalidDestination)
+"""Errors of a request that could not be prepared: it may have been accepted before the settings changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +163,13 @@ class OtpService:
             request.ClearField("validate_only")
             (preview,) = await self._sender.preview([self._send_request(request, call, _time_zero(self._clock))])
             return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
-        answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
+        try:
+            answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
+        except _NOT_PREPARED:
+            repeat = await self._sender.find_repeat(self._send_request(request, call, _time_zero(self._clock)))
+            if repeat is None:
+                raise
+            return self._send_response(pb.SendOtpResponse(), repeat)
         if isinstance(answer, Replayed):
             return self._send_response(pb.SendOtpResponse(), await self._sender.replay(answer))
         return answer
@@ -159,7 +178,7 @@ class OtpService:
         """Send each OTP or refuse it: the same sends as by SendOtp, in the same batches."""
         response = pb.BatchSendOtpsResponse()
         items: list[_ItemCall] = []
-        call = call._replace(validate=_validate_send)
+        call, time_zero = call._replace(validate=_validate_send), _time_zero(self._clock)
         for send in _sends_of(request):
             result = response.results.add()
             if isinstance(send, DomainError):
@@ -169,12 +188,18 @@ class OtpService:
         with self._hold_places(request.organization_id, len(items)):
             answers = await self._sends.submit_all(request.organization_id, items)
         for item, answer in zip(items, answers, strict=True):
-            if isinstance(answer, DomainError):
-                write_send_error(item.result.error, answer)
-            elif isinstance(answer, Exception):
-                raise answer
-            elif isinstance(answer, Replayed):
-                await self._write_replayed(item, answer)
+            try:
+                if isinstance(answer, _NOT_PREPARED):
+                    repeat = await self._sender.find_repeat(self._send_request(item.request, call, time_zero))
+                    if repeat is None:
+                        raise answer
+                    self._write_repeat(item, repeat)
+                elif isinstance(answer, Exception):
+                    raise answer
+                elif isinstance(answer, Replayed):
+                    self._write_repeat(item, await self._sender.replay(answer))
+            except DomainError as error:
+                write_send_error(item.result.error, error)
         return response
 
     @contextmanager
@@ -192,27 +217,24 @@ class OtpService:
         finally:
             items.in_flight -= count
 
-    async def _write_replayed(self, item: _ItemCall, replayed: Replayed) -> None:
-        if item.compact:
-            first = replayed.delivery
-            write_compact(
-                item.result.compact,
-                otp_id=first.otp_id,
-                delivery_id=first.delivery_id,
-                credits=first.credits,
-                ledger_sequence=first.ledger_sequence,
-                replayed=True,
-            )
-        else:
-            self._write_response(item.result.response, await self._sender.replay(replayed))
+    def _write_repeat(self, item: _ItemCall, accepted: Accepted) -> None:
+        if not item.compact:
+            self._write_response(item.result.response, accepted)
+            return
+        first = accepted.delivery
+        write_compact(
+            item.result.compact,
+            otp_id=first.otp_id,
+            delivery_id=first.delivery_id,
+            credits=first.credits,
+            ledger_sequence=first.ledger_sequence,
+            replayed=True,
+        )
 
     async def PreviewOtps(self, request: pb.PreviewOtpsRequest, call: Call) -> pb.PreviewOtpsResponse:
         """What a batch of these requests would do."""
-        call, time_zero, response = (
-            call._replace(validate=_validate_send),
-            _time_zero(self._clock),
-            pb.PreviewOtpsResponse(),
-        )
+        call, time_zero = call._replace(validate=_validate_send), _time_zero(self._clock)
+        response = pb.PreviewOtpsResponse()
         valid: list[tuple[pb.SendPreview, SendRequest]] = []
         for send in _sends_of(request):
             message = response.previews.add()
@@ -230,7 +252,14 @@ class OtpService:
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
         """Charge for sending the same code again, and send it."""
-        send = await self._sender.prepare_resend(_resend_request(request, call, _time_zero(self._clock)))
+        resend = _resend_request(request, call, _time_zero(self._clock))
+        try:
+            send = await self._sender.prepare_resend(resend)
+        except (*_NOT_PREPARED, DestinationUnreadable, OtpNotFound):
+            repeat = await self._sender.find_repeat(resend)
+            if repeat is None:
+                raise
+            return self._send_response(pb.ResendOtpResponse(), repeat)
         answer = await self._sends.submit(request.organization_id, _ResendCall(send))
         if isinstance(answer, Replayed):
             return self._send_response(pb.ResendOtpResponse(), await self._sender.replay(answer))

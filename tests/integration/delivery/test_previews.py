@@ -61,8 +61,8 @@ async def test_a_preview_writes_nothing_and_charges_nothing(harness: DeliveryHar
 
 
 async def test_the_preview_of_a_repeat_costs_nothing(harness: DeliveryHarness) -> None:
-    accepted = await harness.send(SMS)
-    same = {"request_id": accepted.delivery.request_id}
+    same = {"request_id": uuid4()}
+    await harness.send(SMS, **same)
 
     repeat, other = await harness.preview(SMS, **same), await harness.preview(SMS, **same, purpose="payment")
 
@@ -116,7 +116,7 @@ async def test_the_rpc_answers_with_the_preview_and_nothing_else(harness: Delive
     free = await answer(_with_preview(request))
     sent = await answer(request.SerializeToString())
     repeat = await answer(_with_preview(request))
-    request.destination.sms = "+620"
+    request.request_id, request.destination.sms = str(uuid4()), "+620"
     wrong = await answer(_with_preview(request))
 
     assert free == pb.SendOtpResponse(

@@ -135,7 +135,7 @@ async def test_the_command_says_when_a_key_may_be_removed(
     old = open_harness(crypto=OLD, dispatches=False)
     await old.fund(100)
     await old.send(EMAIL, ttl=timedelta(seconds=30))
-    await old.rows("UPDATE deliveries SET create_time = now() - interval '2 hours' RETURNING 1")
+    await old.rows("UPDATE requests SET create_time = now() - interval '2 hours' RETURNING 1")
     keys = {name: base64.b64encode(key).decode() for name, key in (("first", FIRST), ("second", SECOND))}
     monkeypatch.setenv("PULSA_DATABASE_URL", database_url)
     monkeypatch.setenv("PULSA_SECRET_KEYS", f"first:{keys['first']},second:{keys['second']}")
@@ -143,11 +143,11 @@ async def test_the_command_says_when_a_key_may_be_removed(
 
     needed = await asyncio.to_thread(main, ["rotate"])
     lines = capsys.readouterr().out.splitlines()
-    ((used,),) = await old.rows("SELECT create_time FROM deliveries")
+    ((used,),) = await old.rows("SELECT create_time FROM requests WHERE rpc = 'SendOtp'")
     until = used + timedelta(hours=24, minutes=10)
     await old.rows("UPDATE otps SET expire_time = create_time RETURNING 1")
     # They count for a day, and for the 10 minutes that an OTP lives.
-    await old.rows("UPDATE deliveries SET create_time = now() - interval '24 hours 11 minutes' RETURNING 1")
+    await old.rows("UPDATE requests SET create_time = now() - interval '24 hours 11 minutes' RETURNING 1")
     free = await asyncio.to_thread(main, ["rotate"])
 
     assert (needed, lines) == (

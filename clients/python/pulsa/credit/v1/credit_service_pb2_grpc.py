@@ -30,6 +30,11 @@ class CreditServiceStub:
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
+    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
+    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
+    but never a second adjustment.
     """
 
     def __init__(self, channel):
@@ -110,6 +115,11 @@ class CreditServiceServicer:
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
+    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
+    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
+    but never a second adjustment.
     """
 
     def GetBalance(self, request, context):
@@ -148,7 +158,7 @@ class CreditServiceServicer:
     def CreateTopUp(self, request, context):
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
         PAYMENT_PROVIDER_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -193,7 +203,8 @@ class CreditServiceServicer:
 
     def AdjustCredits(self, request, context):
         """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-        Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
+        Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+        REQUEST_ID_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -295,6 +306,11 @@ class CreditService:
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
+    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
+    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
+    but never a second adjustment.
     """
 
     @staticmethod

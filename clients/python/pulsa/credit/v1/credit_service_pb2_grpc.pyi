@@ -31,6 +31,11 @@ class CreditServiceStub:
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
+    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
+    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
+    but never a second adjustment.
     """
 
     @_typing.overload
@@ -55,7 +60,7 @@ class CreditServiceStub:
     CreateTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
     PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]
@@ -72,7 +77,8 @@ class CreditServiceStub:
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    REQUEST_ID_EXPIRED.
     """
     VerifyLedger: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]
     """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
@@ -87,6 +93,11 @@ class CreditServiceAsyncStub(CreditServiceStub):
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
+    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
+    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
+    but never a second adjustment.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -108,7 +119,7 @@ class CreditServiceAsyncStub(CreditServiceStub):
     CreateTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]  # type: ignore[assignment]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
     PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]  # type: ignore[assignment]
@@ -125,7 +136,8 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]  # type: ignore[assignment]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    REQUEST_ID_EXPIRED.
     """
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
     """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
@@ -139,6 +151,11 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID, PERMISSION_MISSING,
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
+    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
+    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
+    but never a second adjustment.
     """
 
     @_abc_1.abstractmethod
@@ -188,7 +205,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credit_service_pb2.CreateTopUpResponse, _abc.Awaitable[_credit_service_pb2.CreateTopUpResponse]]:
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
         PAYMENT_PROVIDER_UNAVAILABLE.
         """
 
@@ -241,7 +258,8 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.AdjustCreditsResponse, _abc.Awaitable[_credit_service_pb2.AdjustCreditsResponse]]:
         """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-        Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
+        Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+        REQUEST_ID_EXPIRED.
         """
 
     @_abc_1.abstractmethod

@@ -30,6 +30,11 @@ class OtpServiceStub:
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
     """
 
     def __init__(self, channel):
@@ -95,12 +100,17 @@ class OtpServiceServicer:
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
     """
 
     def SendOtp(self, request, context):
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
-        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-        CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
+        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,6 +255,11 @@ class OtpService:
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
     """
 
     @staticmethod

@@ -31,6 +31,11 @@ class OtpServiceStub:
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
     """
 
     @_typing.overload
@@ -39,8 +44,8 @@ class OtpServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OtpServiceAsyncStub: ...
     SendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
-    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
     """
     BatchSendOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]
     """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
@@ -83,13 +88,18 @@ class OtpServiceAsyncStub(OtpServiceStub):
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]  # type: ignore[assignment]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
-    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
     """
     BatchSendOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]  # type: ignore[assignment]
     """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
@@ -131,6 +141,11 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
     """
 
     @_abc_1.abstractmethod
@@ -140,8 +155,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.SendOtpResponse, _abc.Awaitable[_otp_service_pb2.SendOtpResponse]]:
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
-        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-        CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
+        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
         """
 
     @_abc_1.abstractmethod
