@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,7 +16,7 @@ from pulsa.otp.v1 import delivery_pb2, otp_pb2, otp_service_pb2, usage_pb2
 from server.credits.balances import Balance
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.credits.pricing import Money, Pricing
-from server.credits.top_ups.state_machine import TopUp, TopUpStatus
+from server.credits.top_ups.state_machine import PAYABLE, UNFINISHED, TopUp, TopUpFlag, TopUpStatus
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
 from server.otps.send import Preview
 from server.otps.usage import DailyUsage
@@ -27,6 +28,7 @@ CHANNELS: Final[Mapping[Channel, channel_pb2.Channel.ValueType]] = {
 
 _KINDS = {kind: ledger_entry_pb2.LedgerEntryKind.Value(f"LEDGER_ENTRY_KIND_{kind}") for kind in LedgerEntryKind}
 _TOP_UP_STATUSES = {status: top_up_pb2.TopUpStatus.Value(f"TOP_UP_STATUS_{status}") for status in TopUpStatus}
+_TOP_UP_FLAGS = {flag.value: top_up_pb2.TopUpFlag.Value(f"TOP_UP_FLAG_{flag}") for flag in TopUpFlag}
 _TOP_UP_STATUSES_BY_NUMBER = {number: status for status, number in _TOP_UP_STATUSES.items()}
 _OTP_STATUSES = {status: otp_pb2.OtpStatus.Value(f"OTP_STATUS_{status}") for status in OtpStatus}
 _DELIVERY_STATUSES = {
@@ -112,13 +114,25 @@ def entry_message(entry: LedgerEntry) -> ledger_entry_pb2.LedgerEntry:
 
 def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
     """Convert the fields of a top-up that callers may see."""
+    total, paid = top_up.total if top_up.invoice_total is None else top_up.invoice_total, None
+    if top_up.status is TopUpStatus.PAID:
+        paid = total
+    remaining = total - (paid or 0) if paid or top_up.status in UNFINISHED | PAYABLE else None
+
+    def amount(value: Decimal | None) -> money_pb2.Money | None:
+        return None if value is None else money(Money(top_up.currency_code, value))
+
     return top_up_pb2.TopUp(
         top_up_id=str(top_up.top_up_id),
         organization_id=top_up.organization_id,
         status=_TOP_UP_STATUSES[top_up.status],
         credits=top_up.credits,
-        unit_price=money(Money(top_up.currency_code, top_up.unit_price)),
-        total=money(Money(top_up.currency_code, top_up.total)),
+        unit_price=amount(top_up.unit_price),
+        subtotal=amount(top_up.total),
+        tax=None if top_up.invoice_total is None else amount(total - top_up.total),
+        total=amount(total),
+        amount_paid=amount(paid),
+        amount_remaining=amount(remaining),
         hosted_invoice_url=top_up.hosted_invoice_url,
         invoice_pdf_url=top_up.invoice_pdf_url,
         invoice_number=top_up.invoice_number,
@@ -127,6 +141,7 @@ def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
         paid_time=timestamp(top_up.paid_time),
         cancel_time=timestamp(top_up.cancel_time),
         failure_reason=top_up.failure_reason,
+        flags=[_TOP_UP_FLAGS[flag] for flag in top_up.flags],
         created_by=top_up.created_by,
     )
 

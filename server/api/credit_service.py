@@ -3,8 +3,9 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
@@ -85,7 +86,9 @@ class CreditService:
     async def QuoteTopUp(self, request: pb.QuoteTopUpRequest, _: Call) -> pb.QuoteTopUpResponse:
         """Return what CreateTopUp would charge."""
         quote = self._dependencies.pricing.quote(credits=request.credits, currency_code=request.currency_code)
-        return pb.QuoteTopUpResponse(unit_price=money(quote.unit_price), total=money(quote.total))
+        total = money(quote.total)
+        none = money(replace(quote.total, amount=Decimal(0)))
+        return pb.QuoteTopUpResponse(unit_price=money(quote.unit_price), subtotal=total, tax=none, total=total)
 
     async def CreateTopUp(self, request: pb.CreateTopUpRequest, call: Call) -> pb.CreateTopUpResponse:
         """Create a top-up and return it, with its invoice when Stripe answers in time."""

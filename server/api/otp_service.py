@@ -26,7 +26,7 @@ from server.api.interceptor import Call
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
 from server.api.validation import compile_check
 from server.clock import Clock
-from server.errors import AccountBusy
+from server.errors import AccountBusy, WrongCode
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
@@ -146,8 +146,16 @@ class OtpService:
         return answer
 
     async def VerifyOtp(self, request: pb.VerifyOtpRequest, call: Call) -> bytes:
-        """Return OK for the right code, once per OTP."""
-        return await self._guesses.submit(request.organization_id, _VerifyCall(request, call))
+        """Return OK for the right code, once per OTP; for a wrong one an error, or OK where the request asks for it."""
+        try:
+            return await self._guesses.submit(request.organization_id, _VerifyCall(request, call))
+        except WrongCode as error:
+            if not request.wrong_code_as_result:
+                raise
+            wrong = pb.VerifyOtpResponse(
+                result=pb.VERIFY_RESULT_WRONG_CODE, attempts_remaining=error.attempts_remaining
+            )
+            return wrong.SerializeToString()
 
     async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
         """Return one OTP."""
@@ -308,7 +316,7 @@ class OtpService:
         )
 
     def _verify_response(self, otp: Otp, _: _VerifyCall) -> bytes:
-        response = pb.VerifyOtpResponse()
+        response = pb.VerifyOtpResponse(result=pb.VERIFY_RESULT_VERIFIED)
         write_otp(response.otp, otp, now=self._clock())
         return response.SerializeToString()
 
@@ -370,7 +378,12 @@ def _resend_request(request: pb.ResendOtpRequest, call: Call, time_zero: datetim
 
 
 def _fallbacks(request: pb.SendOtpRequest) -> list[RawDestination]:
-    return [_destination(fallback, f"fallbacks[{position}]") for position, fallback in enumerate(request.fallbacks)]
+    return [
+        _destination(fallback.destination, f"fallbacks[{position}].destination")._replace(
+            after_seconds=fallback.after.ToTimedelta().total_seconds() if fallback.HasField("after") else None
+        )
+        for position, fallback in enumerate(request.fallbacks)
+    ]
 
 
 def _destination(destination: destination_pb2.Destination, field: str) -> RawDestination:

@@ -195,7 +195,8 @@ class Sender:
         also = self._recipients.validate_fallbacks(organization_id, fallbacks) if fallbacks else ()
         stored = json.dumps(metadata, sort_keys=True) if metadata else "{}"
         # No text has a control character.
-        content = "\0".join((_identity(options), recipient.channel, context, stored, *map("\0".join, also)))
+        said = ("\0".join(map(str, fallback)) for fallback in also)
+        content = "\0".join((_identity(options), recipient.channel, context, stored, *said))
         code_key_id = self._crypto.code_key_id
         return Send(
             organization_id,

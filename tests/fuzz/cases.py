@@ -49,7 +49,10 @@ async def _case(environment: FuzzEnvironment, number: int) -> Case:
         payload=payload,
         signature=signature_of(payload),
         destination=[{"email": email}, {"sms": NUMBERS[number]}, {"whatsapp": NUMBERS[-number]}][number % 3],
-        fallbacks=[{"whatsapp": NUMBERS[number]}, {"email": email}],
+        fallbacks=[
+            {"destination": {"whatsapp": NUMBERS[number]}, "after": {"seconds": 15}},
+            {"destination": {"email": email}},
+        ],
     )
 
 

@@ -199,24 +199,40 @@ class QuoteTopUpResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UNIT_PRICE_FIELD_NUMBER: _builtins.int
+    SUBTOTAL_FIELD_NUMBER: _builtins.int
+    TAX_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    TAX_ESTIMATED_FIELD_NUMBER: _builtins.int
+    tax_estimated: _builtins.bool
+    """True when the tax depends on the buyer, and only the invoice tells it: then tax and total are estimates."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
         """The price of one credit."""
 
     @_builtins.property
+    def subtotal(self) -> _money_pb2.Money:
+        """The price of the credits, before tax that is added to it."""
+
+    @_builtins.property
+    def tax(self) -> _money_pb2.Money:
+        """The tax in the total, whether added to the subtotal or contained in it."""
+
+    @_builtins.property
     def total(self) -> _money_pb2.Money:
-        """The invoice's total, before tax."""
+        """What is to be paid: the subtotal and the tax that is added to it."""
 
     def __init__(
         self,
         *,
         unit_price: _money_pb2.Money | None = ...,
+        subtotal: _money_pb2.Money | None = ...,
+        tax: _money_pb2.Money | None = ...,
         total: _money_pb2.Money | None = ...,
+        tax_estimated: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subtotal", b"subtotal", "tax", b"tax", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subtotal", b"subtotal", "tax", b"tax", "tax_estimated", b"tax_estimated", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

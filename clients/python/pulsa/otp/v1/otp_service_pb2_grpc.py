@@ -106,7 +106,8 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyOtp(self, request, context):
-        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+        request asks for it, as the result. Permission `otp.verify`.
         Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """

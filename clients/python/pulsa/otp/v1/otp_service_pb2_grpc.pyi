@@ -48,7 +48,8 @@ class OtpServiceStub:
     OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
     """
     VerifyOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]
-    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+    request asks for it, as the result. Permission `otp.verify`.
     Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
@@ -88,7 +89,8 @@ class OtpServiceAsyncStub(OtpServiceStub):
     OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
     """
     VerifyOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]  # type: ignore[assignment]
-    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+    request asks for it, as the result. Permission `otp.verify`.
     Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
@@ -143,7 +145,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.VerifyOtpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.VerifyOtpResponse, _abc.Awaitable[_otp_service_pb2.VerifyOtpResponse]]:
-        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+        request asks for it, as the result. Permission `otp.verify`.
         Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """
