@@ -9,10 +9,21 @@ from decimal import Decimal
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from pulsa.credit.v1 import balance_pb2, channel_pb2, ledger_entry_pb2, money_pb2, pricing_pb2, top_up_pb2
+from pulsa.credit.v1 import (
+    alerts_pb2,
+    balance_pb2,
+    channel_pb2,
+    ledger_entry_pb2,
+    money_pb2,
+    pricing_pb2,
+    suspension_pb2,
+    top_up_pb2,
+)
 from pulsa.error.v1 import error_reason_pb2
 from pulsa.otp.v1 import delivery_pb2, otp_pb2, otp_service_pb2, usage_pb2
 
+from server.credits.accounts import Suspension
+from server.credits.alerts import Alerts
 from server.credits.balances import Balance
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.credits.pricing import Money, Pricing
@@ -55,6 +66,11 @@ def set_timestamp(message: Timestamp, moment: datetime) -> None:
     elapsed = moment - _EPOCH
     message.seconds = elapsed.days * _SECONDS_PER_DAY + elapsed.seconds
     message.nanos = elapsed.microseconds * 1000
+
+
+def moment(message: Timestamp) -> datetime:
+    """Convert a valid Timestamp, to microseconds."""
+    return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 
 def money(amount: Money) -> money_pb2.Money:
@@ -146,6 +162,18 @@ def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
     )
 
 
+def alerts_message(alerts: Alerts) -> alerts_pb2.Alerts:
+    """Convert the alert settings."""
+    return alerts_pb2.Alerts(low_balance_threshold=alerts.balance.low_balance_threshold, alert_email=alerts.alert_email)
+
+
+def suspension_message(suspension: Suspension) -> suspension_pb2.Suspension:
+    """Convert a suspension."""
+    return suspension_pb2.Suspension(
+        suspend_time=timestamp(suspension.suspend_time), reason=suspension.reason, created_by=suspension.created_by
+    )
+
+
 def top_up_status(number: int) -> TopUpStatus:
     """Convert the number of a status from a request; validation accepts only known numbers."""
     return _TOP_UP_STATUSES_BY_NUMBER[top_up_pb2.TopUpStatus.ValueType(number)]
@@ -175,6 +203,7 @@ def write_record(message: otp_pb2.Otp, record: OtpRecord, *, now: datetime, cool
         write_delivery(message.deliveries.add(), delivery)
     if deliveries:
         set_timestamp(message.resend_available_time, deliveries[-1].create_time + cooldown)
+    message.verified_destination = record.verified_destination
 
 
 def write_delivery(message: delivery_pb2.Delivery, delivery: Delivery) -> None:
@@ -186,7 +215,11 @@ def write_delivery(message: delivery_pb2.Delivery, delivery: Delivery) -> None:
     message.credits = delivery.credits
     message.refunded = delivery.refunded
     message.failure_reason = delivery.failure_reason
+    message.provider = delivery.provider
     set_timestamp(message.create_time, delivery.create_time)
+    for status, time in delivery.changes:
+        change = message.changes.add(status=_DELIVERY_STATUSES[status])
+        set_timestamp(change.change_time, time)
 
 
 def preview_message(preview: Preview) -> otp_service_pb2.SendPreview:

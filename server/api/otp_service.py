@@ -15,6 +15,7 @@ from pulsa.otp.v1 import destination_pb2, otp_pb2
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
 from server.api.converters import (
+    moment,
     preview_message,
     reported_status,
     usage_message,
@@ -23,15 +24,17 @@ from server.api.converters import (
     write_record,
 )
 from server.api.interceptor import Call
-from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
 from server.api.validation import compile_check
 from server.clock import Clock
 from server.errors import AccountBusy, WrongCode
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
+from server.otps.crypto import Crypto
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
 from server.otps.recipients import RawDestination, ResendRequest, SendRequest
+from server.otps.retention import erase_destination
 from server.otps.send import Accepted, Sender
 from server.otps.usage import read_usage
 from server.otps.verify import Verifier
@@ -64,6 +67,7 @@ class OtpDependencies:
     """The dependencies of OtpService."""
 
     pool: Pool
+    crypto: Crypto
     sender: Sender
     verifier: Verifier
     clock: Clock
@@ -106,6 +110,7 @@ class OtpService:
 
     def __init__(self, dependencies: OtpDependencies) -> None:
         self._pool = dependencies.pool
+        self._crypto = dependencies.crypto
         self._sender = dependencies.sender
         self._verifier = dependencies.verifier
         self._clock = dependencies.clock
@@ -177,10 +182,8 @@ class OtpService:
                 limit=size + 1,
             )
         response = pb.ListOtpsResponse()
-        for record in records[:size]:
-            self._write_record(response.otps.add(), record)
-        if len(records) > size:
-            response.next_page_token = tokens.write(records[size - 1].otp.otp_id.int)
+        if last := write_page(response.otps, records, self._write_record, size=size):
+            response.next_page_token = tokens.write(last.otp.otp_id.int)
         return response
 
     async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
@@ -202,6 +205,7 @@ class OtpService:
             failure_reason=request.failure_reason,
             refund_accepted=self._refund_accepted,
             now=self._clock(),
+            report_time=moment(request.report_time) if request.HasField("report_time") else None,
         )
         response = pb.ReportDeliveryResponse()
         write_delivery(response.delivery, delivery)
@@ -213,6 +217,12 @@ class OtpService:
         async with acquire(self._pool) as connection:
             days = await read_usage(connection, request.organization_id, start=start, end=end)
         return pb.GetUsageResponse(daily_usages=map(usage_message, days))
+
+    async def EraseDestination(self, request: pb.EraseDestinationRequest, _: Call) -> pb.EraseDestinationResponse:
+        """Erase what is stored of a destination."""
+        destination = _destination(request.destination, "destination")
+        count = await erase_destination(self._pool, self._crypto, request.organization_id, destination)
+        return pb.EraseDestinationResponse(delivery_count=count)
 
     async def _send_batch(
         self, calls: Sequence[_SendCall | _ResendCall], *, wait: bool

@@ -181,7 +181,9 @@ RULES: Final[Mapping[str, Rule]] = {
 MOST_REPEATED: Final[Mapping[str, int]] = {"fallbacks": 3}
 """The maximum number of elements of a repeated field of Pulsa's own messages, by field name."""
 
-REQUIRED: Final = frozenset({"pulsa.otp.v1.SendOtpRequest.destination", "pulsa.otp.v1.Fallback.destination"})
+REQUIRED: Final = frozenset(
+    f"pulsa.otp.v1.{name}.destination" for name in ("SendOtpRequest", "Fallback", "EraseDestinationRequest")
+)
 """Full names of fields of Pulsa's own messages that must be set."""
 
 

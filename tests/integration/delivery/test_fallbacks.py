@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from server.credits.accounts import suspend
 from server.errors import RequestIdReused
 from server.otps.admission import SendLimits
 from server.otps.delivery.outcome_policy import DeliveryResult
@@ -141,6 +142,17 @@ async def test_a_closed_otp_has_no_fallback(open_harness: OpenHarness, closing: 
     fallbacks = await harness.outcomes.record([DeliveryResult(job, REJECTED)])
 
     assert fallbacks == []
+    assert summaries(await harness.deliveries(accepted)) == [("WHATSAPP", FAILED, True)]
+
+
+async def test_a_suspended_organization_has_no_fallback_and_its_refund(harness: DeliveryHarness) -> None:
+    harness.dispatches = False
+    accepted = await harness.send(WHATSAPP, EMAIL)
+    job = harness.job(accepted, fallbacks_sealed=await sealed(harness))
+    await suspend(harness.pool, "acme", reason="abuse", created_by="ann", low_balance_threshold=0, now=harness.clock())
+
+    assert await harness.outcomes.record([DeliveryResult(job, REJECTED)]) == []
+
     assert summaries(await harness.deliveries(accepted)) == [("WHATSAPP", FAILED, True)]
 
 

@@ -35,7 +35,7 @@ from tests.integration.otps.replica import (
 from tests.unit.otps.sends import a_send
 
 SMS, WHATSAPP = Channel.SMS, Channel.WHATSAPP
-PER_COUNTRY, PER_PREFIX = "unverified_credits_per_country", "unverified_credits_per_prefix"
+PER_COUNTRY, PER_PREFIX = "country", "prefix"
 TEN_MESSAGES = {
     PER_COUNTRY: replace(NO_LIMITS, unverified_credits_per_country=30),
     PER_PREFIX: replace(NO_LIMITS, unverified_credits_per_prefix=30),

@@ -70,6 +70,7 @@ async def responses(verifier: FakeVerifier, *codes: str, **fields: Any) -> list[
     service = OtpService(
         OtpDependencies(
             pool=cast("Any", None),
+            crypto=cast("Any", None),
             sender=cast("Any", None),
             verifier=cast("Any", verifier),
             clock=utc_now,

@@ -52,6 +52,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
     Repeat with the same request_id; another server answers.
     """
+    ERROR_REASON_ORGANIZATION_SUSPENDED: _ErrorReason.ValueType  # 12
+    """FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
     ERROR_REASON_TOP_UP_BELOW_MINIMUM: _ErrorReason.ValueType  # 21
@@ -85,7 +87,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RESEND_TOO_SOON: _ErrorReason.ValueType  # 43
     """RESOURCE_EXHAUSTED with RetryInfo. The same destination and purpose had a send within the cooldown."""
     ERROR_REASON_TOO_MANY_SENDS: _ErrorReason.ValueType  # 44
-    """RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`, the name of the setting."""
+    """RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`: "destination_hour" or
+    "destination_day" for sends to this destination, "organization_minute" for all sends of the organization, "country"
+    or "prefix" for credits without a verified code on numbers of that country or beginning.
+    """
     ERROR_REASON_TOO_MANY_GUESSES: _ErrorReason.ValueType  # 45
     """RESOURCE_EXHAUSTED with RetryInfo. Too many wrong codes were tried for this destination."""
     ERROR_REASON_WRONG_CODE: _ErrorReason.ValueType  # 46
@@ -140,6 +145,8 @@ ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 11
 """UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
 Repeat with the same request_id; another server answers.
 """
+ERROR_REASON_ORGANIZATION_SUSPENDED: ErrorReason.ValueType  # 12
+"""FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
 ERROR_REASON_TOP_UP_BELOW_MINIMUM: ErrorReason.ValueType  # 21
@@ -173,7 +180,10 @@ ERROR_REASON_CHANNEL_NOT_CONFIGURED: ErrorReason.ValueType  # 42
 ERROR_REASON_RESEND_TOO_SOON: ErrorReason.ValueType  # 43
 """RESOURCE_EXHAUSTED with RetryInfo. The same destination and purpose had a send within the cooldown."""
 ERROR_REASON_TOO_MANY_SENDS: ErrorReason.ValueType  # 44
-"""RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`, the name of the setting."""
+"""RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`: "destination_hour" or
+"destination_day" for sends to this destination, "organization_minute" for all sends of the organization, "country"
+or "prefix" for credits without a verified code on numbers of that country or beginning.
+"""
 ERROR_REASON_TOO_MANY_GUESSES: ErrorReason.ValueType  # 45
 """RESOURCE_EXHAUSTED with RetryInfo. Too many wrong codes were tried for this destination."""
 ERROR_REASON_WRONG_CODE: ErrorReason.ValueType  # 46

@@ -31,6 +31,11 @@ class OtpServiceStub:
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @_typing.overload
@@ -40,7 +45,7 @@ class OtpServiceStub:
     SendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
     """
     ResendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
@@ -56,7 +61,9 @@ class OtpServiceStub:
     GetOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]
     """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]
-    """Lists an organization's OTPs, newest first. Permission `otp.read`."""
+    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
+    `otp.read`.
+    """
     CancelOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]
     """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
     Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
@@ -68,6 +75,20 @@ class OtpServiceStub:
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]
     """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    EraseDestination: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.EraseDestinationRequest, _otp_service_pb2.EraseDestinationResponse]
+    """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
+    masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
+    yet fail and are refunded. Its count of wrong codes and its limits on sends begin anew. A phone number is one
+    destination for WhatsApp and SMS.
+
+    The ledger and usage are not touched. What remains of the OTPs and deliveries: ids, also the provider's; times,
+    channel, status and credits; the number's country, and a digest of its beginning where prefixes are limited; and the
+    keyed fingerprints of requests, for as long as their request_ids count. Not erased is what providers and backups have,
+    and what was stored under a digest key that has left the server's ring.
+
+    Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
+    `destination.erase`. Errors: INVALID_DESTINATION.
+    """
 
 @_typing.type_check_only
 class OtpServiceAsyncStub(OtpServiceStub):
@@ -75,13 +96,18 @@ class OtpServiceAsyncStub(OtpServiceStub):
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]  # type: ignore[assignment]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
     """
     ResendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]  # type: ignore[assignment]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
@@ -97,7 +123,9 @@ class OtpServiceAsyncStub(OtpServiceStub):
     GetOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]  # type: ignore[assignment]
     """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]  # type: ignore[assignment]
-    """Lists an organization's OTPs, newest first. Permission `otp.read`."""
+    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
+    `otp.read`.
+    """
     CancelOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]  # type: ignore[assignment]
     """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
     Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
@@ -109,12 +137,31 @@ class OtpServiceAsyncStub(OtpServiceStub):
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    EraseDestination: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.EraseDestinationRequest, _otp_service_pb2.EraseDestinationResponse]  # type: ignore[assignment]
+    """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
+    masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
+    yet fail and are refunded. Its count of wrong codes and its limits on sends begin anew. A phone number is one
+    destination for WhatsApp and SMS.
+
+    The ledger and usage are not touched. What remains of the OTPs and deliveries: ids, also the provider's; times,
+    channel, status and credits; the number's country, and a digest of its beginning where prefixes are limited; and the
+    keyed fingerprints of requests, for as long as their request_ids count. Not erased is what providers and backups have,
+    and what was stored under a digest key that has left the server's ring.
+
+    Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
+    `destination.erase`. Errors: INVALID_DESTINATION.
+    """
 
 class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @_abc_1.abstractmethod
@@ -125,7 +172,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_otp_service_pb2.SendOtpResponse, _abc.Awaitable[_otp_service_pb2.SendOtpResponse]]:
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
         Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-        CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+        CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
         """
 
     @_abc_1.abstractmethod
@@ -165,7 +212,9 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.ListOtpsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.ListOtpsResponse, _abc.Awaitable[_otp_service_pb2.ListOtpsResponse]]:
-        """Lists an organization's OTPs, newest first. Permission `otp.read`."""
+        """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
+        `otp.read`.
+        """
 
     @_abc_1.abstractmethod
     def CancelOtp(
@@ -195,5 +244,25 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.GetUsageResponse, _abc.Awaitable[_otp_service_pb2.GetUsageResponse]]:
         """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+
+    @_abc_1.abstractmethod
+    def EraseDestination(
+        self,
+        request: _otp_service_pb2.EraseDestinationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.EraseDestinationResponse, _abc.Awaitable[_otp_service_pb2.EraseDestinationResponse]]:
+        """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
+        masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
+        yet fail and are refunded. Its count of wrong codes and its limits on sends begin anew. A phone number is one
+        destination for WhatsApp and SMS.
+
+        The ledger and usage are not touched. What remains of the OTPs and deliveries: ids, also the provider's; times,
+        channel, status and credits; the number's country, and a digest of its beginning where prefixes are limited; and the
+        keyed fingerprints of requests, for as long as their request_ids count. Not erased is what providers and backups have,
+        and what was stored under a digest key that has left the server's ring.
+
+        Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
+        `destination.erase`. Errors: INVALID_DESTINATION.
+        """
 
 def add_OtpServiceServicer_to_server(servicer: OtpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
