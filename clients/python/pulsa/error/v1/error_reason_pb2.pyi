@@ -52,7 +52,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
     Repeat with the same request_id; another server answers.
     """
-    ERROR_REASON_ORGANIZATION_SUSPENDED: _ErrorReason.ValueType  # 12
+    ERROR_REASON_ORGANIZATION_SUSPENDED: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
@@ -145,7 +145,7 @@ ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 11
 """UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
 Repeat with the same request_id; another server answers.
 """
-ERROR_REASON_ORGANIZATION_SUSPENDED: ErrorReason.ValueType  # 12
+ERROR_REASON_ORGANIZATION_SUSPENDED: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
