@@ -1,8 +1,8 @@
 """Every error that a call can end with, each with its gRPC code and documented reason.
 
 DomainError
-├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, OrganizationSuspended
-├── RequestIdReused, DeadlineExceeded
+├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, OrganizationSuspended, DeadlineExceeded
+├── RequestIdReused, RequestIdExpired
 ├── InsufficientCredits, BalanceAboveMaximum
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
 ├── StripeEventInvalid
@@ -95,6 +95,10 @@ class OrganizationSuspended(DomainError, code=StatusCode.FAILED_PRECONDITION):
 
 class RequestIdReused(DomainError, code=StatusCode.ALREADY_EXISTS):
     """This request_id was used before with other arguments; nothing was changed."""
+
+
+class RequestIdExpired(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """This request_id is older than answers are kept; nothing was changed."""
 
 
 class DeadlineExceeded(DomainError, code=StatusCode.DEADLINE_EXCEEDED):

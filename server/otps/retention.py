@@ -1,4 +1,4 @@
-"""Retention: erases old destinations and removes old OTPs, guess budgets and unverified credits; never the ledger.
+"""Retention: erases old destinations and removes old OTPs, requests and counters; never the ledger.
 
 Also erases one destination on request. Each function of retention works in steps of at most `limit` rows, which it
 finds without locks, and yields how many it handled. It goes on behind rows that cannot be removed now, such as locked
@@ -87,6 +87,11 @@ async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> AsyncItera
             else:
                 count = await _remove_otps(pool, otps)
         yield count
+
+
+def remove_requests(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
+    """Remove requests that were accepted before `before`. A repeat of one is then a new request."""
+    return _remove(pool, SQL.find_old_requests, SQL.remove_requests, before=before, limit=limit)
 
 
 def remove_guess_budgets(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:

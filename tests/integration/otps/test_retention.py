@@ -26,6 +26,7 @@ from tests.integration.otps.replica import Replica, count_rows, fund, ledger, st
 PERIODS = RetentionPeriods(
     destinations=timedelta(days=30),
     records=timedelta(days=90),
+    requests=timedelta(days=90),
     guess_window=timedelta(days=1),
     unverified_window=timedelta(days=2),
 )

@@ -60,7 +60,7 @@ class CreditServiceStub:
     CreateTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
     ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]
@@ -83,7 +83,8 @@ class CreditServiceStub:
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    REQUEST_ID_EXPIRED.
     """
     SuspendOrganization: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.SuspendOrganizationRequest, _credit_service_pb2.SuspendOrganizationResponse]
     """Suspends an organization: SendOtp, ResendOtp and CreateTopUp are refused with ORGANIZATION_SUSPENDED from now on, and
@@ -132,7 +133,7 @@ class CreditServiceAsyncStub(CreditServiceStub):
     CreateTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]  # type: ignore[assignment]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
     ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]  # type: ignore[assignment]
@@ -155,7 +156,8 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]  # type: ignore[assignment]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
+    Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+    REQUEST_ID_EXPIRED.
     """
     SuspendOrganization: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.SuspendOrganizationRequest, _credit_service_pb2.SuspendOrganizationResponse]  # type: ignore[assignment]
     """Suspends an organization: SendOtp, ResendOtp and CreateTopUp are refused with ORGANIZATION_SUSPENDED from now on, and
@@ -231,7 +233,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credit_service_pb2.CreateTopUpResponse, _abc.Awaitable[_credit_service_pb2.CreateTopUpResponse]]:
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
         ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
         """
 
@@ -296,7 +298,8 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.AdjustCreditsResponse, _abc.Awaitable[_credit_service_pb2.AdjustCreditsResponse]]:
         """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
-        Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
+        Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
+        REQUEST_ID_EXPIRED.
         """
 
     @_abc_1.abstractmethod

@@ -44,8 +44,8 @@ class OtpServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OtpServiceAsyncStub: ...
     SendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
-    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
     """
     ResendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
@@ -106,8 +106,8 @@ class OtpServiceAsyncStub(OtpServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]  # type: ignore[assignment]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
-    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-    CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+    Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
     """
     ResendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ResendOtpRequest, _otp_service_pb2.ResendOtpResponse]  # type: ignore[assignment]
     """Sends the same code again, through the same or another channel; charged like SendOtp. Wrong codes stay counted.
@@ -171,8 +171,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.SendOtpResponse, _abc.Awaitable[_otp_service_pb2.SendOtpResponse]]:
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
-        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, INVALID_DESTINATION, DESTINATION_BLOCKED,
-        CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+        Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
+        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
         """
 
     @_abc_1.abstractmethod
