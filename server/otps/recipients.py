@@ -76,9 +76,12 @@ class SendRequest(NamedTuple):
         It never changes for the same request, in any version: new fields are added only when they are set.
         """
         metadata, to = self.metadata, self.destination
-        others = chain(*sorted(metadata.items()), *(other.said for other in self.fallbacks))
-        # No text has a control character.
-        return "\0".join((_identity(self.options), to.channel, to.text, self.context, str(len(metadata)), *others))
+        fields = [_identity(self.options), to.channel, to.text, self.context, str(len(metadata))]
+        if metadata:
+            fields += chain.from_iterable(sorted(metadata.items()))
+        for other in self.fallbacks:
+            fields += other.said
+        return "\0".join(fields)  # no text has a control character
 
 
 class ResendRequest(NamedTuple):

@@ -273,9 +273,8 @@ class Sender:
             accounts = await read_accounts(connection, [request.organization_id])
         if not requests:
             return None
-        fingerprint = self._crypto.fingerprint(request.content)
-        earlier = self._recognized(requests[key], fingerprint, request.content)
-        new = earlier._replace(rpc=request.rpc, fingerprint=fingerprint)
+        new = requests[key]._replace(rpc=request.rpc, fingerprint=self._crypto.fingerprint(request.content))
+        earlier = self._recognized(requests[key], new, request.content)
         decision = repeat(new, earlier, answers.get(earlier.answer_id), accounts[request.organization_id])
         if isinstance(decision, Refused):
             raise decision.error
@@ -363,13 +362,14 @@ class Sender:
         for send in sends if state.requests else ():
             key = (send.organization_id, send.request_id)
             if key in state.requests:
-                state.requests[key] = self._recognized(state.requests[key], send.request_fingerprint, send.content)
+                state.requests[key] = self._recognized(state.requests[key], send.request, send.content)
         return state
 
-    def _recognized(self, earlier: Request, fingerprint: bytes, content: str) -> Request:
-        """An accepted request, with this fingerprint if it said the same, whichever key made its own."""
-        same = self._crypto.is_fingerprint_of(earlier.fingerprint, content)
-        return earlier._replace(fingerprint=fingerprint) if same else earlier
+    def _recognized(self, earlier: Request, new: Request, content: str) -> Request:
+        """An accepted request, with the new one's fingerprint if it said the same, whichever key made its own."""
+        # Another rpc may make its fingerprints without a key.
+        same = earlier.rpc == new.rpc and self._crypto.is_fingerprint_of(earlier.fingerprint, content)
+        return earlier._replace(fingerprint=new.fingerprint) if same else earlier
 
     async def _preview_repeat(self, request: SendRequest, preview: Preview, error: DomainError) -> Preview:
         """The preview of a request that cannot be prepared: accepted without a charge if it was accepted before."""

@@ -116,7 +116,7 @@ async def test_the_rpc_answers_with_the_preview_and_nothing_else(harness: Delive
     free = await answer(_with_preview(request))
     sent = await answer(request.SerializeToString())
     repeat = await answer(_with_preview(request))
-    request.destination.sms = "+620"
+    request.request_id, request.destination.sms = str(uuid4()), "+620"
     wrong = await answer(_with_preview(request))
 
     assert free == pb.SendOtpResponse(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -13,7 +14,7 @@ from psycopg.types.json import Jsonb
 from server.credits.audit import audit_snapshot
 from server.credits.notices import remove_notices
 from server.credits.stripe.inbox import remove_stripe_events
-from server.errors import OtpNotFound, WrongCode
+from server.errors import OtpNotFound, RequestIdExpired, RequestIdReused, WrongCode
 from server.ids import new_id
 from server.jobs import RetentionPeriods, retention_jobs
 from server.otps.retention import SQL, erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
@@ -109,6 +110,24 @@ async def test_an_old_otp_is_removed_with_its_deliveries_and_its_ledger_entries_
     assert (young, counts) == (0, [4 + 3, 0])
     assert [await count_rows(pool, table) for table in ("otps", "deliveries", "outbox")] == [0, 0, 0]
     assert await ledger(pool) == before
+
+
+async def test_a_request_outlives_its_otp_and_is_a_new_one_only_after_its_life(replica: Replica) -> None:
+    pool, request_id, to = replica.pool, uuid4(), "bob@example.com"
+    await fund(pool, 10)
+    first = await replica.send(to, request_id=request_id)
+    resent = await replica.resend(first.record.otp, request_id=uuid4())
+    for send in (first, resent):
+        await replica.record_outcome(send, OutcomeKind.ACCEPTED)
+    counts = [await apply_retention(pool, now=later(days=90.9))]
+    with pytest.raises(RequestIdExpired):
+        await replica.send(to, request_id=request_id)
+    with pytest.raises(RequestIdReused):
+        await replica.send(to, request_id=request_id, purpose="payment")
+    counts.append(await apply_retention(pool, now=later(days=91.1)))
+
+    assert counts == [2 + 1, 3]  # destinations and an OTP, then the requests of an adjustment and two sends
+    assert not (await replica.send(to, request_id=request_id)).replayed
 
 
 async def test_an_otp_with_an_open_delivery_is_not_removed(replica: Replica) -> None:

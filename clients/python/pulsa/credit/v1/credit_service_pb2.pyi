@@ -255,7 +255,7 @@ class CreateTopUpRequest(_message.Message):
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
-    """A UUID chosen by the caller. A repeat with the same UUID is the same purchase (AIP-155)."""
+    """A UUID chosen by the caller, best of version 7; repeats with it are the same purchase (AIP-155): see CreditService."""
     credits: _builtins.int
     """The credits to buy: from the pricing's minimum (1000) to its maximum."""
     currency_code: _builtins.str
@@ -654,7 +654,9 @@ class AdjustCreditsRequest(_message.Message):
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
-    """A UUID chosen by the caller. A repeat with the same UUID is the same adjustment (AIP-155)."""
+    """A UUID chosen by the caller, best of version 7; repeats with it are the same adjustment (AIP-155): see
+    CreditService.
+    """
     adjust_credits: _builtins.int
     """Credits to add (positive) or take (negative): -1000000000 to 1000000000, not 0."""
     reason: _builtins.str

@@ -93,7 +93,7 @@ class SendOtpRequest(_message.Message):
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
-    """A UUID chosen by the caller; repeats with it are the same send (AIP-155)."""
+    """A UUID chosen by the caller, best of version 7; repeats with it are the same send (AIP-155): see OtpService."""
     purpose: _builtins.str
     """The purpose of the code: 1 to 32 lower-case letters, digits and "_", beginning with a letter, such as "login"."""
     locale: _builtins.str
@@ -256,7 +256,7 @@ class ResendOtpRequest(_message.Message):
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
-    """A UUID chosen by the caller; repeats with it are the same send (AIP-155)."""
+    """A UUID chosen by the caller, best of version 7; repeats with it are the same send (AIP-155): see OtpService."""
     otp_id: _builtins.str
     """The OTP's UUID."""
     @_builtins.property

@@ -32,6 +32,11 @@ class OtpServiceStub:
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
     over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
@@ -97,6 +102,11 @@ class OtpServiceAsyncStub(OtpServiceStub):
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
     over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
@@ -157,6 +167,11 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     permission it names. Besides the errors it names, every rpc can return INVALID_FIELDS, TOKEN_INVALID,
     PERMISSION_MISSING, ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY,
     SERVER_DRAINING and INTERNAL; pulsa.error.v1.ErrorReason explains each.
+
+    A request_id of SendOtp and ResendOtp is one send and one charge: a repeat with the same arguments gets the first
+    answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
+    remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
+    and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
 
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
