@@ -348,7 +348,8 @@ class OtpService:
         )
 
     def _verify_response(self, otp: Otp, _: _VerifyCall) -> bytes:
-        response = pb.VerifyOtpResponse(result=pb.VERIFY_RESULT_VERIFIED)
+        response = pb.VerifyOtpResponse()
+        response.result = pb.VERIFY_RESULT_VERIFIED
         write_otp(response.otp, otp, now=self._clock())
         return response.SerializeToString()
 
