@@ -60,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", lambda _: doctor.doctor(), "check everything that a deployment needs, and list every setting")
     add("audit", lambda _: database.audit(), "replay every ledger and report inconsistencies")
     add("rotate", lambda _: database.rotate(), "encrypt destinations with the newest key, to retire older keys")
+    database.add_suspend_arguments(
+        add("suspend", database.suspend, "refuse an organization's sends and purchases until `resume`")
+    )
+    database.add_organization_arguments(add("resume", database.resume, "end an organization's suspension"))
+    database.add_erase_arguments(
+        add("erase", database.erase, "erase what is stored of one destination, which is read from standard input")
+    )
     reference.add_arguments(
         add("reference", reference.reference, "generate the tables of Markdown files from the code")
     )

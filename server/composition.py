@@ -300,6 +300,7 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
 
     dependencies = OtpDependencies(
         pool=pool,
+        crypto=crypto,
         sender=Sender(
             pool,
             crypto,

@@ -1,7 +1,7 @@
 """Every error that a call can end with, each with its gRPC code and documented reason.
 
 DomainError
-├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, DeadlineExceeded
+├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, OrganizationSuspended, DeadlineExceeded
 ├── RequestIdReused, RequestIdExpired
 ├── InsufficientCredits, BalanceAboveMaximum
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
@@ -87,6 +87,10 @@ class PermissionMissing(DomainError, code=StatusCode.PERMISSION_DENIED):
 
 class OrganizationMismatch(DomainError, code=StatusCode.PERMISSION_DENIED):
     """The token belongs to another organization."""
+
+
+class OrganizationSuspended(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """An operator suspended the organization; nothing was charged."""
 
 
 class RequestIdReused(DomainError, code=StatusCode.ALREADY_EXISTS):
@@ -259,7 +263,7 @@ class TooManySends(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
     """A limit on sends was reached."""
 
     limit: str
-    """The name of the setting that holds the limit."""
+    """Which one: `destination_hour`, `destination_day`, `organization_minute`, `country` or `prefix`."""
 
 
 class TooManyGuesses(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):

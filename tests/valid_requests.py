@@ -33,7 +33,7 @@ def valid_fields() -> dict[str, Any]:
         "payload": b"{}",
         "signature": "t=1,v1=00",
         "destination": {"email": "someone@example.com"},
-        "fallbacks": [{"sms": "+6281234567890"}],
+        "fallbacks": [{"destination": {"sms": "+6281234567890"}, "after": Duration(seconds=60)}],
         "purpose": "login",
         "locale": "id-ID",
         "code_length": 6,
@@ -53,6 +53,7 @@ def valid_fields() -> dict[str, Any]:
             }
         ],
         "code": "123456",
+        "wrong_code_as_result": False,
         "status": DeliveryStatus.DELIVERY_STATUS_DELIVERED,
         "failure_reason": "",
         "report_time": Timestamp(seconds=1_790_000_000),

@@ -5,18 +5,30 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from pulsa.credit.v1 import balance_pb2, channel_pb2, ledger_entry_pb2, money_pb2, pricing_pb2, top_up_pb2
+from pulsa.credit.v1 import (
+    alerts_pb2,
+    balance_pb2,
+    channel_pb2,
+    ledger_entry_pb2,
+    money_pb2,
+    pricing_pb2,
+    suspension_pb2,
+    top_up_pb2,
+)
 from pulsa.error.v1 import error_reason_pb2
 from pulsa.otp.v1 import delivery_pb2, otp_pb2, otp_service_pb2, usage_pb2
 
+from server.credits.accounts import Suspension
+from server.credits.alerts import Alerts
 from server.credits.balances import Balance
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.credits.pricing import Money, Pricing
-from server.credits.top_ups.state_machine import TopUp, TopUpStatus
+from server.credits.top_ups.state_machine import PAYABLE, UNFINISHED, TopUp, TopUpFlag, TopUpStatus
 from server.errors import DomainError, RetryLater
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
 from server.otps.send import Preview
@@ -29,6 +41,7 @@ CHANNELS: Final[Mapping[Channel, channel_pb2.Channel.ValueType]] = {
 
 _KINDS = {kind: ledger_entry_pb2.LedgerEntryKind.Value(f"LEDGER_ENTRY_KIND_{kind}") for kind in LedgerEntryKind}
 _TOP_UP_STATUSES = {status: top_up_pb2.TopUpStatus.Value(f"TOP_UP_STATUS_{status}") for status in TopUpStatus}
+_TOP_UP_FLAGS = {flag.value: top_up_pb2.TopUpFlag.Value(f"TOP_UP_FLAG_{flag}") for flag in TopUpFlag}
 _TOP_UP_STATUSES_BY_NUMBER = {number: status for status, number in _TOP_UP_STATUSES.items()}
 _OTP_STATUSES = {status: otp_pb2.OtpStatus.Value(f"OTP_STATUS_{status}") for status in OtpStatus}
 _DELIVERY_STATUSES = {
@@ -55,6 +68,11 @@ def set_timestamp(message: Timestamp, moment: datetime) -> None:
     elapsed = moment - _EPOCH
     message.seconds = elapsed.days * _SECONDS_PER_DAY + elapsed.seconds
     message.nanos = elapsed.microseconds * 1000
+
+
+def moment(message: Timestamp) -> datetime:
+    """Convert a valid Timestamp, to microseconds."""
+    return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 
 def money(amount: Money) -> money_pb2.Money:
@@ -114,13 +132,25 @@ def entry_message(entry: LedgerEntry) -> ledger_entry_pb2.LedgerEntry:
 
 def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
     """Convert the fields of a top-up that callers may see."""
+    total, paid = top_up.total if top_up.invoice_total is None else top_up.invoice_total, None
+    if top_up.status is TopUpStatus.PAID:
+        paid = total
+    remaining = total - (paid or 0) if paid or top_up.status in UNFINISHED | PAYABLE else None
+
+    def amount(value: Decimal | None) -> money_pb2.Money | None:
+        return None if value is None else money(Money(top_up.currency_code, value))
+
     return top_up_pb2.TopUp(
         top_up_id=str(top_up.top_up_id),
         organization_id=top_up.organization_id,
         status=_TOP_UP_STATUSES[top_up.status],
         credits=top_up.credits,
-        unit_price=money(Money(top_up.currency_code, top_up.unit_price)),
-        total=money(Money(top_up.currency_code, top_up.total)),
+        unit_price=amount(top_up.unit_price),
+        subtotal=amount(top_up.total),
+        tax=None if top_up.invoice_total is None else amount(total - top_up.total),
+        total=amount(total),
+        amount_paid=amount(paid),
+        amount_remaining=amount(remaining),
         hosted_invoice_url=top_up.hosted_invoice_url,
         invoice_pdf_url=top_up.invoice_pdf_url,
         invoice_number=top_up.invoice_number,
@@ -129,7 +159,20 @@ def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
         paid_time=timestamp(top_up.paid_time),
         cancel_time=timestamp(top_up.cancel_time),
         failure_reason=top_up.failure_reason,
+        flags=[_TOP_UP_FLAGS[flag] for flag in top_up.flags],
         created_by=top_up.created_by,
+    )
+
+
+def alerts_message(alerts: Alerts) -> alerts_pb2.Alerts:
+    """Convert the alert settings."""
+    return alerts_pb2.Alerts(low_balance_threshold=alerts.balance.low_balance_threshold, alert_email=alerts.alert_email)
+
+
+def suspension_message(suspension: Suspension) -> suspension_pb2.Suspension:
+    """Convert a suspension."""
+    return suspension_pb2.Suspension(
+        suspend_time=timestamp(suspension.suspend_time), reason=suspension.reason, created_by=suspension.created_by
     )
 
 
@@ -162,6 +205,7 @@ def write_record(message: otp_pb2.Otp, record: OtpRecord, *, now: datetime, cool
         write_delivery(message.deliveries.add(), delivery)
     if deliveries:
         set_timestamp(message.resend_available_time, deliveries[-1].create_time + cooldown)
+    message.verified_destination = record.verified_destination
 
 
 def write_delivery(message: delivery_pb2.Delivery, delivery: Delivery) -> None:
@@ -173,7 +217,11 @@ def write_delivery(message: delivery_pb2.Delivery, delivery: Delivery) -> None:
     message.credits = delivery.credits
     message.refunded = delivery.refunded
     message.failure_reason = delivery.failure_reason
+    message.provider = delivery.provider
     set_timestamp(message.create_time, delivery.create_time)
+    for status, time in delivery.changes:
+        change = message.changes.add(status=_DELIVERY_STATUSES[status])
+        set_timestamp(change.change_time, time)
 
 
 def preview_message(preview: Preview) -> otp_service_pb2.SendPreview:

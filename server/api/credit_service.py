@@ -3,31 +3,37 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
 from pulsa.credit.v1 import credit_service_pb2 as pb
+from pulsa.credit.v1 import ledger_entry_pb2, top_up_pb2
 
 from server.api.converters import (
     BalanceConverter,
+    alerts_message,
     entry_message,
     money,
     pricing_message,
+    suspension_message,
     timestamp,
     top_up_message,
     top_up_status,
 )
 from server.api.interceptor import Call
-from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
-from server.credits.alerts import update_alerts
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
+from server.credits.accounts import resume, suspend
+from server.credits.alerts import read_alerts, update_alerts
 from server.credits.audit import audit_organization
 from server.credits.balances import Balances, BalanceStreams
-from server.credits.ledger import AuditKeys, adjust_credits, list_entries
+from server.credits.ledger import AuditKeys, LedgerEntry, adjust_credits, list_entries
 from server.credits.pricing import Pricing
 from server.credits.stripe.inbox import StripeInbox
 from server.credits.top_ups.service import Purchase, TopUps
+from server.credits.top_ups.state_machine import TopUp
 from server.postgres.pool import Pool, acquire
 
 # ruff: noqa: N802 - a method is named as its rpc
@@ -87,7 +93,9 @@ class CreditService:
     async def QuoteTopUp(self, request: pb.QuoteTopUpRequest, _: Call) -> pb.QuoteTopUpResponse:
         """Return what CreateTopUp would charge."""
         quote = self._dependencies.pricing.quote(credits=request.credits, currency_code=request.currency_code)
-        return pb.QuoteTopUpResponse(unit_price=money(quote.unit_price), total=money(quote.total))
+        total = money(quote.total)
+        none = money(replace(quote.total, amount=Decimal(0)))
+        return pb.QuoteTopUpResponse(unit_price=money(quote.unit_price), subtotal=total, tax=none, total=total)
 
     async def CreateTopUp(self, request: pb.CreateTopUpRequest, call: Call) -> pb.CreateTopUpResponse:
         """Create a top-up and return it, with its invoice when Stripe answers in time."""
@@ -120,11 +128,10 @@ class CreditService:
             before=UUID(int=tokens.read(request.page_token)),
             limit=size + 1,
         )
-        page = top_ups[:size]
-        return pb.ListTopUpsResponse(
-            top_ups=map(top_up_message, page),
-            next_page_token=tokens.write(page[-1].top_up_id.int) if len(top_ups) > size else "",
-        )
+        response = pb.ListTopUpsResponse()
+        if last := write_page(response.top_ups, top_ups, _write_top_up, size=size):
+            response.next_page_token = tokens.write(last.top_up_id.int)
+        return response
 
     async def CancelTopUp(self, request: pb.CancelTopUpRequest, call: Call) -> pb.CancelTopUpResponse:
         """Cancel a top-up and return its final state, or CANCELING when Stripe takes longer."""
@@ -140,11 +147,19 @@ class CreditService:
         before = tokens.read(request.page_token)
         async with acquire(self._dependencies.pool) as connection:
             entries = await list_entries(connection, request.organization_id, before_sequence=before, limit=size + 1)
-        page = entries[:size]
-        return pb.ListLedgerEntriesResponse(
-            ledger_entries=map(entry_message, page),
-            next_page_token=tokens.write(page[-1].sequence) if len(entries) > size else "",
+        response = pb.ListLedgerEntriesResponse()
+        if last := write_page(response.ledger_entries, entries, _write_entry, size=size):
+            response.next_page_token = tokens.write(last.sequence)
+        return response
+
+    async def GetAlerts(self, request: pb.GetAlertsRequest, _: Call) -> pb.GetAlertsResponse:
+        """Return the alert settings."""
+        alerts = await read_alerts(
+            self._dependencies.pool,
+            request.organization_id,
+            default_threshold=self._dependencies.pricing.low_balance_threshold,
         )
+        return pb.GetAlertsResponse(alerts=alerts_message(alerts))
 
     async def UpdateAlerts(self, request: pb.UpdateAlertsRequest, _: Call) -> pb.UpdateAlertsResponse:
         """Update the alert settings that are given, and return all of them."""
@@ -156,7 +171,7 @@ class CreditService:
             default_threshold=self._dependencies.pricing.low_balance_threshold,
             now=self._dependencies.pool.now(),
         )
-        return pb.UpdateAlertsResponse(balance=self._balance_message(alerts.balance), alert_email=alerts.alert_email)
+        return pb.UpdateAlertsResponse(alerts=alerts_message(alerts), balance=self._balance_message(alerts.balance))
 
     async def AdjustCredits(self, request: pb.AdjustCreditsRequest, call: Call) -> pb.AdjustCreditsResponse:
         """Add or remove credits; return the ledger entry and the current balance."""
@@ -173,6 +188,25 @@ class CreditService:
             audit_keys=self._dependencies.audit_keys,
         )
         return pb.AdjustCreditsResponse(ledger_entry=entry_message(entry), balance=self._balance_message(balance))
+
+    async def SuspendOrganization(
+        self, request: pb.SuspendOrganizationRequest, call: Call
+    ) -> pb.SuspendOrganizationResponse:
+        """Suspend an organization."""
+        suspension = await suspend(
+            self._dependencies.pool,
+            request.organization_id,
+            reason=request.reason,
+            created_by=call.caller.subject,
+            low_balance_threshold=self._dependencies.pricing.low_balance_threshold,
+            now=self._dependencies.pool.now(),
+        )
+        return pb.SuspendOrganizationResponse(suspension=suspension_message(suspension))
+
+    async def ResumeOrganization(self, request: pb.ResumeOrganizationRequest, _: Call) -> pb.ResumeOrganizationResponse:
+        """End an organization's suspension."""
+        suspension = await resume(self._dependencies.pool, request.organization_id)
+        return pb.ResumeOrganizationResponse(suspension=suspension_message(suspension) if suspension else None)
 
     async def VerifyLedger(self, request: pb.VerifyLedgerRequest, _: Call) -> pb.VerifyLedgerResponse:
         """Audit one organization's ledger and return the findings."""
@@ -197,3 +231,11 @@ class CreditService:
     def _wait_seconds(self, call: Call) -> float:
         remaining = call.deadline - time.monotonic() - _RESPONSE_SECONDS
         return max(0.0, min(self._dependencies.stripe_wait_seconds, remaining))
+
+
+def _write_top_up(message: top_up_pb2.TopUp, top_up: TopUp) -> None:
+    message.CopyFrom(top_up_message(top_up))
+
+
+def _write_entry(message: ledger_entry_pb2.LedgerEntry, entry: LedgerEntry) -> None:
+    message.CopyFrom(entry_message(entry))

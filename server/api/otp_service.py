@@ -16,6 +16,7 @@ from pulsa.otp.v1 import destination_pb2, otp_pb2
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
 from server.api.converters import (
+    moment,
     preview_message,
     reported_status,
     usage_message,
@@ -27,7 +28,7 @@ from server.api.converters import (
     write_send_error,
 )
 from server.api.interceptor import Call, ConcurrencyLimit
-from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
 from server.api.validation import MOST_REPEATED, RULES, compile_check, compile_validation
 from server.clock import Clock
 from server.errors import (
@@ -41,12 +42,15 @@ from server.errors import (
     OrganizationMismatch,
     OtpNotFound,
     Overloaded,
+    WrongCode,
 )
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
+from server.otps.crypto import Crypto
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
 from server.otps.recipients import RawDestination, ResendRequest, SendRequest
+from server.otps.retention import erase_destination
 from server.otps.send import Accepted, Sender
 from server.otps.usage import read_usage
 from server.otps.verify import Verifier
@@ -79,6 +83,7 @@ class OtpDependencies:
     """The dependencies of OtpService."""
 
     pool: Pool
+    crypto: Crypto
     sender: Sender
     verifier: Verifier
     clock: Clock
@@ -137,6 +142,7 @@ class OtpService:
 
     def __init__(self, dependencies: OtpDependencies) -> None:
         self._pool = dependencies.pool
+        self._crypto = dependencies.crypto
         self._sender = dependencies.sender
         self._verifier = dependencies.verifier
         self._clock = dependencies.clock
@@ -266,8 +272,16 @@ class OtpService:
         return answer
 
     async def VerifyOtp(self, request: pb.VerifyOtpRequest, call: Call) -> bytes:
-        """Return OK for the right code, once per OTP."""
-        return await self._guesses.submit(request.organization_id, _VerifyCall(request, call))
+        """Return OK for the right code, once per OTP; for a wrong one an error, or OK where the request asks for it."""
+        try:
+            return await self._guesses.submit(request.organization_id, _VerifyCall(request, call))
+        except WrongCode as error:
+            if not request.wrong_code_as_result:
+                raise
+            wrong = pb.VerifyOtpResponse(
+                result=pb.VERIFY_RESULT_WRONG_CODE, attempts_remaining=error.attempts_remaining
+            )
+            return wrong.SerializeToString()
 
     async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
         """Return one OTP."""
@@ -289,10 +303,8 @@ class OtpService:
                 limit=size + 1,
             )
         response = pb.ListOtpsResponse()
-        for record in records[:size]:
-            self._write_record(response.otps.add(), record)
-        if len(records) > size:
-            response.next_page_token = tokens.write(records[size - 1].otp.otp_id.int)
+        if last := write_page(response.otps, records, self._write_record, size=size):
+            response.next_page_token = tokens.write(last.otp.otp_id.int)
         return response
 
     async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
@@ -314,6 +326,7 @@ class OtpService:
             failure_reason=request.failure_reason,
             refund_accepted=self._refund_accepted,
             now=self._clock(),
+            report_time=moment(request.report_time) if request.HasField("report_time") else None,
         )
         response = pb.ReportDeliveryResponse()
         write_delivery(response.delivery, delivery)
@@ -325,6 +338,12 @@ class OtpService:
         async with acquire(self._pool) as connection:
             days = await read_usage(connection, request.organization_id, start=start, end=end)
         return pb.GetUsageResponse(daily_usages=map(usage_message, days))
+
+    async def EraseDestination(self, request: pb.EraseDestinationRequest, _: Call) -> pb.EraseDestinationResponse:
+        """Erase what is stored of a destination."""
+        destination = _destination(request.destination, "destination")
+        count = await erase_destination(self._pool, self._crypto, request.organization_id, destination)
+        return pb.EraseDestinationResponse(delivery_count=count)
 
     async def _send_batch(
         self, calls: Sequence[_AnySend], *, wait: bool
@@ -446,6 +465,7 @@ class OtpService:
 
     def _verify_response(self, otp: Otp, _: _VerifyCall) -> bytes:
         response = pb.VerifyOtpResponse()
+        response.result = pb.VERIFY_RESULT_VERIFIED
         write_otp(response.otp, otp, now=self._clock())
         return response.SerializeToString()
 
@@ -498,7 +518,12 @@ def _resend_request(request: pb.ResendOtpRequest, call: Call, time_zero: datetim
 
 
 def _fallbacks(request: pb.SendOtpRequest) -> list[RawDestination]:
-    return [_destination(fallback, f"fallbacks[{position}]") for position, fallback in enumerate(request.fallbacks)]
+    return [
+        _destination(fallback.destination, f"fallbacks[{position}].destination")._replace(
+            after_seconds=fallback.after.ToTimedelta().total_seconds() if fallback.HasField("after") else None
+        )
+        for position, fallback in enumerate(request.fallbacks)
+    ]
 
 
 def _destination(destination: destination_pb2.Destination, field: str) -> RawDestination:

@@ -1,14 +1,35 @@
 """Page tokens: opaque to callers, and valid only for the list that returned them."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from server.errors import FieldViolation, InvalidFields
 
 DEFAULT_PAGE_SIZE: Final = 50
+LARGEST_PAGE_BYTES: Final = 4_000_000
+"""Of a page's messages: with the rest of the response below 4 MiB, which gRPC libraries receive by default."""
 _LIST_BYTES = 8
 _POSITION_BYTES = 16
+
+
+Row = TypeVar("Row")
+
+
+def write_page(page: Any, rows: Sequence[Row], write: Callable[[Any, Row], None], *, size: int) -> Row | None:
+    """Add a message per row to a page, up to `size` messages or LARGEST_PAGE_BYTES, but at least one.
+
+    `page` is a repeated field. Returns the last row that was added if there are more, for the next page's token.
+    """
+    room = LARGEST_PAGE_BYTES
+    for position, row in enumerate(rows[:size]):
+        write(message := page.add(), row)
+        room -= message.ByteSize()
+        if room < 0 < position:
+            del page[-1]
+            return rows[position - 1]
+    return rows[size - 1] if len(rows) > size else None
 
 
 class PageTokens:

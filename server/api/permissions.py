@@ -1,4 +1,6 @@
-"""The permission that each rpc requires.
+"""The permission that each rpc requires: `noun.verb`, and `subscribe`.
+
+`subscribe` is the name that the dashboard gives it, so that the platform signs what its users are granted, unchanged.
 
 The server does not start when an rpc has no permission or a permission has no rpc (see interceptor.py).
 """
@@ -8,6 +10,7 @@ from typing import Final
 
 BALANCE_READ: Final = "balance.read"
 SUBSCRIBE: Final = "subscribe"
+ORGANIZATION_SUSPEND: Final = "organization.suspend"
 CREDITS_ADJUST: Final = "credits.adjust"
 LEDGER_AUDIT: Final = "ledger.audit"
 STRIPE_RELAY: Final = "stripe.relay"
@@ -15,6 +18,7 @@ OTP_SEND: Final = "otp.send"
 OTP_VERIFY: Final = "otp.verify"
 OTP_READ: Final = "otp.read"
 OTP_REPORT: Final = "otp.report"
+DESTINATION_ERASE: Final = "destination.erase"
 
 PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "pulsa.credit.v1.CreditService": {
@@ -27,8 +31,11 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "ListTopUps": BALANCE_READ,
         "CancelTopUp": SUBSCRIBE,
         "ListLedgerEntries": BALANCE_READ,
+        "GetAlerts": SUBSCRIBE,
         "UpdateAlerts": SUBSCRIBE,
         "AdjustCredits": CREDITS_ADJUST,
+        "SuspendOrganization": ORGANIZATION_SUSPEND,
+        "ResumeOrganization": ORGANIZATION_SUSPEND,
         "VerifyLedger": LEDGER_AUDIT,
         "RecordStripeEvent": STRIPE_RELAY,
     },
@@ -43,6 +50,7 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "CancelOtp": OTP_SEND,
         "ReportDelivery": OTP_REPORT,
         "GetUsage": OTP_READ,
+        "EraseDestination": DESTINATION_ERASE,
     },
 }
 """Permissions by the service's full name and the rpc's name."""

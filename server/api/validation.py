@@ -78,10 +78,14 @@ def _is_day(value: str) -> bool:
     return True
 
 
-def _is_ttl(value: Duration) -> bool:
-    if not 0 <= value.nanos < _NANOS_PER_SECOND:
-        return False
-    return 30 * _NANOS_PER_SECOND <= value.seconds * _NANOS_PER_SECOND + value.nanos <= 600 * _NANOS_PER_SECOND
+def _lasts(shortest_seconds: int, longest_seconds: int) -> Callable[[Duration], bool]:
+    shortest, longest = shortest_seconds * _NANOS_PER_SECOND, longest_seconds * _NANOS_PER_SECOND
+
+    def holds(value: Duration) -> bool:
+        nanos = value.nanos
+        return 0 <= nanos < _NANOS_PER_SECOND and shortest <= value.seconds * _NANOS_PER_SECOND + nanos <= longest
+
+    return holds
 
 
 def _is_moment(value: Timestamp) -> bool:
@@ -153,7 +157,8 @@ RULES: Final[Mapping[str, Rule]] = {
         r"(?=.{0,35}\Z)(?:[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8})*)?", "a BCP 47 tag of at most 35 characters, or empty"
     ),
     "code_length": Rule("6 to 8, or 0 for 6", frozenset({0, 6, 7, 8}).__contains__),
-    "ttl": Rule("30 s to 10 min, or unset", _is_ttl),
+    "ttl": Rule("30 s to 10 min, or unset", _lasts(30, 600)),
+    "after": Rule("15 s to 5 min, or unset", _lasts(15, 300)),
     "max_attempts": _whole(0, 10, "1 to 10, or 0 for 5"),
     "context": _text(0, 256),
     "web_otp_domain": _matches(
@@ -167,6 +172,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "validate_only": _ANYTHING,
     "compact": _ANYTHING,
     "code": _text(1, 16),
+    "wrong_code_as_result": _ANYTHING,
     "status": Rule("SENT, DELIVERED or FAILED", _REPORTED_STATUSES.__contains__),
     "failure_reason": _matches("[A-Za-z0-9_]{0,64}", 'at most 64 letters, digits and "_"'),
     "report_time": Rule("a valid google.protobuf.Timestamp, or unset", _is_moment),
@@ -176,7 +182,9 @@ RULES: Final[Mapping[str, Rule]] = {
 MOST_REPEATED: Final[Mapping[str, int]] = {"fallbacks": 3, "requests": 1000}
 """The maximum number of elements of a repeated field of Pulsa's own messages, by field name."""
 
-REQUIRED: Final = frozenset({"pulsa.otp.v1.SendOtpRequest.destination"})
+REQUIRED: Final = frozenset(
+    f"pulsa.otp.v1.{name}.destination" for name in ("SendOtpRequest", "Fallback", "EraseDestinationRequest")
+)
 """Full names of fields of Pulsa's own messages that must be set."""
 
 

@@ -1,10 +1,13 @@
-"""Opens the database for every command, and the commands `migrate`, `audit` and `rotate`."""
+"""Opens the database for every command; the commands `migrate`, `audit`, `rotate`, `suspend`, `resume` and `erase`."""
 
+import argparse
 import asyncio
 import os
+import re
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -12,17 +15,23 @@ import psycopg
 import structlog
 from pydantic import SecretStr
 
-from server.composition import open_audit_keys, open_crypto, timeouts_of
+from server.composition import naming_setting, open_audit_keys, open_crypto, timeouts_of
+from server.credits import accounts
 from server.credits.audit import AuditReport, audit_all
+from server.credits.pricing import load_pricing
 from server.environment import SettingsError, load_settings
-from server.errors import RetryLater
+from server.errors import InvalidDestination, RetryLater
+from server.ids import ORGANIZATION_ID
 from server.logs import configure_logging
 from server.otps.admission import DAY
 from server.otps.crypto import Crypto
 from server.otps.key_rotation import COLUMNS, Progress, find_digest_uses, find_needed_keys, reseal
+from server.otps.recipients import RawDestination
+from server.otps.retention import erase_destination
 from server.postgres import embedded
 from server.postgres.migrate import READ_ONLY, SchemaError, first_line, look, migrate
-from server.postgres.pool import BoundedConnection, open_pool, with_timeouts
+from server.postgres.pool import BoundedConnection, Pool, open_pool, with_timeouts
+from server.providers.provider import Channel
 from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -167,6 +176,83 @@ def _digests_count_for(settings: Settings) -> timedelta:
     return timedelta(hours=hours) + LONGEST_TTL
 
 
+def add_organization_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of commands about one organization."""
+    parser.add_argument("organization", type=_organization_id, help="the organization_id")
+
+
+def add_suspend_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `suspend`."""
+    add_organization_arguments(parser)
+    parser.add_argument("--reason", required=True, help="the reason, which only operators see")
+
+
+def add_erase_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `erase`."""
+    add_organization_arguments(parser)
+    parser.add_argument("channel", choices=[channel.field for channel in Channel], help="what the destination is")
+
+
+def suspend(arguments: argparse.Namespace) -> None:
+    """`suspend`: refuse an organization's sends and purchases, and print since when."""
+    settings = load_settings(os.environ)
+    with naming_setting("PULSA_PRICING"):
+        low_balance_threshold = load_pricing(settings.pricing).low_balance_threshold
+
+    async def run(url: str) -> accounts.Suspension:
+        async with _pool(settings, url) as pool:
+            return await accounts.suspend(
+                pool,
+                arguments.organization,
+                reason=arguments.reason,
+                created_by="command",
+                low_balance_threshold=low_balance_threshold,
+                now=pool.now(),
+            )
+
+    with existing_database(settings, writes=True) as url:
+        suspension = asyncio.run(run(url))
+    print(
+        f"{arguments.organization}: suspended since {suspension.suspend_time:%Y-%m-%d %H:%M} UTC: {suspension.reason}"
+    )
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    """`resume`: end an organization's suspension."""
+    settings = load_settings(os.environ)
+
+    async def run(url: str) -> accounts.Suspension | None:
+        async with _pool(settings, url) as pool:
+            return await accounts.resume(pool, arguments.organization)
+
+    with existing_database(settings, writes=True) as url:
+        suspension = asyncio.run(run(url))
+    print(f"{arguments.organization}: {'no longer' if suspension else 'was not'} suspended")
+
+
+def erase(arguments: argparse.Namespace) -> int:
+    """`erase`: erase what is stored of a destination; returns 2 for one that is not valid.
+
+    It is read from standard input, because lists of processes and histories of shells show arguments.
+    """
+    settings = load_settings(os.environ)
+    crypto = open_crypto(settings)
+    destination = RawDestination(Channel(arguments.channel.upper()), sys.stdin.readline().strip(), arguments.channel)
+
+    async def run(url: str) -> int:
+        async with _pool(settings, url) as pool:
+            return await erase_destination(pool, crypto, arguments.organization, destination)
+
+    with existing_database(settings, writes=True) as url:
+        try:
+            count = asyncio.run(run(url))
+        except InvalidDestination as error:
+            print(error, file=sys.stderr)
+            return 2
+    print(f"erased from {count} deliveries; run this again in 10 minutes, when what was in work has ended")
+    return 0
+
+
 def run_postgres() -> None:
     """`postgres`: run the embedded PostgreSQL of the data folder alone, until Ctrl-C or SIGTERM.
 
@@ -185,6 +271,21 @@ def run_postgres() -> None:
                 signal.pause()
         finally:
             url_file.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def _pool(settings: Settings, url: str) -> AsyncIterator[Pool]:
+    pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database))
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def _organization_id(text: str) -> str:
+    if not re.fullmatch(ORGANIZATION_ID, text):
+        raise argparse.ArgumentTypeError("not an organization_id")
+    return text
 
 
 async def check_own_sessions(url: str) -> None:
@@ -297,8 +398,7 @@ async def _audit(settings: Settings, url: str) -> AuditReport:
 async def _rotate(
     settings: Settings, url: str, crypto: Crypto
 ) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, datetime], datetime]:
-    pool = await open_pool(url, size=2, timeouts=timeouts_of(settings.database))
-    try:
+    async with _pool(settings, url) as pool:
         for column in COLUMNS:
             progress, printed = Progress(), 0
             async for progress in reseal(pool, crypto, column):
@@ -308,8 +408,6 @@ async def _rotate(
             print(_line(column.name, progress))
         now = pool.now()
         return await find_needed_keys(pool, now=now), await find_digest_uses(pool), now
-    finally:
-        await pool.close()
 
 
 def _line(name: str, progress: Progress) -> str:

@@ -1,4 +1,4 @@
-"""Accounts: one row with one balance for each organization, the requests that change it, and low-balance notices."""
+"""Accounts: one row for each organization, its balance, its requests, its suspension, and low-balance notices."""
 
 import json
 from collections.abc import Collection, Iterable, Sequence
@@ -11,6 +11,7 @@ from server.errors import RequestIdExpired, RequestIdReused
 from server.ids import is_older, new_id
 from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, RowSource, TableColumns, texts, uuids
 from server.postgres.pipeline import Executor, Rows
+from server.postgres.pool import Connection, Pool, retry_transient, transaction
 from server.postgres.queries import load_queries
 
 MAXIMUM_CREDITS: Final = 9_000_000_000_000_000_000
@@ -35,6 +36,8 @@ class Account:
     window_send_count: int
     alert_email: str | None = None
     stripe_customer_id: str | None = None
+    suspend_time: datetime | None = None
+    """Since when the organization is suspended: it may neither send nor buy. None: it is not."""
 
     @property
     def low_balance(self) -> bool:
@@ -70,6 +73,14 @@ class Account:
         """
         self.available_credits += credits
         self.last_sequence += 1
+
+
+class Suspension(NamedTuple):
+    """An operator's suspension of an organization."""
+
+    suspend_time: datetime
+    reason: str
+    created_by: str
 
 
 class Request(NamedTuple):
@@ -152,6 +163,49 @@ async def lock_or_create_account(
         {"organization_id": organization_id, "low_balance_threshold": low_balance_threshold, "now": now},
     )
     return (await lock_accounts(connection, [organization_id]))[organization_id]
+
+
+async def suspend(
+    pool: Pool, organization_id: str, *, reason: str, created_by: str, low_balance_threshold: int, now: datetime
+) -> Suspension:
+    """Suspend an organization; returns the suspension, which is the first one when it is suspended already.
+
+    Sends that were accepted before go out. low_balance_threshold is that of an account that this call creates.
+    """
+
+    async def once() -> Suspension | None:
+        async with transaction(pool) as connection:
+            await lock_or_create_account(
+                connection, organization_id, low_balance_threshold=low_balance_threshold, now=now
+            )
+            values = {"organization_id": organization_id, "now": now, "reason": reason, "created_by": created_by}
+            await connection.execute(SQL.suspend, values)
+            return await _read_suspension(connection, organization_id)
+
+    suspension = await retry_transient(once)
+    if suspension is None:
+        raise LookupError("a suspension that was just written is there")
+    return suspension
+
+
+async def resume(pool: Pool, organization_id: str) -> Suspension | None:
+    """End an organization's suspension; returns it, or None when there was none."""
+
+    async def once() -> Suspension | None:
+        async with transaction(pool) as connection:
+            await lock_accounts(connection, [organization_id])
+            suspension = await _read_suspension(connection, organization_id)
+            if suspension:
+                await connection.execute(SQL.resume, {"organization_id": organization_id})
+            return suspension
+
+    return await retry_transient(once)
+
+
+async def _read_suspension(connection: Connection, organization_id: str) -> Suspension | None:
+    cursor = await connection.execute(SQL.read_suspension, {"organization_id": organization_id})
+    row = await cursor.fetchone()
+    return Suspension(*row) if row else None
 
 
 async def queue_find_requests(connection: Executor, keys: Collection[RequestKey]) -> Rows:

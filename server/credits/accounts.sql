@@ -66,3 +66,18 @@ FROM unnest(
     %(details)s::jsonb[]
 ) AS notice (organization_id, notice_id, reference_id, email, details)
 ON CONFLICT DO NOTHING;
+
+-- read_suspension
+SELECT suspend_time, suspend_reason, suspended_by
+FROM accounts
+WHERE organization_id = %(organization_id)s AND suspend_time IS NOT NULL;
+
+-- suspend
+UPDATE accounts
+SET suspend_time = %(now)s, suspend_reason = %(reason)s, suspended_by = %(created_by)s
+WHERE organization_id = %(organization_id)s AND suspend_time IS NULL;
+
+-- resume
+UPDATE accounts
+SET suspend_time = NULL, suspend_reason = NULL, suspended_by = NULL
+WHERE organization_id = %(organization_id)s;

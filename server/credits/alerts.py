@@ -3,9 +3,15 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from server.credits.accounts import Account, insert_low_balance_notices, lock_or_create_account
+from server.credits.accounts import (
+    Account,
+    empty_account,
+    insert_low_balance_notices,
+    lock_or_create_account,
+    read_accounts,
+)
 from server.credits.balances import Balance, balance_from_account
-from server.postgres.pool import Connection, Pool, retry_transient, transaction
+from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -18,6 +24,19 @@ class Alerts:
     balance: Balance
     alert_email: str
     """Empty when no address is notified."""
+
+
+async def read_alerts(pool: Pool, organization_id: str, *, default_threshold: int) -> Alerts:
+    """Read the alert settings; without an account, default_threshold and no address."""
+
+    async def once() -> dict[str, Account]:
+        async with acquire(pool) as connection:
+            return await read_accounts(connection, [organization_id])
+
+    account = (await retry_transient(once)).get(organization_id) or empty_account(
+        organization_id, low_balance_threshold=default_threshold, now=pool.now()
+    )
+    return Alerts(balance_from_account(account), account.alert_email or "")
 
 
 async def update_alerts(

@@ -12,6 +12,7 @@ from server.errors import (
     DeadlineExceeded,
     DomainError,
     InsufficientCredits,
+    OrganizationSuspended,
     OtpNotFound,
     RequestIdExpired,
     RequestIdReused,
@@ -126,8 +127,8 @@ def _destination_refusals(
     if earlier and (wait := earlier[-1] + limits.cooldown - now) > timedelta():
         yield ResendTooSoon(retry_after_seconds=wait.total_seconds())
     for window, maximum, name in (
-        (HOUR, limits.sends_per_destination_per_hour, "sends_per_destination_per_hour"),
-        (DAY, limits.sends_per_destination_per_day, "sends_per_destination_per_day"),
+        (HOUR, limits.sends_per_destination_per_hour, "destination_hour"),
+        (DAY, limits.sends_per_destination_per_day, "destination_day"),
     ):
         within = [send.create_time for send in recent if send.create_time > now - window]
         if maximum and len(within) >= maximum:
@@ -138,13 +139,13 @@ def _destination_refusals(
 def _organization_refusals(account: Account, now: datetime, limits: SendLimits) -> list[RetryLater]:
     maximum = limits.sends_per_organization_per_minute
     if maximum and account.window_send_count >= maximum and now < (end := account.window_start_time + MINUTE):
-        return [_too_many(end - now, "sends_per_organization_per_minute")]
+        return [_too_many(end - now, "organization_minute")]
     return []
 
 
 def _area_refusals(spending: Spending, now: datetime, limits: SendLimits) -> Iterator[RetryLater]:
-    per_prefix = (limits.unverified_credits_per_prefix, "unverified_credits_per_prefix")
-    maxima = ((limits.unverified_credits_per_country, "unverified_credits_per_country"), per_prefix, per_prefix)
+    per_prefix = (limits.unverified_credits_per_prefix, "prefix")
+    maxima = ((limits.unverified_credits_per_country, "country"), per_prefix, per_prefix)
     for area, (maximum, name) in zip(spending.unverified, maxima, strict=False):
         if (wait := area.wait(spending.credits, maximum=maximum, now=now, limits=limits)) > timedelta():
             yield _too_many(wait, name)
@@ -310,6 +311,7 @@ class Admitted(NamedTuple):
             refunded=False,
             failure_reason="",
             create_time=self.create_time,
+            update_time=self.create_time,
             areas=recipient.areas,
         )
 
@@ -418,6 +420,8 @@ def _check(
     recipient = send.recipient
     if send.deadline is not None and now >= send.deadline:
         raise DeadlineExceeded
+    if account.suspend_time is not None:
+        raise OrganizationSuspended
     if send.resent is not None:
         otp = send.resent.otp
         status = state.otp_statuses.get((send.organization_id, send.otp_id))

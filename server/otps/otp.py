@@ -111,8 +111,31 @@ class Delivery:
     refunded: bool
     failure_reason: str
     create_time: datetime
+    update_time: datetime
+    """Of the last change of its status."""
     areas: str = ""
     """The areas of its recipient: see Recipient.areas."""
+    provider: str = ""
+    """Empty until one answered."""
+    earlier_changes: list[list[str]] | None = None
+    """Statuses that reports replaced, and since when it had them."""
+
+    @property
+    def changes(self) -> list[tuple[DeliveryStatus, datetime]]:
+        """Each status after QUEUED, oldest first, and since when."""
+        if self.status is DeliveryStatus.QUEUED:
+            return []
+        earlier = [
+            (DeliveryStatus(status), datetime.fromisoformat(time)) for status, time in self.earlier_changes or ()
+        ]
+        return [*earlier, (self.status, self.update_time)]
+
+    def report(self, status: DeliveryStatus, *, failure_reason: str, report_time: datetime, now: datetime) -> None:
+        """Change the status as a provider reported it, at its time if that is between the last change and now."""
+        if self.status is not DeliveryStatus.QUEUED:
+            self.earlier_changes = [*(self.earlier_changes or ()), [self.status.value, self.update_time.isoformat()]]
+        self.status, self.failure_reason = status, failure_reason
+        self.update_time = min(max(report_time, self.update_time), now)
 
 
 OtpKey = tuple[str, UUID]
@@ -172,6 +195,14 @@ class OtpRecord(NamedTuple):
 
     otp: Otp
     deliveries: Sequence[Delivery]
+
+    @property
+    def verified_destination(self) -> str:
+        """Of a verified OTP: the masked destination, if its code can have been read at one only; empty otherwise."""
+        if self.otp.status is not OtpStatus.VERIFIED:
+            return ""
+        read_at = {one.destination_digest: one for one in self.deliveries if one.status is not DeliveryStatus.FAILED}
+        return next(iter(read_at.values())).masked_destination if len(read_at) == 1 else ""
 
 
 async def read_otp(connection: Connection, organization_id: str, otp_id: UUID) -> OtpRecord:

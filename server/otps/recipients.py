@@ -24,8 +24,15 @@ from server.providers.provider import Channel
 
 _log = structlog.get_logger(__name__)
 
-Fallback = tuple[Channel, str]
-"""A channel and its normalized destination."""
+
+class Fallback(NamedTuple):
+    """A destination to try when the one before it did not work; stored encrypted, as a JSON array."""
+
+    channel: Channel
+    destination: str
+    """Normalized."""
+    after_seconds: float | None = None
+    """How long after the delivery before it was accepted it is sent also without a failure; None: never."""
 
 
 class RawDestination(NamedTuple):
@@ -35,6 +42,14 @@ class RawDestination(NamedTuple):
     text: str
     field: str
     """Its path in the request, such as `destination.email`, for InvalidDestination."""
+    after_seconds: float | None = None
+    """Of a fallback; see Fallback."""
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What it adds to the content of a request."""
+        delay = () if self.after_seconds is None else (str(self.after_seconds),)
+        return (self.channel.value, self.text, *delay)
 
 
 class SendRequest(NamedTuple):
@@ -65,7 +80,7 @@ class SendRequest(NamedTuple):
         if metadata:
             fields += chain.from_iterable(sorted(metadata.items()))
         for other in self.fallbacks:
-            fields += (other.channel, other.text)
+            fields += other.said
         return "\0".join(fields)  # no text has a control character
 
 
@@ -135,7 +150,10 @@ class RecipientResolver:
     def validate_fallbacks(self, organization_id: str, fallbacks: Sequence[RawDestination]) -> list[Fallback]:
         """Validate fallbacks, in order. Raises what `resolve` raises."""
         recipients = [self.resolve(organization_id, fallback) for fallback in fallbacks]
-        return [(to.channel, to.destination) for to in recipients]
+        return [
+            Fallback(to.channel, to.destination, raw.after_seconds)
+            for to, raw in zip(recipients, fallbacks, strict=True)
+        ]
 
     def seal_fallbacks(self, organization_id: str, fallbacks: Sequence[Fallback]) -> bytes | None:
         """Encrypt fallbacks that were validated before; None without fallbacks."""
@@ -150,7 +168,7 @@ class RecipientResolver:
         except (KeyError, InvalidTag, ValueError):
             _log.error("no key decrypts a delivery's fallbacks")
             return []
-        return [(Channel(channel), destination) for channel, destination in json.loads(plain)]
+        return [Fallback(Channel(channel), *rest) for channel, *rest in json.loads(plain)]
 
     def _areas_of(self, destination: Destination) -> str:
         """The value of Recipient.areas.

@@ -1,7 +1,8 @@
 """Retention: erases old destinations and removes old OTPs, requests and counters; never the ledger.
 
-Each function works in steps of at most `limit` rows, which it finds without locks, and yields how many it handled. It
-goes on behind rows that cannot be removed now, such as locked ones, and ends when none are left.
+Also erases one destination on request. Each function of retention works in steps of at most `limit` rows, which it
+finds without locks, and yields how many it handled. It goes on behind rows that cannot be removed now, such as locked
+ones, and ends when none are left.
 """
 
 from collections import defaultdict
@@ -10,18 +11,24 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from server.errors import AccountBusy
+from server.errors import AccountBusy, InvalidDestination
 from server.ids import first_id
+from server.otps.crypto import Crypto
+from server.otps.destinations import PARSERS
+from server.otps.recipients import RawDestination
 from server.postgres.columns import Array, texts, uuids
-from server.postgres.pool import Pool, acquire, transaction
+from server.postgres.pool import Pool, acquire, retry_transient, transaction
 from server.postgres.queries import Queries, load_queries
 
 SQL = load_queries(__file__)
 
 Id = TypeVar("Id")
+
+_ERASED_ROWS: Final = 500
+"""The most deliveries from which one transaction erases a destination."""
 
 
 async def erase_destinations(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
@@ -32,6 +39,38 @@ async def erase_destinations(pool: Pool, *, before: datetime, limit: int) -> Asy
     """
     while count := await _erase_next(pool, before=before, limit=limit):
         yield count
+
+
+async def erase_destination(pool: Pool, crypto: Crypto, organization_id: str, raw: RawDestination) -> int:
+    """Erase what an organization's rows keep of a destination and cancel its pending OTPs; returns how many deliveries.
+
+    pulsa.otp.v1.OtpService.EraseDestination says what that is and what remains. A repeat finds what is new since then.
+    Raises InvalidDestination.
+    """
+    try:
+        normalized = PARSERS[raw.channel](raw.text).normalized
+    except ValueError:
+        raise InvalidDestination(field=raw.field) from None
+    digests = list(filter(None, (crypto.digest(normalized), crypto.other_digest(normalized))))
+    values = {"organization_id": organization_id, "digests": digests}
+    count = 0
+    while step := await retry_transient(lambda: _erase_step(pool, values)):
+        count += step
+    async with transaction(pool) as connection:
+        await connection.execute(SQL.remove_guess_budgets_of, values)
+    return count
+
+
+async def _erase_step(pool: Pool, values: Mapping[str, object]) -> int:
+    async with transaction(pool) as connection:
+        found = await (await connection.execute(SQL.find_deliveries_to, {**values, "limit": _ERASED_ROWS})).fetchall()
+        if found:
+            ids = {"delivery_ids": [row[0] for row in found], "otp_ids": sorted({row[1] for row in found})}
+            # OTPs before deliveries, as every transaction locks them.
+            await connection.execute(SQL.erase_otps, {**values, "otp_ids": ids["otp_ids"]})
+            key = {"organization_id": values["organization_id"], "delivery_ids": ids["delivery_ids"]}
+            await connection.execute(SQL.erase_deliveries, key)
+    return len(found)
 
 
 async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:

@@ -21,6 +21,32 @@ UPDATE erased_destinations
 SET last_delivery_id = %(last_delivery_id)s
 WHERE last_delivery_id < %(last_delivery_id)s;
 
+-- find_deliveries_to
+SELECT delivery_id, otp_id
+FROM deliveries
+WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s)
+LIMIT %(limit)s;
+
+-- erase_otps
+-- An OTP that was first sent elsewhere keeps the digest of that destination.
+UPDATE otps
+SET destination_digest = CASE
+        WHEN substring(destination_digest FOR 16) = ANY(%(digests)s) THEN ''
+        ELSE destination_digest
+    END,
+    metadata = '{{}}',
+    status = CASE WHEN status = 'PENDING' THEN 'CANCELED' ELSE status END
+WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s);
+
+-- erase_deliveries
+UPDATE deliveries
+SET destination_digest = '', destination_sealed = NULL, masked_destination = ''
+WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(delivery_ids)s);
+
+-- remove_guess_budgets_of
+DELETE FROM guess_budgets
+WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s);
+
 -- find_old_otps
 -- By their oldest deliveries: the primary key is ordered by time. The periodic job sends those that are still QUEUED.
 SELECT organization_id, otp_id, delivery_id

@@ -23,6 +23,7 @@ WITH unchanged AS MATERIALIZED (
             %(expected_window_start_time)s::timestamptz, %(expected_window_send_count)s::bigint,
             %(expected_alert_email)s::text
         )
+        AND suspend_time IS NULL
         AND NOT EXISTS (
             SELECT
             FROM requests

@@ -24,7 +24,7 @@ PERMISSION_OF = {rpc: permission for rpcs in PERMISSIONS.values() for rpc, permi
 FOR_NO_ORGANIZATION = {"RecordStripeEvent"}
 NOT_FOUND = {"top_up_id": "TOP_UP_NOT_FOUND", "otp_id": "OTP_NOT_FOUND", "delivery_id": "DELIVERY_NOT_FOUND"}
 # Every value of these fields is well-formed.
-NEVER_MALFORMED = {"credits", "validate_only", "compact"}
+NEVER_MALFORMED = {"credits", "validate_only", "compact", "wrong_code_as_result"}
 # Every reason that a caller may see: all but INTERNAL.
 EXPECTED_REASONS = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"INTERNAL"}
 
@@ -37,6 +37,9 @@ async def test_every_rpc_answers_a_good_request(pulsa: Deployment) -> None:
         "QuoteTopUp": await pulsa.call("QuoteTopUp", credits=1000, currency_code="IDR"),
         "AdjustCredits": await pulsa.call("AdjustCredits", adjust_credits=5, reason="sorry"),
         "UpdateAlerts": await pulsa.call("UpdateAlerts", low_balance_threshold=7, alert_email="ann@mail.example"),
+        "GetAlerts": await pulsa.call("GetAlerts"),
+        "SuspendOrganization": await pulsa.call("SuspendOrganization", reason="abuse"),
+        "ResumeOrganization": await pulsa.call("ResumeOrganization"),
         "GetBalance": await pulsa.call("GetBalance"),
         "WatchBalance": await pulsa.call("WatchBalance"),
         "ListLedgerEntries": await pulsa.call("ListLedgerEntries"),
@@ -79,6 +82,7 @@ async def send_and_verify(pulsa: Deployment) -> dict[str, Message]:
         "ListOtps": await pulsa.call("ListOtps"),
         "ReportDelivery": await pulsa.call("ReportDelivery", delivery_id=delivery_id, status=3),
         "GetUsage": await pulsa.call("GetUsage", start_date=today, end_date=today),
+        "EraseDestination": await pulsa.call("EraseDestination", destination={"sms": "+6281234567890"}),
     }
 
 

@@ -84,7 +84,7 @@ async def _run_scenario(pulsa: Deployment, sandbox: ProvidersSandbox, database_u
     await pulsa.call("ResendOtp", otp_id=otp_id, destination={"whatsapp": WHATSAPP})
     await pulsa.call("VerifyOtp", otp_id=otp_id, code=code, context=CONTEXT)
     sandbox.play("whatsapp", NOT_ON_WHATSAPP)
-    await pulsa.send(whatsapp=WHATSAPP, fallbacks=[{"sms": FALLBACK}, {"email": OTHER_EMAIL}], **EIGHT_DIGITS)
+    await pulsa.send(whatsapp=WHATSAPP, fallbacks=[to(sms=FALLBACK), to(email=OTHER_EMAIL)], **EIGHT_DIGITS)
     fallen_back = await pulsa.code_sent_to(FALLBACK)
     assert fallen_back in {call.text for call in sandbox.received}
     canceled = await pulsa.send(sms=SMS, **EIGHT_DIGITS)
@@ -93,10 +93,15 @@ async def _run_scenario(pulsa: Deployment, sandbox: ProvidersSandbox, database_u
     await pulsa.send(email=OTHER_EMAIL, validate_only=True)
     received = len(sandbox.received)
     sandbox.play("whatsapp", *[TRY_LATER] * 20)
-    await pulsa.send(whatsapp=WHATSAPP, fallbacks=[{"sms": WAITING}, {"email": OTHER_EMAIL}], **EIGHT_DIGITS)
+    await pulsa.send(whatsapp=WHATSAPP, fallbacks=[to(sms=WAITING), to(email=OTHER_EMAIL)], **EIGHT_DIGITS)
     await until(lambda: len(sandbox.received) > received)
     # The pending one, once the outcomes of the earlier ones are stored.
     await until(lambda: _count_stored_fallbacks(database_url) == 1)
+
+
+def to(**destination: str) -> dict[str, dict[str, str]]:
+    """A fallback."""
+    return {"destination": destination}
 
 
 def _count_stored_fallbacks(database_url: str) -> int:

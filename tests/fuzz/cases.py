@@ -28,6 +28,7 @@ async def _case(environment: FuzzEnvironment, number: int) -> Case:
     organization_id, email = f"org-{number}", f"{MARKER}{number}@mail.example"
     deployment = environment.deployment
     await deployment.grant(100_000, organization_id)
+    await deployment.call("ResumeOrganization", organization_id)  # a message of the last cases may have suspended it
     sent = await deployment.send(organization_id, email=email, context=MARKER, ttl={"seconds": 600}, max_attempts=10)
     await until(lambda: deployment.code_mailed_to(email))
     top_up_id = await _top_up(environment, organization_id, pay=number % 2 == 0)
@@ -49,7 +50,10 @@ async def _case(environment: FuzzEnvironment, number: int) -> Case:
         payload=payload,
         signature=signature_of(payload),
         destination=[{"email": email}, {"sms": NUMBERS[number]}, {"whatsapp": NUMBERS[-number]}][number % 3],
-        fallbacks=[{"whatsapp": NUMBERS[number]}, {"email": email}],
+        fallbacks=[
+            {"destination": {"whatsapp": NUMBERS[number]}, "after": {"seconds": 15}},
+            {"destination": {"email": email}},
+        ],
     )
 
 

@@ -183,7 +183,8 @@ def connect(
 
 def _first_chunk(waiting: Sequence[int], requests: Sequence[SendOtpRequest]) -> list[int]:
     """The first of the waiting numbers: as many as fit into one call."""
-    chunk, size = [], 0
+    chunk: list[int] = []
+    size = 0
     for number in waiting:
         size += requests[number].ByteSize() + 8
         if chunk and size > _LARGEST_BATCH_BYTES:

@@ -26,7 +26,13 @@ from server.credits.top_ups.store import (
     list_top_ups,
 )
 from server.credits.top_ups.worker import TopUpWorker
-from server.errors import BalanceAboveMaximum, RequestIdExpired, TopUpAlreadyOpen, TopUpNotCancelable
+from server.errors import (
+    BalanceAboveMaximum,
+    OrganizationSuspended,
+    RequestIdExpired,
+    TopUpAlreadyOpen,
+    TopUpNotCancelable,
+)
 from server.ids import new_id
 from server.logs import safe_traceback
 from server.postgres.pool import Connection, acquire, retry_transient, transaction
@@ -164,6 +170,8 @@ class TopUps:
             if earlier is None:
                 raise RequestIdExpired
             return earlier
+        if account.suspend_time is not None:
+            raise OrganizationSuspended
         quote = self._pricing.quote(credits=purchase.credits, currency_code=purchase.currency_code)
         unfinished = await find_unfinished(connection, purchase.organization_id)
         if unfinished is not None:

@@ -140,7 +140,7 @@ class Outcomes:
             return
         organization_id = job.send.organization_id
         fallbacks = self._recipients.open_fallbacks(organization_id, job.send.fallbacks_sealed)
-        for position, (channel, destination) in enumerate(fallbacks, start=1):
+        for position, (channel, destination, _) in enumerate(fallbacks, start=1):
             try:
                 recipient = self._recipients.resolve(organization_id, RawDestination(channel, destination, "fallbacks"))
             except (ChannelNotConfigured, DestinationBlocked) as error:

@@ -3,6 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
+from psycopg.types.json import Jsonb
+
 from server.credits.accounts import lock_accounts
 from server.credits.ledger import LedgerEntryKind, append_entry
 from server.errors import DeliveryNotFound
@@ -30,8 +32,9 @@ async def report_delivery(
     failure_reason: str,
     refund_accepted: bool,
     now: datetime,
+    report_time: datetime | None = None,
 ) -> Delivery:
-    """Apply a report; returns the delivery after it.
+    """Apply a report; returns the delivery after it. `report_time` is the provider's; None: now.
 
     A failure refunds the credits once: of an UNKNOWN delivery always, of one that the provider had accepted only with
     refund_accepted. A QUEUED delivery counts as accepted: the report arrived before the answer to the provider call.
@@ -48,6 +51,7 @@ async def report_delivery(
                 failure_reason=failure_reason,
                 refund_accepted=refund_accepted,
                 now=now,
+                report_time=report_time or now,
             )
 
     return await retry_transient(once)
@@ -62,6 +66,7 @@ async def _apply(
     failure_reason: str,
     refund_accepted: bool,
     now: datetime,
+    report_time: datetime,
 ) -> Delivery:
     key = {"organization_id": organization_id, "delivery_id": delivery_id}
     failed = status is DeliveryStatus.FAILED
@@ -77,8 +82,7 @@ async def _apply(
     if delivery.status not in _REPLACES[status]:
         return delivery
     delivery.refunded = failed and (delivery.status is DeliveryStatus.UNKNOWN or refund_accepted)
-    delivery.status = status
-    delivery.failure_reason = failure_reason if failed else ""
+    delivery.report(status, failure_reason=failure_reason if failed else "", report_time=report_time, now=now)
     await connection.execute(
         SQL.write_report,
         {
@@ -86,7 +90,8 @@ async def _apply(
             "status": delivery.status.value,
             "refunded": delivery.refunded,
             "failure_reason": delivery.failure_reason,
-            "now": now,
+            "update_time": delivery.update_time,
+            "earlier_changes": Jsonb(delivery.earlier_changes) if delivery.earlier_changes else None,
         },
     )
     await connection.execute(SQL.remove_from_outbox, key)

@@ -22,7 +22,8 @@ FOR NO KEY UPDATE;
 
 -- write_report
 UPDATE deliveries
-SET status = %(status)s, refunded = %(refunded)s, failure_reason = %(failure_reason)s, update_time = %(now)s
+SET status = %(status)s, refunded = %(refunded)s, failure_reason = %(failure_reason)s, update_time = %(update_time)s,
+    earlier_changes = %(earlier_changes)s
 WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;
 
 -- remove_from_outbox

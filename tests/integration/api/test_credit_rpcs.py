@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from pulsa.credit.v1.alerts_pb2 import Alerts
 from pulsa.credit.v1.channel_pb2 import CHANNEL_EMAIL, CHANNEL_SMS, CHANNEL_WHATSAPP
 from pulsa.credit.v1.ledger_entry_pb2 import LEDGER_ENTRY_KIND_ADJUSTMENT
 from pulsa.credit.v1.money_pb2 import Money
@@ -88,10 +89,41 @@ async def test_alert_settings_that_a_call_leaves_out_stay_as_they_are(credit_ser
     await credit_service.adjust(500)
     await credit_service.call("UpdateAlerts", alert_email="billing@example.com")
     raised = await credit_service.call("UpdateAlerts", low_balance_threshold=600)
+    read = await credit_service.call("GetAlerts")
     silenced = await credit_service.call("UpdateAlerts", alert_email="")
-    assert (raised.alert_email, raised.balance.low_balance) == ("billing@example.com", True)
-    assert (silenced.alert_email, silenced.balance.low_balance_threshold) == ("", 600)
+    assert raised.alerts == read.alerts == Alerts(low_balance_threshold=600, alert_email="billing@example.com")
+    assert raised.balance.low_balance
+    assert silenced.alerts == Alerts(low_balance_threshold=600)
     assert not (await credit_service.call("UpdateAlerts", low_balance_threshold=0)).balance.low_balance
+
+
+async def test_alerts_without_an_account_are_the_defaults(credit_service: CreditServiceHarness) -> None:
+    balance = (await credit_service.call("GetBalance")).balance
+    assert (await credit_service.call("GetAlerts")).alerts == Alerts(
+        low_balance_threshold=balance.low_balance_threshold
+    )
+
+
+async def test_a_suspended_organization_keeps_its_balance_and_buys_nothing(
+    credit_service: CreditServiceHarness,
+) -> None:
+    await credit_service.adjust(50)
+    first = await credit_service.create_top_up()
+    suspended = await credit_service.call("SuspendOrganization", reason="abuse, ticket 7")
+    again = await credit_service.call("SuspendOrganization", reason="another")
+    assert again == suspended
+    assert (suspended.suspension.reason, suspended.suspension.created_by) == ("abuse, ticket 7", "ann")
+    # What is bought already can still be paid: the money would otherwise arrive for nothing.
+    assert (await credit_service.call("GetTopUp", top_up_id=first.top_up_id)).top_up.status == first.status
+    await credit_service.call("CancelTopUp", top_up_id=first.top_up_id)
+    assert await reason_and_metadata(credit_service.create_top_up()) == ("ORGANIZATION_SUSPENDED", {})
+    assert (await credit_service.call("GetBalance")).balance.available_credits == 50
+    await credit_service.adjust(1)
+
+    resumed = await credit_service.call("ResumeOrganization")
+    assert resumed.suspension == suspended.suspension
+    assert not (await credit_service.call("ResumeOrganization")).HasField("suspension")
+    assert (await credit_service.create_top_up()).hosted_invoice_url
 
 
 async def test_the_ledger_is_paged_newest_first(credit_service: CreditServiceHarness) -> None:

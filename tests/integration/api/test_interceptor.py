@@ -428,7 +428,7 @@ async def test_the_contents_of_a_call_are_never_logged(stub_server: StubServer, 
     assert {(line["rpc"], line["organization_id"], line["subject"]) for line in calls} == {
         ("SendOtp", "acme", "tester")
     }
-    contents = (token, request.destination.email, "NOT ALLOWED", request.context, request.fallbacks[0].sms)
+    contents = (token, request.destination.email, "NOT ALLOWED", request.context, request.fallbacks[0].destination.sms)
     assert not [secret for secret in contents if secret in str(lines)]
 
 

@@ -14,7 +14,9 @@ from tests.integration.api.credit_service_harness import CreditServiceHarness, r
 async def test_a_paid_invoice_reaches_the_balance_stream(credit_service: CreditServiceHarness) -> None:
     top_up = await credit_service.create_top_up(credits=5000)
     assert (top_up.status, top_up.credits, top_up.created_by) == (top_up_pb2.TOP_UP_STATUS_OPEN, 5000, "ann")
-    assert (top_up.unit_price.units, top_up.total) == (150, Money(currency_code="IDR", units=750_000))
+    price, nothing = Money(currency_code="IDR", units=750_000), Money(currency_code="IDR")
+    assert (top_up.unit_price.units, top_up.subtotal, top_up.tax, top_up.total) == (150, price, nothing, price)
+    assert (top_up.HasField("amount_paid"), top_up.amount_remaining) == (False, price)
     assert top_up.invoice_number
     assert not top_up.HasField("paid_time")
     async with aclosing(aiter(credit_service.watch())) as stream:
@@ -23,6 +25,7 @@ async def test_a_paid_invoice_reaches_the_balance_stream(credit_service: CreditS
         assert (await asyncio.wait_for(anext(stream), 10)).balance.available_credits == 5000
     paid = (await credit_service.call("GetTopUp", top_up_id=top_up.top_up_id)).top_up
     assert paid.status == top_up_pb2.TOP_UP_STATUS_PAID
+    assert (paid.amount_paid, paid.amount_remaining) == (price, nothing)
     assert paid.HasField("paid_time")
     [entry] = (await credit_service.call("ListLedgerEntries")).ledger_entries
     assert (entry.kind, entry.reference_id, entry.credits) == (LEDGER_ENTRY_KIND_TOP_UP, top_up.top_up_id, 5000)

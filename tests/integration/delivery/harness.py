@@ -92,6 +92,7 @@ class DeliveryHarness:
     crypto: Crypto = field(default_factory=lambda: Crypto({"first": b"1" * 32}, digest_secrets={"d1": b"2" * 32}))
     dispatches: bool = True
     """False: nothing that is accepted reaches the dispatcher, and all of it stays in the outbox."""
+    recipients: RecipientResolver = field(init=False)
     outcomes: Outcomes = field(init=False)
     sender: Sender = field(init=False)
     batched_sender: BatchedSender = field(init=False)
@@ -99,13 +100,13 @@ class DeliveryHarness:
 
     def __post_init__(self) -> None:
         batching = Batching(size=100, linger_seconds=0.001)
-        recipients = RecipientResolver(self.crypto, {channel: PRICES[channel] for channel in self.providers})
-        fallbacks = Fallbacks(recipients, self.limits)
+        self.recipients = RecipientResolver(self.crypto, {channel: PRICES[channel] for channel in self.providers})
+        fallbacks = Fallbacks(self.recipients, self.limits)
         self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, fallbacks=fallbacks, clock=self.clock)
         self.sender = Sender(
             self.pool,
             self.crypto,
-            recipients,
+            self.recipients,
             limits=self.limits,
             lease=LEASE,
             dispatch=self._dispatch,

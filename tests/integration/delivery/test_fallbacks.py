@@ -2,14 +2,17 @@
 
 import asyncio
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 
+from server.credits.accounts import suspend
+from server.errors import RequestIdReused
 from server.otps.admission import SendLimits
 from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.otp import Delivery, DeliveryStatus
-from server.otps.recipients import RawDestination
-from server.providers.provider import Outcome, OutcomeKind
+from server.otps.recipients import Fallback, RawDestination
+from server.providers.provider import Channel, Outcome, OutcomeKind
 from server.sandbox.providers import Answer, twilio_error, whatsapp_error
 from tests.integration.delivery.harness import (
     EMAIL,
@@ -143,6 +146,17 @@ async def test_a_closed_otp_has_no_fallback(open_harness: OpenHarness, closing: 
     assert summaries(await harness.deliveries(accepted)) == [("WHATSAPP", FAILED, True)]
 
 
+async def test_a_suspended_organization_has_no_fallback_and_its_refund(harness: DeliveryHarness) -> None:
+    harness.dispatches = False
+    accepted = await harness.send(WHATSAPP, EMAIL)
+    job = harness.job(accepted, fallbacks_sealed=await sealed(harness))
+    await suspend(harness.pool, "acme", reason="abuse", created_by="ann", low_balance_threshold=0, now=harness.clock())
+
+    assert await harness.outcomes.record([DeliveryResult(job, REJECTED)]) == []
+
+    assert summaries(await harness.deliveries(accepted)) == [("WHATSAPP", FAILED, True)]
+
+
 async def test_an_outcome_that_is_recorded_many_times_makes_one_fallback(harness: DeliveryHarness) -> None:
     harness.dispatches = False
     accepted = await harness.send(WHATSAPP, EMAIL, SMS)
@@ -246,6 +260,21 @@ async def test_fallbacks_that_no_key_opens_are_not_sent_and_the_delivery_stays_f
 
     assert fallbacks == []
     assert summaries(await harness.deliveries(accepted)) == [("WHATSAPP", FAILED, True)]
+
+
+async def test_the_delay_of_a_fallback_is_stored_with_it_and_part_of_the_request(harness: DeliveryHarness) -> None:
+    harness.dispatches = False
+    request_id, delayed = uuid4(), EMAIL._replace(after_seconds=15.5)
+    accepted = await harness.send(WHATSAPP, delayed, SMS, request_id=request_id)
+
+    assert harness.recipients.open_fallbacks("acme", await sealed(harness)) == [
+        Fallback(Channel.EMAIL, EMAIL.text, 15.5),
+        Fallback(Channel.SMS, SMS.text, None),
+    ]
+    repeated = await harness.send(WHATSAPP, delayed, SMS, request_id=request_id)
+    assert (repeated.delivery, repeated.replayed) == (accepted.delivery, True)
+    with pytest.raises(RequestIdReused):
+        await harness.send(WHATSAPP, EMAIL, SMS, request_id=request_id)
 
 
 async def sealed(harness: DeliveryHarness) -> bytes:

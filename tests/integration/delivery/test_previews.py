@@ -140,6 +140,7 @@ def _with_preview(request: pb.SendOtpRequest) -> bytes:
 def dependencies_of(harness: DeliveryHarness) -> OtpDependencies:
     return OtpDependencies(
         pool=harness.pool,
+        crypto=harness.crypto,
         sender=harness.sender,
         verifier=Verifier(harness.pool, harness.crypto, limits=GuessLimits(), clock=harness.clock),
         clock=harness.clock,

@@ -9,8 +9,16 @@ from uuid import uuid4
 import pytest
 
 from server.clock import utc_now
+from server.credits.accounts import resume, suspend
 from server.credits.alerts import update_alerts
-from server.errors import DeadlineExceeded, InsufficientCredits, RequestIdReused, ResendTooSoon, TooManySends
+from server.errors import (
+    DeadlineExceeded,
+    InsufficientCredits,
+    OrganizationSuspended,
+    RequestIdReused,
+    ResendTooSoon,
+    TooManySends,
+)
 from server.otps.admission import SendLimits
 from server.postgres.pool import Pool, acquire, transaction
 from server.providers.provider import Channel
@@ -93,6 +101,27 @@ async def set_alert(pool: Pool, low_balance_threshold: int) -> None:
         default_threshold=0,
         now=utc_now(),
     )
+
+
+async def test_a_suspension_stops_cached_and_other_sends_but_no_verification(
+    cached: Replica, other_replica: Replica
+) -> None:
+    before = await cached.send()
+    uses = await cache_uses(cached)
+    now = utc_now()
+    await suspend(other_replica.pool, "acme", reason="abuse", created_by="ann", low_balance_threshold=0, now=now)
+    with pytest.raises(OrganizationSuspended):
+        await cached.send()
+    assert await cache_uses(cached) == uses + 1  # the account that the cache has is not suspended
+    sends = [cached.send() for _ in range(3)] + [cached.resend(before.record.otp)]
+    refused = await asyncio.gather(*sends, return_exceptions=True)
+    assert [type(one) for one in refused] == [OrganizationSuspended] * 4
+    assert (await cached.verify(before.record.otp)).verify_time
+    assert await spent(cached.pool) == [1, 3, 1]
+
+    assert await resume(other_replica.pool, "acme")
+    await cached.send()
+    assert await spent(cached.pool) == [1, 3, 1, 1]
 
 
 @pytest.mark.parametrize("change", [send_elsewhere, add_credits, change_threshold])

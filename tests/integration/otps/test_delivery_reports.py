@@ -1,5 +1,6 @@
 """Delivery reports: in any order and any number, they end a delivery once."""
 
+from datetime import datetime, timedelta
 from itertools import permutations
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ async def report(
     *,
     refund_accepted: bool = False,
     organization_id: str = "acme",
+    report_time: datetime | None = None,
 ) -> Delivery:
     return await report_delivery(
         replica.pool,
@@ -36,6 +38,7 @@ async def report(
         failure_reason="absent" if status is FAILED else "",
         refund_accepted=refund_accepted,
         now=utc_now(),
+        report_time=report_time,
     )
 
 
@@ -61,6 +64,33 @@ async def test_the_first_of_delivered_and_failed_stands_in_every_order(
         refunds = [one for one in await ledger(replica.pool) if one.reference_id == delivery.delivery_id][1:]
         assert [refund.credits for refund in refunds] == [1] * delivery.refunded
     assert await count_rows(replica.pool, "outbox") == 0
+
+
+async def test_each_change_of_a_delivery_has_its_time(replica: Replica) -> None:
+    await fund(replica.pool, 10)
+    sent = await replica.send()
+    accepted = sent.delivery.create_time
+    (queued,) = (await stored(replica.pool, sent.record.otp)).deliveries
+    await replica.record_outcome(sent, OutcomeKind.UNKNOWN)
+    (unknown,) = (await stored(replica.pool, sent.record.otp)).deliveries
+    # A provider's time is kept, unless it is before the last change or after now: it has a clock of its own.
+    await report(replica, sent.delivery, SENT, report_time=accepted - timedelta(hours=1))
+    between = unknown.update_time + (utc_now() - unknown.update_time) / 2
+    await report(replica, sent.delivery, DELIVERED, report_time=between)
+
+    (delivered,) = (await stored(replica.pool, sent.record.otp)).deliveries
+    assert (queued.provider, queued.changes, unknown.provider) == ("", [], "console")
+    assert unknown.changes == [(UNKNOWN, unknown.update_time)]
+    assert delivered.changes == [(UNKNOWN, unknown.update_time), (SENT, unknown.update_time), (DELIVERED, between)]
+
+
+async def test_a_report_from_the_future_is_of_now(replica: Replica) -> None:
+    await fund(replica.pool, 10)
+    sent = await replica.send()
+    before = utc_now()
+    reported = await report(replica, sent.delivery, FAILED, report_time=before + timedelta(days=9))
+    ((status, time),) = reported.changes
+    assert (status, before <= time <= utc_now()) == (FAILED, True)
 
 
 async def test_an_outcome_that_comes_after_a_report_changes_nothing(replica: Replica) -> None:

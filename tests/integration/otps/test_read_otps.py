@@ -8,7 +8,9 @@ import pytest
 from server.clock import utc_now
 from server.errors import OtpAlreadyVerified, OtpAttemptsExhausted, OtpCanceled, OtpExpired, OtpNotFound, WrongCode
 from server.otps.otp import Otp, OtpRecord, OtpStatus, cancel_otp, list_otps, read_otp
+from server.otps.recipients import RawDestination
 from server.postgres.pool import Pool, acquire
+from server.providers.provider import Channel, OutcomeKind
 from tests.integration.otps.replica import ManualClock, Replica, fund, stored, wrong
 
 NEWEST = UUID(int=2**128 - 1)
@@ -78,3 +80,23 @@ async def test_an_otp_that_is_already_closed_cannot_be_canceled(pool: Pool) -> N
         with pytest.raises(refusal):
             await cancel(replica, otp)
         assert await stored(pool, otp) == before
+
+
+async def test_a_verified_otp_names_its_destination_when_the_code_can_have_been_read_at_one_only(
+    replica: Replica,
+) -> None:
+    await fund(replica.pool, 100)
+    one, again, several, failed = [await replica.send(f"{name}@example.com") for name in ("ann", "bob", "eve", "joe")]
+    elsewhere = RawDestination(Channel.EMAIL, "zoe@example.com", "destination")
+    await replica.resend(again.record.otp)
+    await replica.resend(several.record.otp, destination=elsewhere)
+    await replica.record_outcome(failed, OutcomeKind.REJECTED_DESTINATION)
+    await replica.resend(failed.record.otp, destination=elsewhere)
+    assert (await stored(replica.pool, one.record.otp)).verified_destination == ""
+    sends = [one, again, several, failed]
+    for send in sends:
+        await replica.verify(send.record.otp)
+
+    found = [(await stored(replica.pool, send.record.otp)).verified_destination for send in sends]
+
+    assert found == ["a***@example.com", "b***@example.com", "", "z***@example.com"]

@@ -303,6 +303,8 @@ async def test_old_rows_are_found_by_an_index_without_a_sort(pool: Pool, name: s
         "ids": {"remove_guess_budgets": [b"1"], "remove_unverified": ["ID"]}.get(name, [new_id()]),
         "organization_ids": ["acme"],
         "otp_ids": [new_id()],
+        "delivery_ids": [new_id()],
+        "digests": [b"1"],
         "after": later(days=-9),
         "before": later(),
         "last_delivery_id": new_id(),

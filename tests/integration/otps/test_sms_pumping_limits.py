@@ -14,7 +14,7 @@ from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
 from server.otps.delivery.reports import report_delivery
 from server.otps.otp import DeliveryStatus
-from server.otps.recipients import RawDestination, RecipientResolver
+from server.otps.recipients import Fallback, RawDestination, RecipientResolver
 from server.otps.send import Accepted
 from server.otps.sms_pumping import AreaPolicy, queue_read_unverified
 from server.postgres.batcher import Batching
@@ -35,7 +35,7 @@ from tests.integration.otps.replica import (
 from tests.unit.otps.sends import a_send
 
 SMS, WHATSAPP = Channel.SMS, Channel.WHATSAPP
-PER_COUNTRY, PER_PREFIX = "unverified_credits_per_country", "unverified_credits_per_prefix"
+PER_COUNTRY, PER_PREFIX = "country", "prefix"
 TEN_MESSAGES = {
     PER_COUNTRY: replace(NO_LIMITS, unverified_credits_per_country=30),
     PER_PREFIX: replace(NO_LIMITS, unverified_credits_per_prefix=30),
@@ -302,8 +302,8 @@ async def test_a_blocked_destination_is_refused_before_it_is_charged(pool: Pool,
 async def test_a_fallback_to_an_area_that_is_blocked_by_now_is_skipped(pool: Pool, replica: Replica) -> None:
     await fund(pool, 1000)
     fallbacks = [
-        (SMS, phone(1)),
-        (Channel.EMAIL, "bob@example.com"),
+        Fallback(SMS, phone(1)),
+        Fallback(Channel.EMAIL, "bob@example.com"),
     ]
     job = replica.job(await replica.send())
     sealed = RecipientResolver(CRYPTO, PRICES).seal_fallbacks("acme", fallbacks)

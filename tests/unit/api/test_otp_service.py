@@ -59,10 +59,18 @@ def verifier() -> FakeVerifier:
 
 
 async def answers(verifier: FakeVerifier, *codes: str) -> list[Any]:
-    """What concurrent calls with these codes get: the organization of the OTP in the response, or the error."""
+    """What concurrent calls with these codes get: the id of the OTP in the response, or the error."""
+    return [
+        UUID(one.otp.otp_id).int if isinstance(one, pb.VerifyOtpResponse) else type(one)
+        for one in await responses(verifier, *codes)
+    ]
+
+
+async def responses(verifier: FakeVerifier, *codes: str, **fields: Any) -> list[pb.VerifyOtpResponse | BaseException]:
     service = OtpService(
         OtpDependencies(
             pool=cast("Any", None),
+            crypto=cast("Any", None),
             sender=cast("Any", None),
             verifier=cast("Any", verifier),
             clock=utc_now,
@@ -73,15 +81,24 @@ async def answers(verifier: FakeVerifier, *codes: str) -> list[Any]:
         )
     )
     call = Call(ANN, math.inf, compile_validation(REQUEST))
-    requests = [valid_request(REQUEST, code=code, otp_id=str(UUID(int=n))) for n, code in enumerate(codes, start=1)]
-    responses = await asyncio.gather(
+    requests = [
+        valid_request(REQUEST, code=code, otp_id=str(UUID(int=number)), **fields)
+        for number, code in enumerate(codes, start=1)
+    ]
+    answered = await asyncio.gather(
         *(service.VerifyOtp(cast("pb.VerifyOtpRequest", request), call) for request in requests),
         return_exceptions=True,
     )
-    return [
-        UUID(pb.VerifyOtpResponse.FromString(one).otp.otp_id).int if isinstance(one, bytes) else type(one)
-        for one in responses
-    ]
+    return [pb.VerifyOtpResponse.FromString(one) if isinstance(one, bytes) else one for one in answered]
+
+
+async def test_a_wrong_code_is_a_result_where_the_request_asks_for_it(verifier: FakeVerifier) -> None:
+    right, wrong, invalid = await responses(verifier, "123456", WRONG_CODE, "", wrong_code_as_result=True)
+
+    assert isinstance(right, pb.VerifyOtpResponse)
+    assert (right.result, right.otp.otp_id) == (pb.VERIFY_RESULT_VERIFIED, str(UUID(int=1)))
+    assert wrong == pb.VerifyOtpResponse(result=pb.VERIFY_RESULT_WRONG_CODE, attempts_remaining=2)
+    assert isinstance(invalid, InvalidFields)
 
 
 async def test_each_call_of_a_batch_gets_its_own_answer(verifier: FakeVerifier) -> None:

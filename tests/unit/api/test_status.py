@@ -101,12 +101,12 @@ def test_a_metadata_value_that_is_too_long_is_left_empty() -> None:
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1.5, 1.5), (0, 0), (-3, 0), (3600, 3600), (0.0000004, 4e-7)])
 def test_retry_info_has_the_seconds_to_wait(seconds: float, expected: float) -> None:
-    status = error_status(TooManySends(retry_after_seconds=seconds, limit="sends_per_minute"))
+    status = error_status(TooManySends(retry_after_seconds=seconds, limit="prefix"))
 
     delay = detail(status, RetryInfo).retry_delay
 
     assert delay.seconds + delay.nanos / 1e9 == pytest.approx(expected)
-    assert dict(detail(status, ErrorInfo).metadata) == {"limit": "sends_per_minute"}
+    assert dict(detail(status, ErrorInfo).metadata) == {"limit": "prefix"}
 
 
 @pytest.mark.parametrize("error", every_error(), ids=lambda error: error.__name__)

@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import pytest
 from google.protobuf.descriptor import Descriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from pulsa.credit.v1 import credit_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
-from pulsa.otp.v1.destination_pb2 import Destination
+from pulsa.otp.v1.destination_pb2 import Destination, Fallback
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, VerifyOtpRequest
 
 from server.api.validation import compile_validation
@@ -42,7 +43,11 @@ def test_all_violations_are_listed_with_their_paths() -> None:
     request = SendOtpRequest(
         organization_id="no spaces",
         request_id="1",
-        fallbacks=[Destination(email="a@b.c"), Destination(sms="x" * 33), Destination()],
+        fallbacks=[
+            Fallback(destination=Destination(email="a@b.c")),
+            Fallback(destination=Destination(sms="x" * 33), after=Duration(seconds=14)),
+            Fallback(after=Duration(seconds=15)),
+        ],
         purpose="Login",
         code_length=9,
         metadata={"k" * 41: "v"},
@@ -52,8 +57,9 @@ def test_all_violations_are_listed_with_their_paths() -> None:
         "organization_id",
         "request_id",
         "destination",
-        "fallbacks[1].sms",
-        "fallbacks[2]",
+        "fallbacks[1].destination.sms",
+        "fallbacks[1].after",
+        "fallbacks[2].destination",
         "purpose",
         "code_length",
         "metadata",

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from pulsa.credit.v1 import credit_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
-from pulsa.otp.v1.destination_pb2 import Destination
+from pulsa.otp.v1.destination_pb2 import Destination, Fallback
 
 from server.api.validation import MOST_REPEATED, REQUIRED, RULES, WHOLE_REQUEST
 
@@ -16,7 +16,7 @@ REQUESTS: dict[str, Descriptor] = {
     method.input_type.full_name: method.input_type
     for module, name in ((credit_service_pb2, "CreditService"), (otp_service_pb2, "OtpService"))
     for method in module.DESCRIPTOR.services_by_name[name].methods
-} | {Destination.DESCRIPTOR.full_name: Destination.DESCRIPTOR}
+} | {message.DESCRIPTOR.full_name: message.DESCRIPTOR for message in (Destination, Fallback)}
 _FIELD = re.compile(r"(?P<comment>(?:\s*//[^\n]*\n)+)\s*(?:optional |repeated )?[\w.<>, ]+ (?P<name>\w+) = \d+;")
 
 

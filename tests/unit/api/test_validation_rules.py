@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
@@ -68,6 +69,14 @@ def purpose(value: str) -> bool:
     return only(value, lower | set(string.digits) | {"_"}, 1, 32) and value[0] in lower
 
 
+def fallback(value: Any) -> bool:
+    return destination(value.destination) and (not value.HasField("after") or lasts(value.after, 15, 300))
+
+
+def lasts(value: Duration, shortest: int, longest: int) -> bool:
+    return value.nanos in range(10**9) and shortest <= value.seconds + value.nanos / 10**9 <= longest
+
+
 def destination(value: Message) -> bool:
     name = value.WhichOneof("channel")
     return name is not None and text(getattr(value, name), 1, 254 if name == "email" else 32)
@@ -91,11 +100,11 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "payload": lambda value: len(value) <= 262_144,
     "signature": lambda value: text(value, 0, 4096),
     "destination": destination,
-    "fallbacks": lambda values: len(values) <= 3 and all(destination(value) for value in values),
+    "fallbacks": lambda values: len(values) <= 3 and all(fallback(value) for value in values),
     "purpose": purpose,
     "locale": language,
     "code_length": lambda value: value in (0, 6, 7, 8),
-    "ttl": lambda value: value.nanos in range(10**9) and 30 <= value.seconds + value.nanos / 10**9 <= 600,
+    "ttl": lambda value: lasts(value, 30, 600),
     "max_attempts": lambda value: value in range(11),
     "context": lambda value: text(value, 0, 256),
     "web_otp_domain": host,
@@ -109,6 +118,7 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "credits": lambda _: True,
     "validate_only": lambda _: True,
     "compact": lambda _: True,
+    "wrong_code_as_result": lambda _: True,
 }
 
 
@@ -136,7 +146,9 @@ SPANS = st.fixed_dictionaries(
 )
 BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "destination": DESTINATIONS,
-    "fallbacks": st.lists(DESTINATIONS, max_size=4),
+    "fallbacks": st.lists(
+        st.fixed_dictionaries({}, optional={"destination": DESTINATIONS, "after": SPANS}), max_size=4
+    ),
     "ttl": SPANS,
     "report_time": SPANS,
     "metadata": st.dictionaries(STRINGS, STRINGS, max_size=12),
@@ -144,6 +156,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "status": st.sampled_from([0, 1, 2, 3, 4, 5, 99]),
     "payload": st.sampled_from([b"", b"\x00", b"x" * 262_144, b"x" * 262_145]),
     "validate_only": st.booleans(),
+    "wrong_code_as_result": st.booleans(),
 }
 
 

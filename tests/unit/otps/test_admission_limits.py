@@ -37,11 +37,11 @@ def refusal(
     ("recent", "seconds", "limit"),
     [
         (sent(10), 20.0, None),
-        (sent(3000, 2000), 600.0, "sends_per_destination_per_hour"),
-        (sent(80_000, 50_000, 40_000), 6_400.0, "sends_per_destination_per_day"),
+        (sent(3000, 2000), 600.0, "destination_hour"),
+        (sent(80_000, 50_000, 40_000), 6_400.0, "destination_day"),
         # The longest wait of all that refuse.
-        (sent(3000, 10), 600.0, "sends_per_destination_per_hour"),
-        (sent(80_000, 10, 5), 6_400.0, "sends_per_destination_per_day"),
+        (sent(3000, 10), 600.0, "destination_hour"),
+        (sent(80_000, 10, 5), 6_400.0, "destination_day"),
         (sent(86_390, 3_590, 0), 30.0, None),
     ],
 )
@@ -64,7 +64,7 @@ def test_an_organizations_minute_ends_60_seconds_after_it_began() -> None:
     count_send(account, now=START + timedelta(seconds=59))
     error = refusal([], after=timedelta(seconds=59, milliseconds=500), account=account)
     assert isinstance(error, TooManySends)
-    assert (error.retry_after_seconds, error.limit) == (0.5, "sends_per_organization_per_minute")
+    assert (error.retry_after_seconds, error.limit) == (0.5, "organization_minute")
     assert refusal([], after=timedelta(minutes=1), account=account) is None
 
 

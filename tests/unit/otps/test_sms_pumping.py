@@ -48,7 +48,7 @@ def test_a_countrys_sends_are_refused_before_they_exceed_the_limit() -> None:
     refused = decisions[-1]
     assert isinstance(refused, Refused)
     assert isinstance(refused.error, TooManySends)
-    assert refused.error.limit == "unverified_credits_per_country"
+    assert refused.error.limit == "country"
 
 
 def test_other_countries_other_organizations_and_email_are_not_limited() -> None:
@@ -116,8 +116,8 @@ def test_a_prefix_and_its_country_each_have_a_limit() -> None:
     refusals = [decision.error for decision in decisions if isinstance(decision, Refused)]
     assert accepted(decisions) == [True, True, False, True, False]
     assert [error.limit for error in refusals if isinstance(error, TooManySends)] == [
-        "unverified_credits_per_prefix",
-        "unverified_credits_per_country",
+        "prefix",
+        "country",
     ]
 
 

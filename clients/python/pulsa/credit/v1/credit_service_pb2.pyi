@@ -8,10 +8,12 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from pulsa.credit.v1 import alerts_pb2 as _alerts_pb2
 from pulsa.credit.v1 import balance_pb2 as _balance_pb2
 from pulsa.credit.v1 import ledger_entry_pb2 as _ledger_entry_pb2
 from pulsa.credit.v1 import money_pb2 as _money_pb2
 from pulsa.credit.v1 import pricing_pb2 as _pricing_pb2
+from pulsa.credit.v1 import suspension_pb2 as _suspension_pb2
 from pulsa.credit.v1 import top_up_pb2 as _top_up_pb2
 import builtins as _builtins
 import sys
@@ -199,24 +201,40 @@ class QuoteTopUpResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UNIT_PRICE_FIELD_NUMBER: _builtins.int
+    SUBTOTAL_FIELD_NUMBER: _builtins.int
+    TAX_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    TAX_ESTIMATED_FIELD_NUMBER: _builtins.int
+    tax_estimated: _builtins.bool
+    """True when the tax depends on the buyer, and only the invoice tells it: then tax and total are estimates."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
         """The price of one credit."""
 
     @_builtins.property
+    def subtotal(self) -> _money_pb2.Money:
+        """The price of the credits, before tax that is added to it."""
+
+    @_builtins.property
+    def tax(self) -> _money_pb2.Money:
+        """The tax in the total, whether added to the subtotal or contained in it."""
+
+    @_builtins.property
     def total(self) -> _money_pb2.Money:
-        """The invoice's total, before tax."""
+        """What is to be paid: the subtotal and the tax that is added to it."""
 
     def __init__(
         self,
         *,
         unit_price: _money_pb2.Money | None = ...,
+        subtotal: _money_pb2.Money | None = ...,
+        tax: _money_pb2.Money | None = ...,
         total: _money_pb2.Money | None = ...,
+        tax_estimated: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subtotal", b"subtotal", "tax", b"tax", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subtotal", b"subtotal", "tax", b"tax", "tax_estimated", b"tax_estimated", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -511,6 +529,52 @@ class ListLedgerEntriesResponse(_message.Message):
 Global___ListLedgerEntriesResponse: _TypeAlias = ListLedgerEntriesResponse  # noqa: Y015
 
 @_typing.final
+class GetAlertsRequest(_message.Message):
+    """See CreditService.GetAlerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAlertsRequest: _TypeAlias = GetAlertsRequest  # noqa: Y015
+
+@_typing.final
+class GetAlertsResponse(_message.Message):
+    """See CreditService.GetAlerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alerts(self) -> _alerts_pb2.Alerts:
+        """The alerts."""
+
+    def __init__(
+        self,
+        *,
+        alerts: _alerts_pb2.Alerts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAlertsResponse: _TypeAlias = GetAlertsResponse  # noqa: Y015
+
+@_typing.final
 class UpdateAlertsRequest(_message.Message):
     """See CreditService.UpdateAlerts. A field that is not set keeps its value."""
 
@@ -553,10 +617,12 @@ class UpdateAlertsResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ALERTS_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
-    ALERT_EMAIL_FIELD_NUMBER: _builtins.int
-    alert_email: _builtins.str
-    """The e-mail address that gets the notices; empty for none."""
+    @_builtins.property
+    def alerts(self) -> _alerts_pb2.Alerts:
+        """The alerts, with the fields that were not set."""
+
     @_builtins.property
     def balance(self) -> _balance_pb2.Balance:
         """The balance under the new threshold."""
@@ -564,12 +630,12 @@ class UpdateAlertsResponse(_message.Message):
     def __init__(
         self,
         *,
+        alerts: _alerts_pb2.Alerts | None = ...,
         balance: _balance_pb2.Balance | None = ...,
-        alert_email: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "balance", b"balance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_email", b"alert_email", "balance", b"balance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "balance", b"balance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,6 +706,102 @@ class AdjustCreditsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdjustCreditsResponse: _TypeAlias = AdjustCreditsResponse  # noqa: Y015
+
+@_typing.final
+class SuspendOrganizationRequest(_message.Message):
+    """See CreditService.SuspendOrganization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    reason: _builtins.str
+    """The reason, which only operators see: 1 to 500 characters."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendOrganizationRequest: _TypeAlias = SuspendOrganizationRequest  # noqa: Y015
+
+@_typing.final
+class SuspendOrganizationResponse(_message.Message):
+    """See CreditService.SuspendOrganization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUSPENSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def suspension(self) -> _suspension_pb2.Suspension:
+        """The suspension: the first one, if there was one."""
+
+    def __init__(
+        self,
+        *,
+        suspension: _suspension_pb2.Suspension | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["suspension", b"suspension"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["suspension", b"suspension"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendOrganizationResponse: _TypeAlias = SuspendOrganizationResponse  # noqa: Y015
+
+@_typing.final
+class ResumeOrganizationRequest(_message.Message):
+    """See CreditService.ResumeOrganization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeOrganizationRequest: _TypeAlias = ResumeOrganizationRequest  # noqa: Y015
+
+@_typing.final
+class ResumeOrganizationResponse(_message.Message):
+    """See CreditService.ResumeOrganization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUSPENSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def suspension(self) -> _suspension_pb2.Suspension:
+        """The suspension that has ended; unset if there was none."""
+
+    def __init__(
+        self,
+        *,
+        suspension: _suspension_pb2.Suspension | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["suspension", b"suspension"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["suspension", b"suspension"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeOrganizationResponse: _TypeAlias = ResumeOrganizationResponse  # noqa: Y015
 
 @_typing.final
 class VerifyLedgerRequest(_message.Message):

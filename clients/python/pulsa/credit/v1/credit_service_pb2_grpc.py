@@ -35,6 +35,11 @@ class CreditServiceStub:
     SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
     1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
     but never a second adjustment.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     def __init__(self, channel):
@@ -88,6 +93,11 @@ class CreditServiceStub:
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesRequest.SerializeToString,
                 response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesResponse.FromString,
                 _registered_method=True)
+        self.GetAlerts = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/GetAlerts',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsResponse.FromString,
+                _registered_method=True)
         self.UpdateAlerts = channel.unary_unary(
                 '/pulsa.credit.v1.CreditService/UpdateAlerts',
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsRequest.SerializeToString,
@@ -97,6 +107,16 @@ class CreditServiceStub:
                 '/pulsa.credit.v1.CreditService/AdjustCredits',
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.AdjustCreditsRequest.SerializeToString,
                 response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.AdjustCreditsResponse.FromString,
+                _registered_method=True)
+        self.SuspendOrganization = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/SuspendOrganization',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.SuspendOrganizationRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.SuspendOrganizationResponse.FromString,
+                _registered_method=True)
+        self.ResumeOrganization = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/ResumeOrganization',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResumeOrganizationRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResumeOrganizationResponse.FromString,
                 _registered_method=True)
         self.VerifyLedger = channel.unary_unary(
                 '/pulsa.credit.v1.CreditService/VerifyLedger',
@@ -120,6 +140,11 @@ class CreditServiceServicer:
     SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
     1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
     but never a second adjustment.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     def GetBalance(self, request, context):
@@ -132,7 +157,7 @@ class CreditServiceServicer:
     def WatchBalance(self, request, context):
         """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
         low-balance threshold, and spending at most once a second. Sends the same balance again after
-        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+        30 s (a setting of the server) without a change, so that no proxy ends a silent stream. Ends when the caller
         or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
         key: open it again with a new token. Permission `balance.read`.
         """
@@ -159,7 +184,7 @@ class CreditServiceServicer:
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
         Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-        PAYMENT_PROVIDER_UNAVAILABLE.
+        ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +198,8 @@ class CreditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTopUps(self, request, context):
-        """Lists an organization's top-ups, newest first. Permission `balance.read`.
+        """Lists an organization's top-ups, newest first. A page may be shorter than page_size: it has at most 4 MB.
+        Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,7 +214,15 @@ class CreditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListLedgerEntries(self, request, context):
-        """Lists every change of the balance, newest first. Permission `balance.read`.
+        """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
+        Permission `balance.read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAlerts(self, request, context):
+        """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +239,23 @@ class CreditServiceServicer:
         """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
         Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
         REQUEST_ID_EXPIRED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendOrganization(self, request, context):
+        """Suspends an organization: SendOtp, ResendOtp and CreateTopUp are refused with ORGANIZATION_SUSPENDED from now on, and
+        no fallback is sent. Everything else goes on: codes that were sent can be verified, an open invoice can be paid or
+        canceled, the balance stays and can be read. Safe to repeat: the first suspension stays. Permission
+        `organization.suspend`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeOrganization(self, request, context):
+        """Ends an organization's suspension. Safe to repeat. Permission `organization.suspend`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,6 +324,11 @@ def add_CreditServiceServicer_to_server(servicer, server):
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesRequest.FromString,
                     response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesResponse.SerializeToString,
             ),
+            'GetAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAlerts,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsResponse.SerializeToString,
+            ),
             'UpdateAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateAlerts,
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsRequest.FromString,
@@ -282,6 +338,16 @@ def add_CreditServiceServicer_to_server(servicer, server):
                     servicer.AdjustCredits,
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.AdjustCreditsRequest.FromString,
                     response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.AdjustCreditsResponse.SerializeToString,
+            ),
+            'SuspendOrganization': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendOrganization,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.SuspendOrganizationRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.SuspendOrganizationResponse.SerializeToString,
+            ),
+            'ResumeOrganization': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeOrganization,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResumeOrganizationRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResumeOrganizationResponse.SerializeToString,
             ),
             'VerifyLedger': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyLedger,
@@ -311,6 +377,11 @@ class CreditService:
     SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
     1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
     but never a second adjustment.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @staticmethod
@@ -557,6 +628,33 @@ class CreditService:
             _registered_method=True)
 
     @staticmethod
+    def GetAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/GetAlerts',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def UpdateAlerts(request,
             target,
             options=(),
@@ -600,6 +698,60 @@ class CreditService:
             '/pulsa.credit.v1.CreditService/AdjustCredits',
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.AdjustCreditsRequest.SerializeToString,
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.AdjustCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendOrganization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/SuspendOrganization',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.SuspendOrganizationRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.SuspendOrganizationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeOrganization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/ResumeOrganization',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResumeOrganizationRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResumeOrganizationResponse.FromString,
             options,
             channel_credentials,
             insecure,

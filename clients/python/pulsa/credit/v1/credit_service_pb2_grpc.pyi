@@ -36,6 +36,11 @@ class CreditServiceStub:
     SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
     1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
     but never a second adjustment.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @_typing.overload
@@ -47,7 +52,7 @@ class CreditServiceStub:
     WatchBalance: _grpc.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
     low-balance threshold, and spending at most once a second. Sends the same balance again after
-    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+    30 s (a setting of the server) without a change, so that no proxy ends a silent stream. Ends when the caller
     or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
     key: open it again with a new token. Permission `balance.read`.
     """
@@ -61,18 +66,24 @@ class CreditServiceStub:
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
     Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-    PAYMENT_PROVIDER_UNAVAILABLE.
+    ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]
     """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
     ListTopUps: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListTopUpsRequest, _credit_service_pb2.ListTopUpsResponse]
-    """Lists an organization's top-ups, newest first. Permission `balance.read`."""
+    """Lists an organization's top-ups, newest first. A page may be shorter than page_size: it has at most 4 MB.
+    Permission `balance.read`.
+    """
     CancelTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CancelTopUpRequest, _credit_service_pb2.CancelTopUpResponse]
     """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
     Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     ListLedgerEntries: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]
-    """Lists every change of the balance, newest first. Permission `balance.read`."""
+    """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
+    Permission `balance.read`.
+    """
+    GetAlerts: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetAlertsRequest, _credit_service_pb2.GetAlertsResponse]
+    """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     UpdateAlerts: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAlertsRequest, _credit_service_pb2.UpdateAlertsResponse]
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]
@@ -80,6 +91,14 @@ class CreditServiceStub:
     Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
     REQUEST_ID_EXPIRED.
     """
+    SuspendOrganization: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.SuspendOrganizationRequest, _credit_service_pb2.SuspendOrganizationResponse]
+    """Suspends an organization: SendOtp, ResendOtp and CreateTopUp are refused with ORGANIZATION_SUSPENDED from now on, and
+    no fallback is sent. Everything else goes on: codes that were sent can be verified, an open invoice can be paid or
+    canceled, the balance stays and can be read. Safe to repeat: the first suspension stays. Permission
+    `organization.suspend`.
+    """
+    ResumeOrganization: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ResumeOrganizationRequest, _credit_service_pb2.ResumeOrganizationResponse]
+    """Ends an organization's suspension. Safe to repeat. Permission `organization.suspend`."""
     VerifyLedger: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]
     """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
     RecordStripeEvent: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.RecordStripeEventRequest, _credit_service_pb2.RecordStripeEventResponse]
@@ -98,6 +117,11 @@ class CreditServiceAsyncStub(CreditServiceStub):
     SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
     1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
     but never a second adjustment.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -106,7 +130,7 @@ class CreditServiceAsyncStub(CreditServiceStub):
     WatchBalance: _aio.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]  # type: ignore[assignment]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
     low-balance threshold, and spending at most once a second. Sends the same balance again after
-    `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+    30 s (a setting of the server) without a change, so that no proxy ends a silent stream. Ends when the caller
     or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
     key: open it again with a new token. Permission `balance.read`.
     """
@@ -120,18 +144,24 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
     Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-    PAYMENT_PROVIDER_UNAVAILABLE.
+    ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]  # type: ignore[assignment]
     """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
     ListTopUps: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListTopUpsRequest, _credit_service_pb2.ListTopUpsResponse]  # type: ignore[assignment]
-    """Lists an organization's top-ups, newest first. Permission `balance.read`."""
+    """Lists an organization's top-ups, newest first. A page may be shorter than page_size: it has at most 4 MB.
+    Permission `balance.read`.
+    """
     CancelTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CancelTopUpRequest, _credit_service_pb2.CancelTopUpResponse]  # type: ignore[assignment]
     """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
     Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]  # type: ignore[assignment]
-    """Lists every change of the balance, newest first. Permission `balance.read`."""
+    """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
+    Permission `balance.read`.
+    """
+    GetAlerts: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetAlertsRequest, _credit_service_pb2.GetAlertsResponse]  # type: ignore[assignment]
+    """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     UpdateAlerts: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAlertsRequest, _credit_service_pb2.UpdateAlertsResponse]  # type: ignore[assignment]
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     AdjustCredits: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]  # type: ignore[assignment]
@@ -139,6 +169,14 @@ class CreditServiceAsyncStub(CreditServiceStub):
     Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
     REQUEST_ID_EXPIRED.
     """
+    SuspendOrganization: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.SuspendOrganizationRequest, _credit_service_pb2.SuspendOrganizationResponse]  # type: ignore[assignment]
+    """Suspends an organization: SendOtp, ResendOtp and CreateTopUp are refused with ORGANIZATION_SUSPENDED from now on, and
+    no fallback is sent. Everything else goes on: codes that were sent can be verified, an open invoice can be paid or
+    canceled, the balance stays and can be read. Safe to repeat: the first suspension stays. Permission
+    `organization.suspend`.
+    """
+    ResumeOrganization: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ResumeOrganizationRequest, _credit_service_pb2.ResumeOrganizationResponse]  # type: ignore[assignment]
+    """Ends an organization's suspension. Safe to repeat. Permission `organization.suspend`."""
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.VerifyLedgerRequest, _credit_service_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
     """Replays an organization's ledger and returns whether it is correct. Permission `ledger.audit`."""
     RecordStripeEvent: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.RecordStripeEventRequest, _credit_service_pb2.RecordStripeEventResponse]  # type: ignore[assignment]
@@ -156,6 +194,11 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
     1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
     but never a second adjustment.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @_abc_1.abstractmethod
@@ -174,7 +217,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_credit_service_pb2.WatchBalanceResponse], _abc.AsyncIterator[_credit_service_pb2.WatchBalanceResponse]]:
         """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
         low-balance threshold, and spending at most once a second. Sends the same balance again after
-        `PULSA_REPEAT_BALANCE_SECONDS` (30) without a change, so that no proxy ends a silent stream. Ends when the caller
+        30 s (a setting of the server) without a change, so that no proxy ends a silent stream. Ends when the caller
         or the server ends it, and with TOKEN_INVALID within a second of the end of its token or the removal of the token's
         key: open it again with a new token. Permission `balance.read`.
         """
@@ -206,7 +249,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
         Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-        PAYMENT_PROVIDER_UNAVAILABLE.
+        ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -223,7 +266,9 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.ListTopUpsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.ListTopUpsResponse, _abc.Awaitable[_credit_service_pb2.ListTopUpsResponse]]:
-        """Lists an organization's top-ups, newest first. Permission `balance.read`."""
+        """Lists an organization's top-ups, newest first. A page may be shorter than page_size: it has at most 4 MB.
+        Permission `balance.read`.
+        """
 
     @_abc_1.abstractmethod
     def CancelTopUp(
@@ -241,7 +286,17 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.ListLedgerEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.ListLedgerEntriesResponse, _abc.Awaitable[_credit_service_pb2.ListLedgerEntriesResponse]]:
-        """Lists every change of the balance, newest first. Permission `balance.read`."""
+        """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
+        Permission `balance.read`.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAlerts(
+        self,
+        request: _credit_service_pb2.GetAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.GetAlertsResponse, _abc.Awaitable[_credit_service_pb2.GetAlertsResponse]]:
+        """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
 
     @_abc_1.abstractmethod
     def UpdateAlerts(
@@ -261,6 +316,26 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
         REQUEST_ID_EXPIRED.
         """
+
+    @_abc_1.abstractmethod
+    def SuspendOrganization(
+        self,
+        request: _credit_service_pb2.SuspendOrganizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.SuspendOrganizationResponse, _abc.Awaitable[_credit_service_pb2.SuspendOrganizationResponse]]:
+        """Suspends an organization: SendOtp, ResendOtp and CreateTopUp are refused with ORGANIZATION_SUSPENDED from now on, and
+        no fallback is sent. Everything else goes on: codes that were sent can be verified, an open invoice can be paid or
+        canceled, the balance stays and can be read. Safe to repeat: the first suspension stays. Permission
+        `organization.suspend`.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeOrganization(
+        self,
+        request: _credit_service_pb2.ResumeOrganizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.ResumeOrganizationResponse, _abc.Awaitable[_credit_service_pb2.ResumeOrganizationResponse]]:
+        """Ends an organization's suspension. Safe to repeat. Permission `organization.suspend`."""
 
     @_abc_1.abstractmethod
     def VerifyLedger(

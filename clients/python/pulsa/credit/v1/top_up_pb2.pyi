@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pulsa.credit.v1 import money_pb2 as _money_pb2
 import builtins as _builtins
@@ -71,6 +73,42 @@ TOP_UP_STATUS_FAILED: TopUpStatus.ValueType  # 9
 """Stripe rejected the invoice; there is nothing to pay."""
 Global___TopUpStatus: _TypeAlias = TopUpStatus  # noqa: Y015
 
+class _TopUpFlag:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TopUpFlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TopUpFlag.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOP_UP_FLAG_UNSPECIFIED: _TopUpFlag.ValueType  # 0
+    """Never sent."""
+    TOP_UP_FLAG_REFUNDED: _TopUpFlag.ValueType  # 1
+    """The payment was refunded in Stripe, in full or in part."""
+    TOP_UP_FLAG_DISPUTED: _TopUpFlag.ValueType  # 2
+    """The payment is disputed."""
+    TOP_UP_FLAG_OVERPAID: _TopUpFlag.ValueType  # 3
+    """More was paid than the total."""
+    TOP_UP_FLAG_CREDIT_NOTE: _TopUpFlag.ValueType  # 4
+    """Stripe has a credit note for the invoice."""
+    TOP_UP_FLAG_SECOND_INVOICE: _TopUpFlag.ValueType  # 5
+    """Stripe has a second invoice for the same top-up."""
+
+class TopUpFlag(_TopUpFlag, metaclass=_TopUpFlagEnumTypeWrapper):
+    """What happened to a top-up besides its status."""
+
+TOP_UP_FLAG_UNSPECIFIED: TopUpFlag.ValueType  # 0
+"""Never sent."""
+TOP_UP_FLAG_REFUNDED: TopUpFlag.ValueType  # 1
+"""The payment was refunded in Stripe, in full or in part."""
+TOP_UP_FLAG_DISPUTED: TopUpFlag.ValueType  # 2
+"""The payment is disputed."""
+TOP_UP_FLAG_OVERPAID: TopUpFlag.ValueType  # 3
+"""More was paid than the total."""
+TOP_UP_FLAG_CREDIT_NOTE: TopUpFlag.ValueType  # 4
+"""Stripe has a credit note for the invoice."""
+TOP_UP_FLAG_SECOND_INVOICE: TopUpFlag.ValueType  # 5
+"""Stripe has a second invoice for the same top-up."""
+Global___TopUpFlag: _TypeAlias = TopUpFlag  # noqa: Y015
+
 @_typing.final
 class TopUp(_message.Message):
     """A purchase of credits through one Stripe invoice."""
@@ -82,7 +120,11 @@ class TopUp(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     UNIT_PRICE_FIELD_NUMBER: _builtins.int
+    SUBTOTAL_FIELD_NUMBER: _builtins.int
+    TAX_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    AMOUNT_PAID_FIELD_NUMBER: _builtins.int
+    AMOUNT_REMAINING_FIELD_NUMBER: _builtins.int
     HOSTED_INVOICE_URL_FIELD_NUMBER: _builtins.int
     INVOICE_PDF_URL_FIELD_NUMBER: _builtins.int
     INVOICE_NUMBER_FIELD_NUMBER: _builtins.int
@@ -91,6 +133,7 @@ class TopUp(_message.Message):
     PAID_TIME_FIELD_NUMBER: _builtins.int
     CANCEL_TIME_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
     top_up_id: _builtins.str
     """A UUID."""
@@ -115,8 +158,24 @@ class TopUp(_message.Message):
         """The price of one credit."""
 
     @_builtins.property
+    def subtotal(self) -> _money_pb2.Money:
+        """The price of the credits, before tax that is added to it."""
+
+    @_builtins.property
+    def tax(self) -> _money_pb2.Money:
+        """The tax in the total, whether added to the subtotal or contained in it; unset until OPEN."""
+
+    @_builtins.property
     def total(self) -> _money_pb2.Money:
-        """The invoice's total before tax."""
+        """What is to be paid: the subtotal and the tax that is added to it. Without that tax until OPEN."""
+
+    @_builtins.property
+    def amount_paid(self) -> _money_pb2.Money:
+        """What was paid of it so far; unset while nothing is known to be paid."""
+
+    @_builtins.property
+    def amount_remaining(self) -> _money_pb2.Money:
+        """What is still to be paid; set while it can be paid, and 0 once PAID."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -134,6 +193,10 @@ class TopUp(_message.Message):
     def cancel_time(self) -> _timestamp_pb2.Timestamp:
         """The time at which it ended without payment; set for CANCELED and EXPIRED only."""
 
+    @_builtins.property
+    def flags(self) -> _containers.RepeatedScalarFieldContainer[Global___TopUpFlag.ValueType]:
+        """What else happened to it and needs a person; the credits are unchanged until AdjustCredits."""
+
     def __init__(
         self,
         *,
@@ -142,7 +205,11 @@ class TopUp(_message.Message):
         status: Global___TopUpStatus.ValueType = ...,
         credits: _builtins.int = ...,
         unit_price: _money_pb2.Money | None = ...,
+        subtotal: _money_pb2.Money | None = ...,
+        tax: _money_pb2.Money | None = ...,
         total: _money_pb2.Money | None = ...,
+        amount_paid: _money_pb2.Money | None = ...,
+        amount_remaining: _money_pb2.Money | None = ...,
         hosted_invoice_url: _builtins.str = ...,
         invoice_pdf_url: _builtins.str = ...,
         invoice_number: _builtins.str = ...,
@@ -151,11 +218,12 @@ class TopUp(_message.Message):
         paid_time: _timestamp_pb2.Timestamp | None = ...,
         cancel_time: _timestamp_pb2.Timestamp | None = ...,
         failure_reason: _builtins.str = ...,
+        flags: _abc.Iterable[Global___TopUpFlag.ValueType] | None = ...,
         created_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_time", b"cancel_time", "create_time", b"create_time", "due_time", b"due_time", "paid_time", b"paid_time", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "due_time", b"due_time", "paid_time", b"paid_time", "subtotal", b"subtotal", "tax", b"tax", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_time", b"cancel_time", "create_time", b"create_time", "created_by", b"created_by", "credits", b"credits", "due_time", b"due_time", "failure_reason", b"failure_reason", "hosted_invoice_url", b"hosted_invoice_url", "invoice_number", b"invoice_number", "invoice_pdf_url", b"invoice_pdf_url", "organization_id", b"organization_id", "paid_time", b"paid_time", "status", b"status", "top_up_id", b"top_up_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "created_by", b"created_by", "credits", b"credits", "due_time", b"due_time", "failure_reason", b"failure_reason", "flags", b"flags", "hosted_invoice_url", b"hosted_invoice_url", "invoice_number", b"invoice_number", "invoice_pdf_url", b"invoice_pdf_url", "organization_id", b"organization_id", "paid_time", b"paid_time", "status", b"status", "subtotal", b"subtotal", "tax", b"tax", "top_up_id", b"top_up_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

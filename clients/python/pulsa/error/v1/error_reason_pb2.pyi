@@ -56,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or its answer was removed.
     Whether it was accepted then is not known any more; nothing was changed now.
     """
+    ERROR_REASON_ORGANIZATION_SUSPENDED: _ErrorReason.ValueType  # 13
+    """FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
     ERROR_REASON_TOP_UP_BELOW_MINIMUM: _ErrorReason.ValueType  # 21
@@ -89,7 +91,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RESEND_TOO_SOON: _ErrorReason.ValueType  # 43
     """RESOURCE_EXHAUSTED with RetryInfo. The same destination and purpose had a send within the cooldown."""
     ERROR_REASON_TOO_MANY_SENDS: _ErrorReason.ValueType  # 44
-    """RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`, the name of the setting."""
+    """RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`: "destination_hour" or
+    "destination_day" for sends to this destination, "organization_minute" for all sends of the organization, "country"
+    or "prefix" for credits without a verified code on numbers of that country or beginning.
+    """
     ERROR_REASON_TOO_MANY_GUESSES: _ErrorReason.ValueType  # 45
     """RESOURCE_EXHAUSTED with RetryInfo. Too many wrong codes were tried for this destination."""
     ERROR_REASON_WRONG_CODE: _ErrorReason.ValueType  # 46
@@ -148,6 +153,8 @@ ERROR_REASON_REQUEST_ID_EXPIRED: ErrorReason.ValueType  # 12
 """FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or its answer was removed.
 Whether it was accepted then is not known any more; nothing was changed now.
 """
+ERROR_REASON_ORGANIZATION_SUSPENDED: ErrorReason.ValueType  # 13
+"""FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
 ERROR_REASON_TOP_UP_BELOW_MINIMUM: ErrorReason.ValueType  # 21
@@ -181,7 +188,10 @@ ERROR_REASON_CHANNEL_NOT_CONFIGURED: ErrorReason.ValueType  # 42
 ERROR_REASON_RESEND_TOO_SOON: ErrorReason.ValueType  # 43
 """RESOURCE_EXHAUSTED with RetryInfo. The same destination and purpose had a send within the cooldown."""
 ERROR_REASON_TOO_MANY_SENDS: ErrorReason.ValueType  # 44
-"""RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`, the name of the setting."""
+"""RESOURCE_EXHAUSTED with RetryInfo. A limit on sends is reached. Metadata: `limit`: "destination_hour" or
+"destination_day" for sends to this destination, "organization_minute" for all sends of the organization, "country"
+or "prefix" for credits without a verified code on numbers of that country or beginning.
+"""
 ERROR_REASON_TOO_MANY_GUESSES: ErrorReason.ValueType  # 45
 """RESOURCE_EXHAUSTED with RetryInfo. Too many wrong codes were tried for this destination."""
 ERROR_REASON_WRONG_CODE: ErrorReason.ValueType  # 46

@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pulsa.credit.v1 import channel_pb2 as _channel_pb2
 import builtins as _builtins
@@ -69,6 +71,8 @@ class Delivery(_message.Message):
     REFUNDED_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
     """A UUID; the reference_id of its ledger entries."""
     channel: _channel_pb2.Channel.ValueType
@@ -83,9 +87,15 @@ class Delivery(_message.Message):
     """True if those credits were refunded."""
     failure_reason: _builtins.str
     """Why it is FAILED or UNKNOWN, as a stable identifier such as "twilio_21211"; empty otherwise."""
+    provider: _builtins.str
+    """Who carried it, such as "twilio" or "smtp"; empty until a provider answered."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted and charged."""
+        """When it was accepted and charged: QUEUED since then."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryChange]:
+        """Each later change of its status, oldest first. A refund has the time of the change to FAILED."""
 
     def __init__(
         self,
@@ -98,11 +108,41 @@ class Delivery(_message.Message):
         refunded: _builtins.bool = ...,
         failure_reason: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        provider: _builtins.str = ...,
+        changes: _abc.Iterable[Global___DeliveryChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "create_time", b"create_time", "credits", b"credits", "delivery_id", b"delivery_id", "failure_reason", b"failure_reason", "masked_destination", b"masked_destination", "refunded", b"refunded", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "channel", b"channel", "create_time", b"create_time", "credits", b"credits", "delivery_id", b"delivery_id", "failure_reason", b"failure_reason", "masked_destination", b"masked_destination", "provider", b"provider", "refunded", b"refunded", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
+
+@_typing.final
+class DeliveryChange(_message.Message):
+    """A change of a delivery's status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    status: Global___DeliveryStatus.ValueType
+    """The status since then."""
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When the provider answered or, of a report, when the provider saw it."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___DeliveryStatus.ValueType = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryChange: _TypeAlias = DeliveryChange  # noqa: Y015

@@ -22,15 +22,18 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/destination.proto\x12\x0cpulsa.otp.v1\"L\n\x0b\x44\x65stination\x12\x0f\n\x05\x65mail\x18\x01 \x01(\tH\x00\x12\x12\n\x08whatsapp\x18\x02 \x01(\tH\x00\x12\r\n\x03sms\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63hannelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/destination.proto\x12\x0cpulsa.otp.v1\x1a\x1egoogle/protobuf/duration.proto\"L\n\x0b\x44\x65stination\x12\x0f\n\x05\x65mail\x18\x01 \x01(\tH\x00\x12\x12\n\x08whatsapp\x18\x02 \x01(\tH\x00\x12\r\n\x03sms\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63hannel\"d\n\x08\x46\x61llback\x12.\n\x0b\x64\x65stination\x18\x01 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12(\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pulsa.otp.v1.destination_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESTINATION']._serialized_start=48
-  _globals['_DESTINATION']._serialized_end=124
+  _globals['_DESTINATION']._serialized_start=80
+  _globals['_DESTINATION']._serialized_end=156
+  _globals['_FALLBACK']._serialized_start=158
+  _globals['_FALLBACK']._serialized_end=258
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from pulsa.otp.v1 import delivery_pb2 as pulsa_dot_otp_dot_v1_dot_delivery__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pulsa/otp/v1/otp.proto\x12\x0cpulsa.otp.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpulsa/otp/v1/delivery.proto\"\xf6\x03\n\x03Otp\x12\x0e\n\x06otp_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12\'\n\x06status\x18\x04 \x01(\x0e\x32\x17.pulsa.otp.v1.OtpStatus\x12*\n\ndeliveries\x18\x05 \x03(\x0b\x32\x16.pulsa.otp.v1.Delivery\x12\x12\n\nsend_count\x18\x06 \x01(\x05\x12\x1a\n\x12\x61ttempts_remaining\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bverify_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x15resend_available_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08metadata\x18\x0c \x03(\x0b\x32\x1f.pulsa.otp.v1.Otp.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xac\x01\n\tOtpStatus\x12\x1a\n\x16OTP_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12OTP_STATUS_PENDING\x10\x01\x12\x17\n\x13OTP_STATUS_VERIFIED\x10\x02\x12\x16\n\x12OTP_STATUS_EXPIRED\x10\x03\x12\x17\n\x13OTP_STATUS_CANCELED\x10\x04\x12!\n\x1dOTP_STATUS_ATTEMPTS_EXHAUSTED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pulsa/otp/v1/otp.proto\x12\x0cpulsa.otp.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpulsa/otp/v1/delivery.proto\"\x94\x04\n\x03Otp\x12\x0e\n\x06otp_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12\'\n\x06status\x18\x04 \x01(\x0e\x32\x17.pulsa.otp.v1.OtpStatus\x12*\n\ndeliveries\x18\x05 \x03(\x0b\x32\x16.pulsa.otp.v1.Delivery\x12\x12\n\nsend_count\x18\x06 \x01(\x05\x12\x1a\n\x12\x61ttempts_remaining\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bverify_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x15resend_available_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08metadata\x18\x0c \x03(\x0b\x32\x1f.pulsa.otp.v1.Otp.MetadataEntry\x12\x1c\n\x14verified_destination\x18\r \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xac\x01\n\tOtpStatus\x12\x1a\n\x16OTP_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12OTP_STATUS_PENDING\x10\x01\x12\x17\n\x13OTP_STATUS_VERIFIED\x10\x02\x12\x16\n\x12OTP_STATUS_EXPIRED\x10\x03\x12\x17\n\x13OTP_STATUS_CANCELED\x10\x04\x12!\n\x1dOTP_STATUS_ATTEMPTS_EXHAUSTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OTP_METADATAENTRY']._loaded_options = None
   _globals['_OTP_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_OTPSTATUS']._serialized_start=608
-  _globals['_OTPSTATUS']._serialized_end=780
+  _globals['_OTPSTATUS']._serialized_start=638
+  _globals['_OTPSTATUS']._serialized_end=810
   _globals['_OTP']._serialized_start=103
-  _globals['_OTP']._serialized_end=605
-  _globals['_OTP_METADATAENTRY']._serialized_start=558
-  _globals['_OTP_METADATAENTRY']._serialized_end=605
+  _globals['_OTP']._serialized_end=635
+  _globals['_OTP_METADATAENTRY']._serialized_start=588
+  _globals['_OTP_METADATAENTRY']._serialized_end=635
 # @@protoc_insertion_point(module_scope)

@@ -95,6 +95,7 @@ class Otp(_message.Message):
     VERIFY_TIME_FIELD_NUMBER: _builtins.int
     RESEND_AVAILABLE_TIME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    VERIFIED_DESTINATION_FIELD_NUMBER: _builtins.int
     otp_id: _builtins.str
     """A UUID."""
     organization_id: _builtins.str
@@ -107,6 +108,10 @@ class Otp(_message.Message):
     """How many times it was sent."""
     attempts_remaining: _builtins.int
     """Wrong codes that are still allowed before it is ATTEMPTS_EXHAUSTED."""
+    verified_destination: _builtins.str
+    """Of a VERIFIED OTP: the one destination, with its middle hidden, that the code can have been read at. Empty when it
+    was sent to several and did not definitely fail at them: all have the same code. Left out by VerifyOtp.
+    """
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[_delivery_pb2.Delivery]:
         """Its deliveries, oldest first."""
@@ -146,10 +151,11 @@ class Otp(_message.Message):
         verify_time: _timestamp_pb2.Timestamp | None = ...,
         resend_available_time: _timestamp_pb2.Timestamp | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        verified_destination: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "resend_available_time", b"resend_available_time", "verify_time", b"verify_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_remaining", b"attempts_remaining", "create_time", b"create_time", "deliveries", b"deliveries", "expire_time", b"expire_time", "metadata", b"metadata", "organization_id", b"organization_id", "otp_id", b"otp_id", "purpose", b"purpose", "resend_available_time", b"resend_available_time", "send_count", b"send_count", "status", b"status", "verify_time", b"verify_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_remaining", b"attempts_remaining", "create_time", b"create_time", "deliveries", b"deliveries", "expire_time", b"expire_time", "metadata", b"metadata", "organization_id", b"organization_id", "otp_id", b"otp_id", "purpose", b"purpose", "resend_available_time", b"resend_available_time", "send_count", b"send_count", "status", b"status", "verified_destination", b"verified_destination", "verify_time", b"verify_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

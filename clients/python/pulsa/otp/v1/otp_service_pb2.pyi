@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pulsa.credit.v1 import channel_pb2 as _channel_pb2
 from pulsa.error.v1 import error_reason_pb2 as _error_reason_pb2
 from pulsa.otp.v1 import delivery_pb2 as _delivery_pb2
@@ -25,6 +26,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _VerifyResult:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerifyResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VerifyResult.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERIFY_RESULT_UNSPECIFIED: _VerifyResult.ValueType  # 0
+    """Never sent."""
+    VERIFY_RESULT_VERIFIED: _VerifyResult.ValueType  # 1
+    """It was right."""
+    VERIFY_RESULT_WRONG_CODE: _VerifyResult.ValueType  # 2
+    """It was wrong, and the guess was counted."""
+
+class VerifyResult(_VerifyResult, metaclass=_VerifyResultEnumTypeWrapper):
+    """What became of a code."""
+
+VERIFY_RESULT_UNSPECIFIED: VerifyResult.ValueType  # 0
+"""Never sent."""
+VERIFY_RESULT_VERIFIED: VerifyResult.ValueType  # 1
+"""It was right."""
+VERIFY_RESULT_WRONG_CODE: VerifyResult.ValueType  # 2
+"""It was wrong, and the guess was counted."""
+Global___VerifyResult: _TypeAlias = VerifyResult  # noqa: Y015
 
 @_typing.final
 class SendOtpRequest(_message.Message):
@@ -88,8 +113,10 @@ class SendOtpRequest(_message.Message):
         """The destination that the code is sent to first."""
 
     @_builtins.property
-    def fallbacks(self) -> _containers.RepeatedCompositeFieldContainer[_destination_pb2.Destination]:
-        """Destinations to try in order if that definitely fails; at most 3. A failed delivery is refunded."""
+    def fallbacks(self) -> _containers.RepeatedCompositeFieldContainer[_destination_pb2.Fallback]:
+        """To try in order if the destination before it fails, or after a delay; at most 3. None is sent once the OTP is
+        verified, canceled or expired, or when the credits do not suffice.
+        """
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
@@ -105,7 +132,7 @@ class SendOtpRequest(_message.Message):
         organization_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         destination: _destination_pb2.Destination | None = ...,
-        fallbacks: _abc.Iterable[_destination_pb2.Destination] | None = ...,
+        fallbacks: _abc.Iterable[_destination_pb2.Fallback] | None = ...,
         purpose: _builtins.str = ...,
         locale: _builtins.str = ...,
         code_length: _builtins.int = ...,
@@ -555,6 +582,7 @@ class VerifyOtpRequest(_message.Message):
     OTP_ID_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    WRONG_CODE_AS_RESULT_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
@@ -567,6 +595,10 @@ class VerifyOtpRequest(_message.Message):
     """The code as the person typed it: 1 to 16 characters. Spaces and hyphens are ignored."""
     context: _builtins.str
     """As given to SendOtp: at most 256 characters."""
+    wrong_code_as_result: _builtins.bool
+    """True: a wrong code is no error, but answered with OK and the result VERIFY_RESULT_WRONG_CODE. The caller must then
+    decide on `result`. Everything else is answered as without it.
+    """
     def __init__(
         self,
         *,
@@ -575,10 +607,11 @@ class VerifyOtpRequest(_message.Message):
         otp_id: _builtins.str = ...,
         code: _builtins.str = ...,
         context: _builtins.str = ...,
+        wrong_code_as_result: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "context", b"context", "organization_id", b"organization_id", "otp_id", b"otp_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "context", b"context", "organization_id", b"organization_id", "otp_id", b"otp_id", "request_id", b"request_id", "wrong_code_as_result", b"wrong_code_as_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -590,19 +623,27 @@ class VerifyOtpResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RESULT_FIELD_NUMBER: _builtins.int
     OTP_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_REMAINING_FIELD_NUMBER: _builtins.int
+    result: Global___VerifyResult.ValueType
+    """What became of the code; VERIFIED unless the request has wrong_code_as_result."""
+    attempts_remaining: _builtins.int
+    """For a wrong code: wrong codes that are still allowed; 0 when the OTP is now ATTEMPTS_EXHAUSTED."""
     @_builtins.property
     def otp(self) -> _otp_pb2.Otp:
-        """The OTP, now VERIFIED; its deliveries are left out."""
+        """The OTP, now VERIFIED; its deliveries and verified_destination are left out. Unset for a wrong code."""
 
     def __init__(
         self,
         *,
+        result: Global___VerifyResult.ValueType = ...,
         otp: _otp_pb2.Otp | None = ...,
+        attempts_remaining: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["otp", b"otp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["otp", b"otp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_remaining", b"attempts_remaining", "otp", b"otp", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -790,7 +831,9 @@ class ReportDeliveryRequest(_message.Message):
     """Why it FAILED, an identifier such as "twilio_30005": at most 64 letters, digits and "_"; empty otherwise."""
     @_builtins.property
     def report_time(self) -> _timestamp_pb2.Timestamp:
-        """When the provider saw it; unset: now."""
+        """When the provider saw it, kept as the change's time; unset: now. One before the delivery's last change or after now
+        is taken for the nearest of the two.
+        """
 
     def __init__(
         self,
@@ -886,3 +929,53 @@ class GetUsageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class EraseDestinationRequest(_message.Message):
+    """See OtpService.EraseDestination."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    @_builtins.property
+    def destination(self) -> _destination_pb2.Destination:
+        """The destination to erase."""
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        destination: _destination_pb2.Destination | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseDestinationRequest: _TypeAlias = EraseDestinationRequest  # noqa: Y015
+
+@_typing.final
+class EraseDestinationResponse(_message.Message):
+    """See OtpService.EraseDestination."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_COUNT_FIELD_NUMBER: _builtins.int
+    delivery_count: _builtins.int
+    """Deliveries from which it was erased by this call."""
+    def __init__(
+        self,
+        *,
+        delivery_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_count", b"delivery_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseDestinationResponse: _TypeAlias = EraseDestinationResponse  # noqa: Y015

@@ -35,6 +35,11 @@ class OtpServiceStub:
     answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
     remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
     and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     def __init__(self, channel):
@@ -93,6 +98,11 @@ class OtpServiceStub:
                 request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetUsageResponse.FromString,
                 _registered_method=True)
+        self.EraseDestination = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/EraseDestination',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationResponse.FromString,
+                _registered_method=True)
 
 
 class OtpServiceServicer:
@@ -105,12 +115,17 @@ class OtpServiceServicer:
     answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
     remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
     and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     def SendOtp(self, request, context):
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
         Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,7 +158,8 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyOtp(self, request, context):
-        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+        request asks for it, as the result. Permission `otp.verify`.
         Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """
@@ -159,7 +175,8 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListOtps(self, request, context):
-        """Lists an organization's OTPs, newest first. Permission `otp.read`.
+        """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
+        `otp.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,6 +201,24 @@ class OtpServiceServicer:
 
     def GetUsage(self, request, context):
         """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseDestination(self, request, context):
+        """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
+        masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
+        yet fail and are refunded. Its count of wrong codes and its limits on sends begin anew. A phone number is one
+        destination for WhatsApp and SMS.
+
+        The ledger and usage are not touched. What remains of the OTPs and deliveries: ids, also the provider's; times,
+        channel, status and credits; the number's country, and a digest of its beginning where prefixes are limited; and the
+        keyed fingerprints of requests, for as long as their request_ids count. Not erased is what providers and backups have,
+        and what was stored under a digest key that has left the server's ring.
+
+        Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
+        `destination.erase`. Errors: INVALID_DESTINATION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,6 +277,11 @@ def add_OtpServiceServicer_to_server(servicer, server):
                     request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetUsageRequest.FromString,
                     response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetUsageResponse.SerializeToString,
             ),
+            'EraseDestination': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseDestination,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pulsa.otp.v1.OtpService', rpc_method_handlers)
@@ -260,6 +300,11 @@ class OtpService:
     answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
     remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
     and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @staticmethod
@@ -522,6 +567,33 @@ class OtpService:
             '/pulsa.otp.v1.OtpService/GetUsage',
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetUsageRequest.SerializeToString,
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseDestination(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/EraseDestination',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,11 @@ class OtpServiceStub:
     answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
     remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
     and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @_typing.overload
@@ -45,7 +50,7 @@ class OtpServiceStub:
     SendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
     """
     BatchSendOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]
     """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
@@ -62,14 +67,17 @@ class OtpServiceStub:
     OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
     """
     VerifyOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]
-    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+    request asks for it, as the result. Permission `otp.verify`.
     Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
     GetOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]
     """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]
-    """Lists an organization's OTPs, newest first. Permission `otp.read`."""
+    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
+    `otp.read`.
+    """
     CancelOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]
     """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
     Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
@@ -81,6 +89,20 @@ class OtpServiceStub:
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]
     """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    EraseDestination: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.EraseDestinationRequest, _otp_service_pb2.EraseDestinationResponse]
+    """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
+    masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
+    yet fail and are refunded. Its count of wrong codes and its limits on sends begin anew. A phone number is one
+    destination for WhatsApp and SMS.
+
+    The ledger and usage are not touched. What remains of the OTPs and deliveries: ids, also the provider's; times,
+    channel, status and credits; the number's country, and a digest of its beginning where prefixes are limited; and the
+    keyed fingerprints of requests, for as long as their request_ids count. Not erased is what providers and backups have,
+    and what was stored under a digest key that has left the server's ring.
+
+    Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
+    `destination.erase`. Errors: INVALID_DESTINATION.
+    """
 
 @_typing.type_check_only
 class OtpServiceAsyncStub(OtpServiceStub):
@@ -93,13 +115,18 @@ class OtpServiceAsyncStub(OtpServiceStub):
     answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
     remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
     and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]  # type: ignore[assignment]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
     """
     BatchSendOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]  # type: ignore[assignment]
     """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
@@ -116,14 +143,17 @@ class OtpServiceAsyncStub(OtpServiceStub):
     OTP_ATTEMPTS_EXHAUSTED, DESTINATION_UNREADABLE when no destination is given and the last one cannot be decrypted.
     """
     VerifyOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.VerifyOtpRequest, _otp_service_pb2.VerifyOtpResponse]  # type: ignore[assignment]
-    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+    """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+    request asks for it, as the result. Permission `otp.verify`.
     Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
     OTP_ATTEMPTS_EXHAUSTED.
     """
     GetOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]  # type: ignore[assignment]
     """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]  # type: ignore[assignment]
-    """Lists an organization's OTPs, newest first. Permission `otp.read`."""
+    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
+    `otp.read`.
+    """
     CancelOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]  # type: ignore[assignment]
     """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
     Errors: OTP_NOT_FOUND, OTP_EXPIRED, OTP_ALREADY_VERIFIED, OTP_ATTEMPTS_EXHAUSTED.
@@ -135,6 +165,20 @@ class OtpServiceAsyncStub(OtpServiceStub):
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    EraseDestination: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.EraseDestinationRequest, _otp_service_pb2.EraseDestinationResponse]  # type: ignore[assignment]
+    """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
+    masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
+    yet fail and are refunded. Its count of wrong codes and its limits on sends begin anew. A phone number is one
+    destination for WhatsApp and SMS.
+
+    The ledger and usage are not touched. What remains of the OTPs and deliveries: ids, also the provider's; times,
+    channel, status and credits; the number's country, and a digest of its beginning where prefixes are limited; and the
+    keyed fingerprints of requests, for as long as their request_ids count. Not erased is what providers and backups have,
+    and what was stored under a digest key that has left the server's ring.
+
+    Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
+    `destination.erase`. Errors: INVALID_DESTINATION.
+    """
 
 class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
@@ -146,6 +190,11 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     answer, whatever settings, prices or keys have changed since. It is shared with CreateTopUp and AdjustCredits, and is
     remembered for at least 7 days, by default as long as the OTP. A time-ordered UUID (version 1, 6 or 7) that is older
     and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new send with a new charge.
+
+    Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
+    calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
+    over. Both leave open whether the call was executed: repeat it with the same request_id. Overload that reaches the
+    servicer is OVERLOADED.
     """
 
     @_abc_1.abstractmethod
@@ -156,7 +205,7 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_otp_service_pb2.SendOtpResponse, _abc.Awaitable[_otp_service_pb2.SendOtpResponse]]:
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
         Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS.
+        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
         """
 
     @_abc_1.abstractmethod
@@ -197,7 +246,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.VerifyOtpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.VerifyOtpResponse, _abc.Awaitable[_otp_service_pb2.VerifyOtpResponse]]:
-        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE. Permission `otp.verify`.
+        """OK only for the right code, once. A wrong code is counted and answered with WRONG_CODE, as an error or, where the
+        request asks for it, as the result. Permission `otp.verify`.
         Errors: WRONG_CODE, TOO_MANY_GUESSES, OTP_NOT_FOUND, OTP_EXPIRED, OTP_CANCELED, OTP_ALREADY_VERIFIED,
         OTP_ATTEMPTS_EXHAUSTED.
         """
@@ -216,7 +266,9 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.ListOtpsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.ListOtpsResponse, _abc.Awaitable[_otp_service_pb2.ListOtpsResponse]]:
-        """Lists an organization's OTPs, newest first. Permission `otp.read`."""
+        """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
+        `otp.read`.
+        """
 
     @_abc_1.abstractmethod
     def CancelOtp(
@@ -246,5 +298,25 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.GetUsageResponse, _abc.Awaitable[_otp_service_pb2.GetUsageResponse]]:
         """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+
+    @_abc_1.abstractmethod
+    def EraseDestination(
+        self,
+        request: _otp_service_pb2.EraseDestinationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.EraseDestinationResponse, _abc.Awaitable[_otp_service_pb2.EraseDestinationResponse]]:
+        """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
+        masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
+        yet fail and are refunded. Its count of wrong codes and its limits on sends begin anew. A phone number is one
+        destination for WhatsApp and SMS.
+
+        The ledger and usage are not touched. What remains of the OTPs and deliveries: ids, also the provider's; times,
+        channel, status and credits; the number's country, and a digest of its beginning where prefixes are limited; and the
+        keyed fingerprints of requests, for as long as their request_ids count. Not erased is what providers and backups have,
+        and what was stored under a digest key that has left the server's ring.
+
+        Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
+        `destination.erase`. Errors: INVALID_DESTINATION.
+        """
 
 def add_OtpServiceServicer_to_server(servicer: OtpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
