@@ -79,3 +79,5 @@ CREATE TABLE stripe_events (
     CONSTRAINT attempts_are_counted CHECK (attempts >= 0)
 );
 CREATE INDEX stripe_events_to_process ON stripe_events (next_attempt_time) WHERE status = 'RECEIVED';
+-- For retention.
+CREATE INDEX stripe_events_by_time ON stripe_events (create_time) WHERE status IN ('DONE', 'REJECTED');
