@@ -194,7 +194,11 @@ async def queue_lock_statuses(connection: Executor, keys: Iterable[OtpKey]) -> R
     wanted = sorted(set(keys))
     return await connection.execute(
         SQL.lock_otp_statuses,
-        {"organization_ids": texts(key[0] for key in wanted), "otp_ids": uuids(key[1] for key in wanted)},
+        {
+            "organization_ids": texts(key[0] for key in wanted),
+            "otp_ids": uuids(key[1] for key in wanted),
+            "first_otp_id": min(key[1] for key in wanted),
+        },
     )
 
 
@@ -231,8 +235,11 @@ async def cancel_otp(connection: Connection, organization_id: str, otp_id: UUID,
 async def _read_deliveries(
     connection: Connection, organization_id: str, otp_ids: Sequence[UUID]
 ) -> dict[UUID, list[Delivery]]:
+    if not otp_ids:
+        return {}
     cursor = await connection.execute(
-        SQL.read_deliveries, {"organization_id": organization_id, "otp_ids": list(otp_ids)}
+        SQL.read_deliveries,
+        {"organization_id": organization_id, "otp_ids": list(otp_ids), "first_otp_id": min(otp_ids)},
     )
     deliveries = defaultdict(list)
     for delivery in map(delivery_from_row, await cursor.fetchall()):

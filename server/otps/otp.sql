@@ -13,7 +13,7 @@ LIMIT %(limit)s;
 -- read_deliveries
 SELECT {delivery}
 FROM deliveries
-WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s)
+WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s) AND otp_id >= %(first_otp_id)s
 ORDER BY delivery_id;
 
 -- lock_otp_statuses
@@ -24,6 +24,7 @@ WHERE (organization_id, otp_id) IN (
         SELECT organization_id, otp_id
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
     )
+    AND otp_id >= %(first_otp_id)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, otp_id
 FOR NO KEY UPDATE;

@@ -20,7 +20,7 @@ from server.credits.accounts import (
     write_balances,
 )
 from server.errors import DestinationUnreadable, DomainError, OtpNotFound
-from server.ids import new_id
+from server.ids import first_otp_id, new_id
 from server.otps.account_cache import AccountCache
 from server.otps.admission import (
     DAY,
@@ -197,12 +197,13 @@ class Sender:
         # No text has a control character.
         content = "\0".join((_identity(options), recipient.channel, context, stored, *map("\0".join, also)))
         code_key_id = self._crypto.code_key_id
+        now = self._clock()
         return Send(
             organization_id,
             request_id,
             self._crypto.fingerprint(content, recipient.destination_digest),
-            new_id(),
-            new_id(),
+            new_id(now),
+            new_id(now),
             options,
             recipient,
             code_key_id,
@@ -232,7 +233,7 @@ class Sender:
             recipient,
             request_id=request.request_id,
             request_fingerprint=self._crypto.fingerprint(content, b""),
-            delivery_id=new_id(),
+            delivery_id=new_id(self._clock()),
             deadline=request.deadline,
             content=content,
         )
@@ -329,6 +330,7 @@ class Sender:
                 "digests": byteas(filter(None, (send.recipient.destination_digest, send.recipient.other_digest))),
                 "now": now,
                 "since": now - DAY,
+                "first_otp_id": first_otp_id(now - DAY),
                 "lease_expire_time": now + self._lease,
             },
         )
@@ -421,6 +423,7 @@ async def read_state(
             "organization_ids": texts(key[0] for key in destinations),
             "digests": byteas(key[1] for key in destinations),
             "since": since,
+            "first_otp_id": first_otp_id(since),
         },
     )
     unverified = await queue_read_unverified(connection, sends)

@@ -11,7 +11,7 @@ WHERE true
 SELECT organization_id, destination_digest, create_time, purpose
 FROM unnest(%(organization_ids)s::text[], %(digests)s::bytea[]) AS wanted (organization_id, destination_digest)
 JOIN deliveries USING (organization_id, destination_digest)
-WHERE create_time > %(since)s
+WHERE create_time > %(since)s AND otp_id >= %(first_otp_id)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY create_time;
 
@@ -41,7 +41,7 @@ WITH unchanged AS MATERIALIZED (
             SELECT
             FROM deliveries
             WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s)
-                AND create_time > %(since)s
+                AND create_time > %(since)s AND otp_id >= %(first_otp_id)s
         )
     FOR NO KEY UPDATE SKIP LOCKED
 ), balance AS (

@@ -1,5 +1,10 @@
 -- OTPs, their deliveries, the outbox of deliveries, and the budgets of wrong guesses and of unverified credits.
 --
+-- OTPs and deliveries are partitioned by the OTP's id, which is ordered by time: an OTP and all its deliveries are in
+-- partitions of the same week, and retention drops both. A statement without `otp_id = …` has a lower bound of otp_id as
+-- a parameter, so that PostgreSQL opens only the partitions from there on. An upper bound too would let a plan that is
+-- made while a partition is empty read the whole range, instead of the rows by their keys.
+--
 -- No foreign keys between these tables: they are written together in one transaction under the account's lock and
 -- removed together by retention, and a check per row would cost every send.
 --
@@ -37,7 +42,7 @@ CREATE TABLE otps (
     PRIMARY KEY (organization_id, otp_id),
     CONSTRAINT attempts_stay_within_the_maximum CHECK (attempts <= max_attempts),
     CONSTRAINT a_verified_otp_has_its_time CHECK ((status = 'VERIFIED') = (verify_time IS NOT NULL))
-) WITH (fillfactor = 85, vacuum_truncate = off);
+) PARTITION BY RANGE (otp_id);
 
 -- areas are those of its recipient, separated by spaces: it counts in the unverified credits of each.
 CREATE TABLE deliveries (
@@ -62,24 +67,34 @@ CREATE TABLE deliveries (
     create_time timestamptz NOT NULL,
     update_time timestamptz NOT NULL,
     areas text NOT NULL DEFAULT '',
-    PRIMARY KEY (delivery_id, organization_id),
-    CONSTRAINT one_delivery_per_request_id UNIQUE (request_id, organization_id),
+    PRIMARY KEY (delivery_id, organization_id, otp_id),
     CONSTRAINT only_a_failed_delivery_is_refunded CHECK (status = 'FAILED' OR NOT refunded)
-) WITH (fillfactor = 45, vacuum_truncate = off);
--- Every delivery is updated once, when its outcome is stored. With room on its page the update is HOT and changes none
--- of the table's indexes. Deliveries of a page are stored at about the same time, so that each needs room for itself:
--- with 85 % a quarter of the updates was HOT, with 45 % all of them, for a tenth more disk.
---
+) PARTITION BY RANGE (otp_id);
 -- Each index of this table begins with a different column, so that a plan cannot use the wrong one, even if it is made
 -- while the table is empty. Ids are ordered by time: a new row is added at the end of an index that begins with an id,
 -- for any number of organizations.
 CREATE INDEX deliveries_of_an_otp ON deliveries (otp_id, organization_id);
 CREATE INDEX deliveries_to_a_destination ON deliveries (destination_digest, organization_id, create_time);
 
--- One row: the id of the last delivery up to which all destinations are erased. An index of the remaining deliveries
--- would cost every send.
-CREATE TABLE erased_destinations (last_delivery_id uuid NOT NULL);
-INSERT INTO erased_destinations (last_delivery_id) VALUES ('00000000-0000-0000-0000-000000000000');
+CREATE INDEX deliveries_of_a_request ON deliveries (request_id, organization_id);
+
+-- What organizations sent on days whose OTPs and deliveries were removed, in part or all; kept for good. The usage of a
+-- day is what is here and what the remaining deliveries make.
+CREATE TABLE daily_usage (
+    organization_id text NOT NULL,
+    day date NOT NULL,
+    channel channel_name NOT NULL,
+    sends bigint NOT NULL,
+    credits bigint NOT NULL,
+    otps bigint NOT NULL,
+    verified_otps bigint NOT NULL,
+    PRIMARY KEY (organization_id, day, channel)
+);
+
+-- One row: the id of the last OTP up to which the destinations of all deliveries are erased. An index of the remaining
+-- ones would cost every send.
+CREATE TABLE erased_destinations (last_otp_id uuid NOT NULL);
+INSERT INTO erased_destinations (last_otp_id) VALUES ('00000000-0000-0000-0000-000000000000');
 
 -- A row for each delivery without a final outcome. It is separate from deliveries so that recording an outcome changes
 -- no index of that large table. next_attempt_time is the lease: the replica that moved it into the future runs the
