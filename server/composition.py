@@ -194,6 +194,7 @@ def open_credits(
         trust_out_of_band=settings.stripe.trust_out_of_band,
         payment_method_types=settings.stripe.payment_methods,
         lease=timedelta(seconds=settings.stripe.lease_seconds),
+        request_life=settings.delivery.request_life,
     )
     store = TopUpStore(
         pool,
@@ -222,6 +223,7 @@ def open_credits(
         stripe_inbox=inbox,
         stripe_wait_seconds=settings.stripe.wait_seconds,
         deliveries_kept=timedelta(days=settings.delivery.retention_days),
+        request_life=settings.delivery.request_life,
         audit_keys=shared.audit_keys,
     )
     return OpenCredits(CreditService(dependencies), stripe_client, top_ups, inbox)
@@ -421,6 +423,7 @@ def _send_limits(settings: Settings) -> SendLimits:
         unverified_credits_per_country=limit.unverified_credits_per_country,
         unverified_credits_per_prefix=limit.unverified_credits_per_prefix,
         unverified_window=timedelta(hours=limit.unverified_window_hours),
+        request_life=settings.delivery.request_life,
     )
 
 
@@ -446,6 +449,7 @@ def _retention_periods(settings: Settings) -> RetentionPeriods:
     return RetentionPeriods(
         destinations=timedelta(days=settings.delivery.destination_days),
         records=timedelta(days=settings.delivery.retention_days),
+        requests=settings.delivery.request_life,
         guess_window=timedelta(hours=settings.limit.guess_window_hours),
         unverified_window=timedelta(hours=settings.limit.unverified_window_hours),
     )

@@ -1,7 +1,8 @@
 """Every error that a call can end with, each with its gRPC code and documented reason.
 
 DomainError
-├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, RequestIdReused, DeadlineExceeded
+├── InvalidFields, TokenInvalid, PermissionMissing, OrganizationMismatch, DeadlineExceeded
+├── RequestIdReused, RequestIdExpired
 ├── InsufficientCredits, BalanceAboveMaximum
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
 ├── StripeEventInvalid
@@ -90,6 +91,10 @@ class OrganizationMismatch(DomainError, code=StatusCode.PERMISSION_DENIED):
 
 class RequestIdReused(DomainError, code=StatusCode.ALREADY_EXISTS):
     """This request_id was used before with other arguments; nothing was changed."""
+
+
+class RequestIdExpired(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """This request_id is older than answers are kept; nothing was changed."""
 
 
 class DeadlineExceeded(DomainError, code=StatusCode.DEADLINE_EXCEEDED):

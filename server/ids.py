@@ -10,6 +10,8 @@ ORGANIZATION_ID: Final = "[A-Za-z0-9._:@-]{1,64}"
 """The pattern of every organization_id, which callers choose."""
 
 _VERSION_7 = 0x7 << 76
+_GREGORIAN_MILLISECONDS = 12_219_292_800_000
+"""From the beginning of versions 1 and 6, on 1582-10-15, to that of Unix time."""
 _VARIANT = 0b10 << 62
 _RANDOM_A = 0xFFF << 64
 _RANDOM_B = (1 << 62) - 1
@@ -44,3 +46,18 @@ def first_otp_id(since: UUID | datetime) -> UUID:
     if isinstance(since, datetime):
         return first_id(since - _LONGEST_WAIT)
     return UUID(int=max(0, since.int - (_LONGEST_WAIT // timedelta(milliseconds=1) << 80)))
+
+
+def is_older(time_ordered: UUID, moment: datetime) -> bool:
+    """Whether a UUID that tells its time (version 1, 6 or 7) is from before a moment; False for any other UUID."""
+    number = time_ordered.int
+    match number >> 76 & 0xF:
+        case 7:
+            milliseconds = number >> 80
+        case 1:
+            milliseconds = time_ordered.time // 10_000 - _GREGORIAN_MILLISECONDS
+        case 6:
+            milliseconds = (number >> 80 << 12 | number >> 64 & 0xFFF) // 10_000 - _GREGORIAN_MILLISECONDS
+        case _:
+            return False
+    return milliseconds < moment.timestamp() * 1000

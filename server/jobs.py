@@ -36,6 +36,7 @@ from server.otps.retention import (
     erase_destinations,
     remove_guess_budgets,
     remove_otps,
+    remove_requests,
     remove_unverified,
 )
 from server.postgres.pool import Pool, acquire, measure_clock
@@ -138,6 +139,8 @@ class RetentionPeriods:
     """Encrypted destinations of deliveries."""
     records: timedelta
     """OTPs, deliveries, notices to billing contacts, and Stripe's events."""
+    requests: timedelta
+    """Accepted requests; they are kept one day longer, for callers whose clocks are ahead when they make ids."""
     guess_window: timedelta
     """How long a wrong guess counts; it is kept one day longer because clocks differ."""
     unverified_window: timedelta
@@ -257,6 +260,7 @@ def retention_jobs(pool: Pool, periods: RetentionPeriods) -> list[PeriodicJob]:
     removals: list[tuple[str, _Removal, timedelta]] = [
         ("destinations", erase_destinations, periods.destinations),
         ("otps", remove_otps, periods.records),
+        ("requests", remove_requests, periods.requests + margin),
         ("guess budgets", remove_guess_budgets, periods.guess_window + margin),
         ("unverified credits", remove_unverified, periods.unverified_window + margin),
         ("notices", remove_notices, periods.records),

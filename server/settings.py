@@ -4,6 +4,7 @@ A name is `PULSA_`, the group and the field below, joined by `_`: `PULSA_STRIPE_
 With `_FILE` appended, it names a file that holds the value; meant for secrets.
 """
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -269,6 +270,17 @@ class Delivery(Group):
         ge=1,
         description="days after which OTPs, deliveries, notices and Stripe events are deleted; ledger entries are kept",
     )
+    request_days: int | None = Field(
+        default=None,
+        ge=7,
+        description="days for which a repeated request_id gets its first answer; a new one that is a time-ordered UUID "
+        "older than that is refused; unset: PULSA_DELIVERY_RETENTION_DAYS, but at least 7",
+    )
+
+    @property
+    def request_life(self) -> timedelta:
+        """How long requests are kept."""
+        return timedelta(days=self.request_days or max(7, self.retention_days))
 
 
 class Stripe(Group):

@@ -52,6 +52,8 @@ class CreditDependencies:
     """Maximum wait of CreateTopUp and CancelTopUp for Stripe; the work continues after it."""
     deliveries_kept: timedelta | None
     """How long deliveries are kept; None: without a limit."""
+    request_life: timedelta = timedelta(days=90)
+    """How long requests are kept: a new one whose time-ordered request_id is older is refused."""
     audit_keys: AuditKeys | None = None
     """Make and check the ledger's MACs; None: there are none."""
 
@@ -167,6 +169,7 @@ class CreditService:
             created_by=call.caller.subject,
             low_balance_threshold=self._dependencies.pricing.low_balance_threshold,
             now=self._dependencies.pool.now(),
+            request_life=self._dependencies.request_life,
             audit_keys=self._dependencies.audit_keys,
         )
         return pb.AdjustCreditsResponse(ledger_entry=entry_message(entry), balance=self._balance_message(balance))

@@ -26,7 +26,14 @@ from server.api.interceptor import Call
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens
 from server.api.validation import compile_check
 from server.clock import Clock
-from server.errors import AccountBusy
+from server.errors import (
+    AccountBusy,
+    ChannelNotConfigured,
+    DestinationBlocked,
+    DestinationUnreadable,
+    InvalidDestination,
+    OtpNotFound,
+)
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess
@@ -132,14 +139,28 @@ class OtpService:
             request.ClearField("validate_only")
             preview = await self._sender.preview(self._send_request(request, call, _time_zero(self._clock)))
             return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
-        answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
+        try:
+            answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
+        except (ChannelNotConfigured, DestinationBlocked, InvalidDestination):
+            # It could not be prepared; the same request may have been accepted before the settings changed.
+            repeat = await self._sender.find_repeat(self._send_request(request, call, _time_zero(self._clock)))
+            if repeat is None:
+                raise
+            return self._send_response(pb.SendOtpResponse(), repeat)
         if isinstance(answer, Replayed):
             return self._send_response(pb.SendOtpResponse(), await self._sender.replay(answer))
         return answer
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
         """Charge for sending the same code again, and send it."""
-        send = await self._sender.prepare_resend(_resend_request(request, call, _time_zero(self._clock)))
+        resend = _resend_request(request, call, _time_zero(self._clock))
+        try:
+            send = await self._sender.prepare_resend(resend)
+        except (ChannelNotConfigured, DestinationBlocked, DestinationUnreadable, InvalidDestination, OtpNotFound):
+            repeat = await self._sender.find_repeat(resend)
+            if repeat is None:
+                raise
+            return self._send_response(pb.ResendOtpResponse(), repeat)
         answer = await self._sends.submit(request.organization_id, _ResendCall(send))
         if isinstance(answer, Replayed):
             return self._send_response(pb.ResendOtpResponse(), await self._sender.replay(answer))

@@ -1,19 +1,23 @@
-"""Accounts: one row with one balance for each organization, and the low-balance notices that a change causes."""
+"""Accounts: one row with one balance for each organization, the requests that change it, and low-balance notices."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
+from uuid import UUID
 
-from server.ids import new_id
-from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, RowSource, TableColumns, texts
+from server.errors import RequestIdExpired, RequestIdReused
+from server.ids import is_older, new_id
+from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, RowSource, TableColumns, texts, uuids
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.queries import load_queries
 
 MAXIMUM_CREDITS: Final = 9_000_000_000_000_000_000
 """No adjustment or top-up lifts a balance above it. The rest of PostgreSQL's bigint, which ends at 2^63 - 1, is for
 refunds of earlier sends, which must always fit."""
+RequestKey = tuple[str, UUID]
+"""An organization_id and a request_id."""
 
 
 @dataclass(slots=True)
@@ -66,6 +70,17 @@ class Account:
         """
         self.available_credits += credits
         self.last_sequence += 1
+
+
+class Request(NamedTuple):
+    """A request that was accepted: it changed a balance, or ordered credits."""
+
+    rpc: str
+    """SendOtp, ResendOtp, CreateTopUp or AdjustCredits."""
+    fingerprint: bytes
+    """Of what the request said; empty for one of a version that did not store it here."""
+    answer_id: UUID
+    """What it made: the delivery_id, the top_up_id or the reference_id of the ledger entry."""
 
 
 _BALANCES: RowSource[Account] = RowSource(
@@ -137,6 +152,45 @@ async def lock_or_create_account(
         {"organization_id": organization_id, "low_balance_threshold": low_balance_threshold, "now": now},
     )
     return (await lock_accounts(connection, [organization_id]))[organization_id]
+
+
+async def queue_find_requests(connection: Executor, keys: Collection[RequestKey]) -> Rows:
+    """Queue the query of the requests that were accepted with these request_ids, for `fetch_requests`.
+
+    Only a caller that holds the accounts' locks can rely on one that is missing.
+    """
+    return await connection.execute(
+        SQL.find_requests,
+        {"organization_ids": texts(key[0] for key in keys), "request_ids": uuids(key[1] for key in keys)},
+    )
+
+
+async def fetch_requests(rows: Rows) -> dict[RequestKey, Request]:
+    """The requests in a statement's rows."""
+    return {(row[0], row[1]): Request(*row[2:]) for row in await rows.fetchall()}
+
+
+async def find_answer(connection: Executor, key: RequestKey, new: Request, *, oldest: datetime) -> UUID | None:
+    """The answer_id of an accepted request, for a repeat of it; None for a new request.
+
+    Raises RequestIdReused when the accepted request said something else or was of another rpc, and RequestIdExpired for
+    a new one whose time-ordered id is older than `oldest`: nobody knows any more whether it was accepted.
+    """
+    found = await fetch_requests(await queue_find_requests(connection, [key]))
+    if (earlier := found.get(key)) is not None:
+        if earlier.rpc != new.rpc or earlier.fingerprint not in {b"", new.fingerprint}:
+            raise RequestIdReused
+        return earlier.answer_id
+    if is_older(key[1], oldest):
+        raise RequestIdExpired
+    return None
+
+
+async def insert_request(connection: Executor, key: RequestKey, request: Request, *, now: datetime) -> None:
+    """Store an accepted request, in the transaction that accepts it."""
+    organization_id, request_id = key
+    values = {"organization_id": organization_id, "request_id": request_id, **request._asdict(), "now": now}
+    await connection.execute(SQL.insert_request, values)
 
 
 async def write_balances(connection: Executor, accounts: Sequence[Account]) -> None:

@@ -30,6 +30,19 @@ INSERT INTO accounts (organization_id, low_balance_threshold, low_balance_since,
 VALUES (%(organization_id)s, %(low_balance_threshold)s, %(now)s, %(now)s, %(now)s)
 ON CONFLICT (organization_id) DO NOTHING;
 
+-- find_requests
+-- Joined pair by pair: two ANY conditions would probe the index for every organization with every request_id.
+SELECT requests.organization_id, requests.request_id, requests.rpc, requests.fingerprint, requests.answer_id
+FROM unnest(%(organization_ids)s::text[], %(request_ids)s::uuid[]) AS wanted (organization_id, request_id)
+JOIN requests USING (organization_id, request_id)
+WHERE true
+    AND requests.organization_id = ANY(%(organization_ids)s) -- shard
+;
+
+-- insert_request
+INSERT INTO requests (organization_id, request_id, rpc, fingerprint, answer_id, create_time)
+VALUES (%(organization_id)s, %(request_id)s, %(rpc)s, %(fingerprint)s, %(answer_id)s, %(now)s);
+
 -- write_balances
 UPDATE accounts
 SET available_credits = changed.available_credits,

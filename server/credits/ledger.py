@@ -4,9 +4,11 @@ A caller locks the account, appends the entry and stores the balance in one tran
 """
 
 import hmac
+import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from hashlib import sha256
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -14,7 +16,10 @@ from uuid import UUID
 from server.credits.accounts import (
     MAXIMUM_CREDITS,
     Account,
+    Request,
+    find_answer,
     insert_low_balance_notices,
+    insert_request,
     lock_or_create_account,
     write_balances,
 )
@@ -213,20 +218,26 @@ async def adjust_credits(
     created_by: str,
     low_balance_threshold: int,
     now: datetime,
+    request_life: timedelta = timedelta(days=90),
     audit_keys: AuditKeys | None = None,
 ) -> tuple[LedgerEntry, Balance]:
     """Add credits (take them when negative) once per request_id; returns the entry and the current balance.
 
     A repeat returns the entry of the first call. Raises RequestIdReused when the first call had other credits or
-    another reason, InsufficientCredits when the balance would become negative, and BalanceAboveMaximum.
+    another reason, RequestIdExpired for a time-ordered request_id older than request_life, InsufficientCredits when the
+    balance would become negative, and BalanceAboveMaximum.
     low_balance_threshold is the threshold of an account that this call creates.
     """
+    contents = json.dumps([credits, reason]).encode()
+    key, request = (organization_id, request_id), Request("AdjustCredits", sha256(contents).digest(), request_id)
 
     async def once() -> tuple[LedgerEntry, Balance]:
         async with transaction(pool) as connection:
             account = await lock_or_create_account(
                 connection, organization_id, low_balance_threshold=low_balance_threshold, now=now
             )
+            if await find_answer(connection, key, request, oldest=now - request_life) is None:
+                await insert_request(connection, key, request, now=now)
             entry = await append_entry(
                 connection,
                 account,

@@ -7,17 +7,19 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from server.credits.accounts import Account
+from server.credits.accounts import Account, Request, RequestKey
 from server.errors import (
     DeadlineExceeded,
     DomainError,
     InsufficientCredits,
     OtpNotFound,
+    RequestIdExpired,
     RequestIdReused,
     ResendTooSoon,
     RetryLater,
     TooManySends,
 )
+from server.ids import is_older
 from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpKey, OtpRecord, OtpStatus, Recipient
 
 MINUTE = timedelta(minutes=1)
@@ -39,6 +41,8 @@ class SendLimits:
     unverified_credits_per_prefix: int = 0
     """The same for numbers with the same prefix: bounds pumping with one number range below its country's limit."""
     unverified_window: timedelta = DAY
+    request_life: timedelta = timedelta(days=90)
+    """A new request whose time-ordered request_id is older is refused: its first answer may have been removed."""
 
 
 class RecentSend(NamedTuple):
@@ -181,9 +185,19 @@ class Send(NamedTuple):
     deadline: datetime | None = None
     """The call's deadline: from then on the send is refused, and nothing is charged."""
     content: str = ""
-    """What the request says: its fingerprint is made of it, and of the destination unless it is a resend."""
+    """What the request says: its fingerprint is made of it."""
     resent: OtpRecord | None = None
     """The existing OTP that is sent again, by ResendOtp or as a fallback: it is not written, and may be closed."""
+
+    @property
+    def rpc(self) -> str:
+        """The rpc that requested it; a fallback was requested by none, and has no fingerprint."""
+        return "SendOtp" if self.resent is None else "ResendOtp"
+
+    @property
+    def request(self) -> Request:
+        """What is stored of its request."""
+        return Request(self.rpc, self.request_fingerprint, self.delivery_id)
 
     @property
     def purpose(self) -> str:
@@ -284,8 +298,6 @@ class Admitted(NamedTuple):
             organization_id=send.organization_id,
             delivery_id=send.delivery_id,
             otp_id=send.otp_id,
-            request_id=send.request_id,
-            request_fingerprint=send.request_fingerprint,
             purpose=send.options.purpose,
             channel=recipient.channel,
             destination_digest=recipient.destination_digest,
@@ -317,7 +329,6 @@ class Refused:
 
 
 Decision = Admitted | Replayed | Refused
-RequestKey = tuple[str, UUID]
 DestinationKey = tuple[str, bytes]
 AreaKey = tuple[str, str]
 
@@ -327,8 +338,10 @@ class State:
     """What decisions depend on, read under the accounts' locks. `admit` updates it with each accepted send."""
 
     accounts: dict[str, Account]
-    deliveries: dict[RequestKey, Delivery] = field(default_factory=dict)
-    """The deliveries that already have the request_ids of these sends."""
+    requests: dict[RequestKey, Request] = field(default_factory=dict)
+    """The accepted requests that already have the request_ids of these sends."""
+    answers: dict[UUID, Delivery] = field(default_factory=dict)
+    """Their deliveries, by delivery_id, unless they were removed."""
     admitted: dict[RequestKey, Admitted] = field(default_factory=dict)
     """The sends that were admitted on this state."""
     recent_sends: dict[DestinationKey, list[RecentSend]] = field(default_factory=dict)
@@ -345,19 +358,34 @@ def admit(sends: Sequence[Send], state: State, *, now: datetime, limits: SendLim
     """Decide each send, in order, as if they had come one after another.
 
     A request_id that was accepted before, also earlier in the batch, is Replayed if its fingerprint is the same and
-    refused with RequestIdReused otherwise. An organization without an account has no credits.
+    refused with RequestIdReused otherwise. A new one whose time-ordered id is older than limits.request_life is refused
+    with RequestIdExpired. An organization without an account has no credits.
     """
-    return [_decide(send, state, now, limits) for send in sends]
+    oldest = now - limits.request_life
+    return [_decide(send, state, now, limits, oldest) for send in sends]
 
 
-def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Decision:
+def repeat(new: Request, earlier: Request, delivery: Delivery | None, account: Account) -> Replayed | Refused:
+    """Decide a request whose request_id was accepted before, with this delivery unless that was removed."""
+    if (earlier.rpc, earlier.fingerprint) != (new.rpc, new.fingerprint):
+        return Refused(RequestIdReused())
+    if delivery is None:
+        return Refused(RequestIdExpired())
+    return Replayed(delivery, delivery.balance_after < account.low_balance_threshold)
+
+
+def _decide(send: Send, state: State, now: datetime, limits: SendLimits, oldest: datetime) -> Decision:
     organization_id, credits = send.organization_id, send.recipient.credits
     account = state.accounts.get(organization_id)
     if account is None:
         return Refused(InsufficientCredits(required_credits=credits, available_credits=0))
     request = (organization_id, send.request_id)
-    if request in state.admitted or request in state.deliveries:
-        return _repeated(send, state.deliveries.get(request) or state.admitted[request].delivery, account)
+    if (admitted := state.admitted.get(request)) is not None:
+        return repeat(send.request, admitted.send.request, admitted.delivery, account)
+    if (earlier := state.requests.get(request)) is not None:
+        return repeat(send.request, earlier, state.answers.get(earlier.answer_id), account)
+    if is_older(send.request_id, oldest):
+        return Refused(RequestIdExpired())
     spending = _spending(send, state, now)
     try:
         recent = _check(send, account, state, spending, now, limits)
@@ -372,12 +400,6 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
     admitted = Admitted(send, account.last_sequence, account.available_credits, account.low_balance, now)
     state.admitted[request] = admitted
     return admitted
-
-
-def _repeated(send: Send, earlier: Delivery, account: Account) -> Decision:
-    if earlier.request_fingerprint != send.request_fingerprint:
-        return Refused(RequestIdReused())
-    return Replayed(earlier, earlier.balance_after < account.low_balance_threshold)
 
 
 def _spending(send: Send, state: State, now: datetime) -> Spending | None:

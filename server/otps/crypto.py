@@ -82,19 +82,13 @@ class Crypto:
         """The digest of a text under the digest ring's other key; empty unless it has two."""
         return self._other_digest_key.digest(text) if self._other_digest_key else b""
 
-    def is_fingerprint_of(self, fingerprint: bytes, content: str, destination: str) -> bool:
+    def is_fingerprint_of(self, fingerprint: bytes, content: str) -> bool:
         """Whether the request has this fingerprint, whichever key of the digest ring made it.
 
-        True when its key is no longer in the ring, or it has version 1: its request_id then says that it is a repeat.
-        False for the empty fingerprint of a delivery that no call requested.
+        True when its key is no longer in the ring, or it is empty: its request_id alone then says that it is a repeat.
         """
-        if len(fingerprint) <= DIGEST_BYTES:
-            return bool(fingerprint)
-        key = self._digest_keys.get(self.sealed_with(fingerprint))
-        if key is None:
-            return True
-        digest = key.digest(destination) if destination else b""
-        return hmac.compare_digest(fingerprint, key.fingerprint(content, digest))
+        key = self._digest_keys.get(self.sealed_with(fingerprint)) if fingerprint else None
+        return key is None or hmac.compare_digest(fingerprint, key.fingerprint(content))
 
     def seal(self, text: str, *, organization_id: str) -> bytes:
         """Encrypt a text for an organization: key id, nonce and ciphertext."""
@@ -140,14 +134,9 @@ class _DigestKey:
         """The digest of a text."""
         return _mac(self._digest, text.encode())
 
-    def fingerprint(self, content: str, destination_digest: bytes) -> bytes:
-        """The fingerprint of a request: equal only for equal requests; begins with this key's id.
-
-        `content` has what the request says besides its destination, so that it is digested once for all items of a
-        batch; `destination_digest` is by this key, or empty if `content` says it all.
-        """
-        own = destination_digest[: DIGEST_BYTES // 2]
-        return self._prefix + _mac(self._fingerprint, content.encode())[len(own) :] + own
+    def fingerprint(self, content: str) -> bytes:
+        """The fingerprint of a request, by all that it says: equal only for equal ones; begins with this key's id."""
+        return self._prefix + _mac(self._fingerprint, content.encode())
 
 
 def _keyed(secret: bytes, use: bytes) -> blake2b:

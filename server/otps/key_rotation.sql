@@ -48,13 +48,8 @@ WHERE status = 'PENDING' AND expire_time > %(now)s
 GROUP BY 1;
 
 -- find_digest_uses
--- A fingerprint begins as an encrypted value, unless it has version 1: then it is 16 bytes long, by the key without an
--- id. A delivery that no call requested has an empty one.
-SELECT CASE
-        WHEN length(request_fingerprint) = 16 THEN ''
-        ELSE substring(request_fingerprint FROM 2 FOR get_byte(request_fingerprint, 0))
-    END,
-    max(create_time)
-FROM deliveries
-WHERE request_fingerprint <> ''
+-- The fingerprint of a send begins as an encrypted value.
+SELECT substring(fingerprint FROM 2 FOR get_byte(fingerprint, 0)), max(create_time)
+FROM requests
+WHERE rpc IN ('SendOtp', 'ResendOtp') AND fingerprint <> ''
 GROUP BY 1;

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from server.credits.accounts import Request, RequestKey
 from server.errors import (
     DomainError,
     OtpAlreadyVerified,
@@ -16,6 +17,7 @@ from server.errors import (
     OtpExpired,
     OtpNotFound,
 )
+from server.ids import first_otp_id
 from server.postgres.columns import TableColumns, texts, uuids
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.pool import Connection
@@ -97,8 +99,6 @@ class Delivery:
     organization_id: str
     delivery_id: UUID
     otp_id: UUID
-    request_id: UUID
-    request_fingerprint: bytes
     purpose: str
     channel: Channel
     destination_digest: bytes
@@ -183,6 +183,19 @@ async def read_otp(connection: Connection, organization_id: str, otp_id: UUID) -
         raise OtpNotFound
     deliveries = await _read_deliveries(connection, organization_id, [otp_id])
     return OtpRecord(otp_from_row(row), deliveries[otp_id])
+
+
+async def read_answers(connection: Executor, requests: Mapping[RequestKey, Request]) -> dict[UUID, Delivery]:
+    """The deliveries that accepted requests made, by delivery_id, unless they were removed."""
+    if not requests:
+        return {}
+    keys = {
+        "organization_ids": texts(key[0] for key in requests),
+        "delivery_ids": uuids(request.answer_id for request in requests.values()),
+        "first_otp_id": first_otp_id(min(request.answer_id for request in requests.values())),
+    }
+    rows = await (await connection.execute(SQL.read_answers, keys)).fetchall()
+    return {delivery.delivery_id: delivery for delivery in map(delivery_from_row, rows)}
 
 
 async def queue_lock_statuses(connection: Executor, keys: Iterable[OtpKey]) -> Rows:

@@ -16,6 +16,14 @@ FROM deliveries
 WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s) AND otp_id >= %(first_otp_id)s
 ORDER BY delivery_id;
 
+-- read_answers
+SELECT {delivery:deliveries}
+FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS wanted (organization_id, delivery_id)
+JOIN deliveries USING (organization_id, delivery_id)
+WHERE deliveries.otp_id >= %(first_otp_id)s
+    AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
+;
+
 -- lock_otp_statuses
 -- In the order in which verify.sql locks them, so that no two transactions deadlock.
 SELECT organization_id, otp_id, status

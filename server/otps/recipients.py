@@ -6,6 +6,8 @@ Resolved means parsed, allowed, priced and encrypted, for a send and its fallbac
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
 
@@ -47,6 +49,22 @@ class SendRequest(NamedTuple):
     fallbacks: Sequence[RawDestination] = ()
     deadline: datetime | None = None
 
+    @property
+    def rpc(self) -> str:
+        """The rpc that was called."""
+        return "SendOtp"
+
+    @property
+    def content(self) -> str:
+        """What the request says, as its caller wrote it: a repeat is recognized by it whatever the settings are now.
+
+        It never changes for the same request, in any version: new fields are added only when they are set.
+        """
+        metadata, to = self.metadata, self.destination
+        others = chain(*sorted(metadata.items()), *((other.channel, other.text) for other in self.fallbacks))
+        # No text has a control character.
+        return "\0".join((_identity(self.options), to.channel, to.text, self.context, str(len(metadata)), *others))
+
 
 class ResendRequest(NamedTuple):
     """A request to send an existing OTP once more."""
@@ -57,6 +75,23 @@ class ResendRequest(NamedTuple):
     destination: RawDestination | None
     """None: the destination of the last delivery."""
     deadline: datetime | None = None
+
+    @property
+    def rpc(self) -> str:
+        """The rpc that was called."""
+        return "ResendOtp"
+
+    @property
+    def content(self) -> str:
+        """What the request says, as its caller wrote it."""
+        to = self.destination
+        return f"{self.otp_id}\0{to.channel}\0{to.text}" if to else str(self.otp_id)
+
+
+@lru_cache(maxsize=1024)
+def _identity(options: SendOptions) -> str:
+    purpose, locale, code_length, ttl, max_attempts, web_otp_domain = options
+    return f"{purpose}\0{locale}\0{code_length}\0{ttl.total_seconds()}\0{max_attempts}\0{web_otp_domain}"
 
 
 class RecipientResolver:

@@ -1,4 +1,4 @@
-"""Retention: erases old destinations and removes old OTPs, guess budgets and unverified credits; never the ledger.
+"""Retention: erases old destinations and removes old OTPs, requests and counters; never the ledger.
 
 OTPs and their deliveries are removed by dropping the partitions of a week. Each other function works in steps of at
 most `limit` rows, which it finds without locks, and yields how many it handled. It goes on behind rows that cannot be
@@ -44,6 +44,11 @@ async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> AsyncItera
 async def create_partitions(pool: Pool) -> int:
     """Create the partitions of this week and the next two; returns how many were missing. Raises AccountBusy."""
     return sum([await _call(pool, SQL.create_partitions, {"table": table}) for table in ("deliveries", "otps")])
+
+
+def remove_requests(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
+    """Remove requests that were accepted before `before`. A repeat of one is then a new request."""
+    return _remove(pool, SQL.find_old_requests, SQL.remove_requests, before=before, limit=limit)
 
 
 def remove_guess_budgets(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:

@@ -28,6 +28,18 @@ SELECT remove_week(%(table)s, %(before)s);
 -- create_partitions
 SELECT create_partitions(%(table)s);
 
+-- find_old_requests
+SELECT organization_id, request_id, create_time
+FROM requests
+WHERE create_time >= %(after)s AND create_time < %(before)s
+ORDER BY create_time
+LIMIT %(limit)s;
+
+-- remove_requests
+-- Nothing locks a request.
+DELETE FROM requests
+WHERE organization_id = %(organization_id)s AND request_id = ANY(%(ids)s) AND create_time < %(before)s;
+
 -- find_old_guess_budgets
 SELECT organization_id, destination_digest, last_guess_time
 FROM guess_budgets

@@ -5,18 +5,21 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
 from operator import attrgetter
 from typing import Final, NamedTuple
 
 from server.clock import Clock
 from server.credits.accounts import (
+    Request,
     fetch_accounts,
+    fetch_requests,
     find_accounts,
     insert_low_balance_notices,
+    queue_find_requests,
     queue_lock_accounts,
     queue_lock_free_accounts,
     queue_read_accounts,
+    read_accounts,
     write_balances,
 )
 from server.errors import DestinationUnreadable, DomainError, OtpNotFound
@@ -31,22 +34,21 @@ from server.otps.admission import (
     Replayed,
     Send,
     SendLimits,
-    SendOptions,
     State,
     admit,
+    repeat,
     send_again,
 )
 from server.otps.crypto import Crypto
 from server.otps.delivery.outbox import open_destination
 from server.otps.destinations import PHONE_CHANNELS
 from server.otps.otp import (
-    DELIVERY_COLUMNS,
     Delivery,
     OtpRecord,
     Recipient,
-    delivery_from_row,
     fetch_statuses,
     queue_lock_statuses,
+    read_answers,
     read_otp,
 )
 from server.otps.recipients import RawDestination, RecipientResolver, ResendRequest, SendRequest
@@ -65,7 +67,6 @@ from server.postgres.columns import (
     byteas,
     texts,
     times,
-    uuids,
 )
 from server.postgres.pipeline import Executor, Pipeline, Rows
 from server.postgres.pool import Pool, acquire, execute_alone, pipelined_transaction, retry_transient, transaction
@@ -79,7 +80,8 @@ _SENDS: RowSource[Admitted] = RowSource(
     delivery_id=(UUIDS, attrgetter("send.delivery_id")),
     otp_id=(UUIDS, attrgetter("send.otp_id")),
     request_id=(UUIDS, attrgetter("send.request_id")),
-    request_fingerprint=(BYTEA, attrgetter("send.request_fingerprint")),
+    rpc=(TEXT, attrgetter("send.rpc")),
+    fingerprint=(BYTEA, attrgetter("send.request_fingerprint")),
     purpose=(TEXT, attrgetter("send.options.purpose")),
     channel=(TEXT, attrgetter("send.recipient.channel.value")),
     destination_digest=(BYTEA, attrgetter("send.recipient.destination_digest")),
@@ -109,17 +111,18 @@ _OTP: Final = (
     *("context_digest", "web_otp_domain", "metadata", "max_attempts", "expire_time", "to_phone"),
 )
 _DELIVERY: Final = (
-    *("organization_id", "delivery_id", "otp_id", "request_id", "request_fingerprint", "purpose", "channel"),
-    *("destination_digest", "destination_sealed", "masked_destination", "areas", "credits", "ledger_sequence"),
-    "balance_after",
+    *("organization_id", "delivery_id", "otp_id", "purpose", "channel", "destination_digest", "destination_sealed"),
+    *("masked_destination", "areas", "credits", "ledger_sequence", "balance_after"),
 )
+_REQUEST: Final = ("organization_id", "request_id", "rpc", "fingerprint")
 SQL = load_queries(
     __file__,
-    delivery=DELIVERY_COLUMNS,
     new_entry=_SENDS.only("organization_id", "ledger_sequence", "credits", "balance_after", "delivery_id"),
     new_otp=_SENDS.only(*_OTP),
     maybe_new_otp=_SENDS.only(*_OTP, "is_new"),
     new_delivery=_SENDS.only(*_DELIVERY),
+    new_request=_SENDS.only(*_REQUEST),
+    requested=_SENDS.only(*_REQUEST, "delivery_id"),
     new_outbox=_SENDS.only("organization_id", "delivery_id", "otp_id", "fallbacks_sealed"),
 )
 
@@ -193,22 +196,20 @@ class Sender:
         organization_id, request_id, destination, options, context, metadata, fallbacks, deadline = request
         recipient = self._recipients.resolve(organization_id, destination)
         also = self._recipients.validate_fallbacks(organization_id, fallbacks) if fallbacks else ()
-        stored = json.dumps(metadata, sort_keys=True) if metadata else "{}"
-        # No text has a control character.
-        content = "\0".join((_identity(options), recipient.channel, context, stored, *map("\0".join, also)))
+        content = request.content
         code_key_id = self._crypto.code_key_id
         now = self._clock()
         return Send(
             organization_id,
             request_id,
-            self._crypto.fingerprint(content, recipient.destination_digest),
+            self._crypto.fingerprint(content),
             new_id(now),
             new_id(now),
             options,
             recipient,
             code_key_id,
             self._crypto.context_digest(context, code_key_id) if context else b"",
-            stored,
+            json.dumps(metadata, sort_keys=True) if metadata else "{}",
             self._recipients.seal_fallbacks(organization_id, also),
             bool(recipient.areas) or any(raw.channel in PHONE_CHANNELS for raw in fallbacks),
             deadline,
@@ -226,13 +227,12 @@ class Sender:
             recipient = self._last_recipient(otp_record)
         else:
             recipient = self._recipients.resolve(request.organization_id, request.destination)
-        destination = f"{recipient.channel} {recipient.destination}" if request.destination else ""
-        content = f"resend {request.otp_id} {destination}"
+        content = request.content
         return send_again(
             otp_record,
             recipient,
             request_id=request.request_id,
-            request_fingerprint=self._crypto.fingerprint(content, b""),
+            request_fingerprint=self._crypto.fingerprint(content),
             delivery_id=new_id(self._clock()),
             deadline=request.deadline,
             content=content,
@@ -262,6 +262,26 @@ class Sender:
             otp_record = await read_otp(connection, delivery.organization_id, delivery.otp_id)
         return Accepted(otp_record, delivery, replayed.low_balance, replayed=True)
 
+    async def find_repeat(self, request: SendRequest | ResendRequest) -> Accepted | None:
+        """The answer to a request that was accepted before and cannot be prepared any more; None for a new request.
+
+        Raises RequestIdReused and RequestIdExpired.
+        """
+        key = (request.organization_id, request.request_id)
+        async with acquire(self._pool) as connection:
+            requests = await fetch_requests(await queue_find_requests(connection, [key]))
+            answers = await read_answers(connection, requests)
+            accounts = await read_accounts(connection, [request.organization_id])
+        if not requests:
+            return None
+        fingerprint = self._crypto.fingerprint(request.content)
+        earlier = self._recognized(requests[key], fingerprint, request.content)
+        new = earlier._replace(rpc=request.rpc, fingerprint=fingerprint)
+        decision = repeat(new, earlier, answers.get(earlier.answer_id), accounts[request.organization_id])
+        if isinstance(decision, Refused):
+            raise decision.error
+        return await self.replay(decision)
+
     async def preview(self, request: SendRequest) -> Preview:
         """What the request would do now. Writes and reserves nothing."""
         preview = Preview(request.destination.channel)
@@ -271,7 +291,7 @@ class Sender:
             send = self.prepare(request)
             preview = replace(preview, segments=self._segments(send))
         except DomainError as error:
-            return replace(preview, refusal=error)
+            return await self._preview_repeat(request, preview, error)
         decision = await self._decide_read_only(send)
         if isinstance(decision, Refused):
             return replace(preview, refusal=decision.error)
@@ -340,16 +360,26 @@ class Sender:
         return admitted
 
     async def _read(self, connection: Executor, sends: Sequence[Send], *, accounts: ReadAccounts) -> State:
-        """`read_state`, with today's fingerprint for the earlier delivery of a repeat, whichever key made its own."""
+        """`read_state`, with today's fingerprint for the request of a repeat, whichever key made its own."""
         state = await read_state(connection, sends, since=self._clock() - DAY, accounts=accounts)
-        for send in sends if state.deliveries else ():
-            earlier = state.deliveries.get((send.organization_id, send.request_id))
-            if earlier is None or earlier.request_fingerprint == send.request_fingerprint:
-                continue
-            destination = "" if send.resent else send.recipient.destination
-            if self._crypto.is_fingerprint_of(earlier.request_fingerprint, send.content, destination):
-                earlier.request_fingerprint = send.request_fingerprint
+        for send in sends if state.requests else ():
+            key = (send.organization_id, send.request_id)
+            if key in state.requests:
+                state.requests[key] = self._recognized(state.requests[key], send.request_fingerprint, send.content)
         return state
+
+    def _recognized(self, earlier: Request, fingerprint: bytes, content: str) -> Request:
+        """An accepted request, with this fingerprint if it said the same, whichever key made its own."""
+        same = self._crypto.is_fingerprint_of(earlier.fingerprint, content)
+        return earlier._replace(fingerprint=fingerprint) if same else earlier
+
+    async def _preview_repeat(self, request: SendRequest, preview: Preview, error: DomainError) -> Preview:
+        """The preview of a request that cannot be prepared: accepted without a charge if it was accepted before."""
+        try:
+            accepted = await self.find_repeat(request)
+        except DomainError as refusal:
+            return replace(preview, refusal=refusal)
+        return replace(preview, credits=0) if accepted else replace(preview, refusal=error)
 
     async def _decide_read_only(self, send: Send) -> Decision:
         async with transaction(self._pool) as connection:
@@ -387,11 +417,6 @@ class Sender:
         return segments(self._templates.render(message, now=now).text).count
 
 
-@lru_cache(maxsize=1024)
-def _identity(options: SendOptions) -> str:
-    return repr(options)
-
-
 async def read_state(
     connection: Executor,
     sends: Sequence[Send],
@@ -399,7 +424,7 @@ async def read_state(
     since: datetime,
     accounts: ReadAccounts = queue_lock_accounts,
 ) -> State:
-    """Read what decisions on these sends depend on, in one round trip (two with a resend).
+    """Read what decisions on these sends depend on, in one round trip (more with a repeat or a resend).
 
     `accounts` reads the accounts, before everything else; by default it locks them. The OTPs of resends are locked.
     """
@@ -413,10 +438,7 @@ async def read_state(
     }
     resent = {(send.organization_id, send.otp_id) for send in sends if send.resent}
     account_rows = await accounts(connection, (send.organization_id for send in sends))
-    earlier = await connection.execute(
-        SQL.find_requests,
-        {"organization_ids": texts(key[0] for key in requests), "request_ids": uuids(key[1] for key in requests)},
-    )
+    earlier = await queue_find_requests(connection, requests)
     recent = await connection.execute(
         SQL.find_recent_sends,
         {
@@ -429,8 +451,8 @@ async def read_state(
     unverified = await queue_read_unverified(connection, sends)
     state = State(await fetch_accounts(account_rows))
     state.unverified = await fetch_unverified(unverified)
-    for delivery in map(delivery_from_row, await earlier.fetchall()):
-        state.deliveries[delivery.organization_id, delivery.request_id] = delivery
+    state.requests = await fetch_requests(earlier)
+    state.answers = await read_answers(connection, state.requests)
     for organization_id, digest, create_time, purpose in await recent.fetchall():
         key = (organization_id, destinations[organization_id, digest])
         state.recent_sends.setdefault(key, []).append(RecentSend(create_time, purpose))
@@ -447,14 +469,14 @@ async def record(
     now: datetime,
     lease_expire_time: datetime,
 ) -> None:
-    """Write admitted sends: balances, ledger entries, OTPs, deliveries, outbox rows, unverified credits, notices.
+    """Write admitted sends: balances, entries, OTPs, deliveries, requests, outbox, unverified credits, notices.
 
     No other replica sends them before lease_expire_time. The statements and the COMMIT share one round trip.
     """
     changed = {each.send.organization_id for each in admitted}
     await write_balances(pipeline, [state.accounts[organization_id] for organization_id in changed])
     pipeline.flush()
-    statements = (SQL.insert_entries, SQL.insert_otps, SQL.insert_deliveries, SQL.insert_outbox)
+    statements = (SQL.insert_entries, SQL.insert_otps, SQL.insert_deliveries, SQL.insert_requests, SQL.insert_outbox)
     await _SENDS.write(pipeline, *statements, rows=admitted, now=now, lease_expire_time=lease_expire_time)
     await add_unverified(pipeline, admitted, state.unverified)
     await insert_low_balance_notices(pipeline, state.newly_low, now=now)

@@ -1,12 +1,3 @@
--- find_requests
--- Joined pair by pair: two ANY conditions would probe the index for every organization with every request_id.
-SELECT {delivery:deliveries}
-FROM unnest(%(organization_ids)s::text[], %(request_ids)s::uuid[]) AS wanted (organization_id, request_id)
-JOIN deliveries USING (organization_id, request_id)
-WHERE true
-    AND organization_id = ANY(%(organization_ids)s) -- shard
-;
-
 -- find_recent_sends
 SELECT organization_id, destination_digest, create_time, purpose
 FROM unnest(%(organization_ids)s::text[], %(digests)s::bytea[]) AS wanted (organization_id, destination_digest)
@@ -34,7 +25,7 @@ WITH unchanged AS MATERIALIZED (
         )
         AND NOT EXISTS (
             SELECT
-            FROM deliveries
+            FROM requests
             WHERE organization_id = %(organization_id)s AND request_id = %(request_id)s
         )
         AND NOT EXISTS (
@@ -67,6 +58,11 @@ WITH unchanged AS MATERIALIZED (
 )
     SELECT {new_otp:new}, %(now)s
     FROM {new_otp:row} AS new ({new_otp})
+    JOIN unchanged ON true
+), request AS (
+    INSERT INTO requests ({new_request}, answer_id, create_time)
+    SELECT {new_request:new}, delivery_id, %(now)s
+    FROM {requested:row} AS new ({requested})
     JOIN unchanged ON true
 ), job AS (
     INSERT INTO outbox ({new_outbox}, next_attempt_time)
@@ -112,6 +108,13 @@ WHERE is_new;
 INSERT INTO deliveries ({new_delivery}, create_time, update_time)
 SELECT {new_delivery}, %(now)s, %(now)s
 FROM {new_delivery:rows} AS new ({new_delivery});
+
+-- insert_requests
+-- A fallback was requested by no call.
+INSERT INTO requests ({new_request}, answer_id, create_time)
+SELECT {new_request}, delivery_id, %(now)s
+FROM {requested:rows} AS new ({requested})
+WHERE fingerprint <> '';
 
 -- insert_outbox
 INSERT INTO outbox ({new_outbox}, next_attempt_time)

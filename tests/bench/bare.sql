@@ -6,7 +6,7 @@ SELECT available_credits - 1 AS balance_after, last_sequence + 1 AS sequence, uu
 FROM accounts
 WHERE organization_id = 'bare'
 FOR NO KEY UPDATE \gset
-SELECT delivery_id FROM deliveries WHERE organization_id = 'bare' AND request_id = :request_id::uuid;
+SELECT answer_id FROM requests WHERE organization_id = 'bare' AND request_id = :request_id::uuid;
 SELECT count(*) FROM deliveries
 WHERE organization_id = 'bare' AND destination_digest = :digest::bytea AND create_time > now() - interval '1 day';
 UPDATE accounts SET available_credits = :balance_after, last_sequence = :sequence,
@@ -23,13 +23,15 @@ VALUES (
     now() + interval '10 minutes'
 );
 INSERT INTO deliveries (
-    organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
-    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, create_time, update_time
+    organization_id, delivery_id, otp_id, purpose, channel, destination_digest, destination_sealed,
+    masked_destination, credits, ledger_sequence, balance_after, create_time, update_time
 )
 VALUES (
-    'bare', :delivery_id::uuid, :otp_id::uuid, :request_id::uuid, :digest::bytea, 'login', 'EMAIL', :digest::bytea,
-    :digest::bytea, 'u***@example.com', 1, :sequence, :balance_after, now(), now()
+    'bare', :delivery_id::uuid, :otp_id::uuid, 'login', 'EMAIL', :digest::bytea, :digest::bytea,
+    'u***@example.com', 1, :sequence, :balance_after, now(), now()
 );
+INSERT INTO requests (organization_id, request_id, rpc, fingerprint, answer_id, create_time)
+VALUES ('bare', :request_id::uuid, 'SendOtp', :digest::bytea, :delivery_id::uuid, now());
 INSERT INTO outbox (organization_id, delivery_id, otp_id, next_attempt_time)
 VALUES ('bare', :delivery_id::uuid, :otp_id::uuid, now() + interval '1 minute');
 COMMIT;

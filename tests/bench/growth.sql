@@ -56,12 +56,16 @@ FROM sends(%(entries)s, greatest(%(first)s, %(first_kept)s), %(last)s, %(organiz
 
 -- insert_deliveries
 INSERT INTO deliveries (
-    organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
-    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, status, provider, create_time,
-    update_time
+    organization_id, delivery_id, otp_id, purpose, channel, destination_digest, destination_sealed,
+    masked_destination, credits, ledger_sequence, balance_after, status, provider, create_time, update_time
 )
-SELECT organization_id, delivery_id, otp_id, request_id, digest, 'login', 'EMAIL', digest, digest || digest || digest,
+SELECT organization_id, delivery_id, otp_id, 'login', 'EMAIL', digest, digest || digest || digest,
     'p***@example.com', 1, sequence, balance_after, 'SENT', 'console', create_time, create_time
+FROM sends(%(entries)s, greatest(%(first)s, %(first_kept)s), %(last)s, %(organizations)s, %(until)s);
+
+-- insert_requests
+INSERT INTO requests (organization_id, request_id, rpc, fingerprint, answer_id, create_time)
+SELECT organization_id, request_id, 'SendOtp', digest, delivery_id, create_time
 FROM sends(%(entries)s, greatest(%(first)s, %(first_kept)s), %(last)s, %(organizations)s, %(until)s);
 
 -- write_balances

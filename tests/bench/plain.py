@@ -112,7 +112,7 @@ class Plain:
         return {
             "organization_id": request.organization_id,
             "request_id": UUID(request.request_id),
-            "request_fingerprint": self.crypto.fingerprint(payload.hex(), b""),
+            "request_fingerprint": self.crypto.fingerprint(payload.hex()),
             "otp_id": new_id(),
             "delivery_id": new_id(),
             "purpose": request.purpose,
@@ -138,7 +138,14 @@ async def _charge(connection: Connection, send: dict[str, Any]) -> None:
     if recent or credits < send["credits"]:
         raise ValueError("a refused send is not measured")
     send |= {"sequence": sequence + 1, "balance_after": credits - send["credits"]}
-    for statement in (SQL.charge_credits, SQL.insert_entry, SQL.insert_otp, SQL.insert_delivery, SQL.insert_outbox):
+    for statement in (
+        SQL.charge_credits,
+        SQL.insert_entry,
+        SQL.insert_otp,
+        SQL.insert_delivery,
+        SQL.insert_request,
+        SQL.insert_outbox,
+    ):
         await connection.execute(statement, send)
 
 

@@ -5,8 +5,8 @@ WHERE organization_id = %(organization_id)s
 FOR NO KEY UPDATE;
 
 -- find_request
-SELECT delivery_id
-FROM deliveries
+SELECT answer_id
+FROM requests
 WHERE organization_id = %(organization_id)s AND request_id = %(request_id)s;
 
 -- count_recent_sends
@@ -43,14 +43,17 @@ VALUES (
 
 -- insert_delivery
 INSERT INTO deliveries (
-    organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel, destination_digest,
-    destination_sealed, masked_destination, credits, ledger_sequence, balance_after, create_time, update_time
+    organization_id, delivery_id, otp_id, purpose, channel, destination_digest, destination_sealed,
+    masked_destination, credits, ledger_sequence, balance_after, create_time, update_time
 )
 VALUES (
-    %(organization_id)s, %(delivery_id)s, %(otp_id)s, %(request_id)s, %(request_fingerprint)s, %(purpose)s, %(channel)s,
-    %(destination_digest)s, %(destination_sealed)s, %(masked_destination)s, %(credits)s, %(sequence)s,
-    %(balance_after)s, %(now)s, %(now)s
+    %(organization_id)s, %(delivery_id)s, %(otp_id)s, %(purpose)s, %(channel)s, %(destination_digest)s,
+    %(destination_sealed)s, %(masked_destination)s, %(credits)s, %(sequence)s, %(balance_after)s, %(now)s, %(now)s
 );
+
+-- insert_request
+INSERT INTO requests (organization_id, request_id, rpc, fingerprint, answer_id, create_time)
+VALUES (%(organization_id)s, %(request_id)s, 'SendOtp', %(request_fingerprint)s, %(delivery_id)s, %(now)s);
 
 -- insert_outbox
 INSERT INTO outbox (organization_id, delivery_id, otp_id, next_attempt_time)

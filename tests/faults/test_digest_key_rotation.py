@@ -88,8 +88,8 @@ def let_two_days_pass(database_url: str) -> None:
     """For the sends under the key without an id, whose fingerprints begin with its length: 0."""
     with psycopg.connect(database_url) as connection:
         connection.execute(
-            "UPDATE deliveries SET create_time = create_time - interval '2 days'"
-            " WHERE get_byte(request_fingerprint, 0) = 0"
+            "UPDATE requests SET create_time = create_time - interval '2 days'"
+            " WHERE fingerprint <> '' AND get_byte(fingerprint, 0) = 0 AND rpc IN ('SendOtp', 'ResendOtp')"
         )
 
 

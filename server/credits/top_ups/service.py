@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 
-from server.credits.accounts import MAXIMUM_CREDITS
+from server.credits.accounts import MAXIMUM_CREDITS, Request, find_answer, insert_request
 from server.credits.pricing import Pricing, Quote
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError
@@ -19,14 +19,14 @@ from server.credits.top_ups.state_machine import IN_WORK, TopUp, TopUpStatus, st
 from server.credits.top_ups.store import (
     NEWEST,
     TopUpStore,
-    find_by_request_id,
     find_due_top_ups,
+    find_top_up,
     find_unfinished,
     insert_top_up,
     list_top_ups,
 )
 from server.credits.top_ups.worker import TopUpWorker
-from server.errors import BalanceAboveMaximum, RequestIdReused, TopUpAlreadyOpen, TopUpNotCancelable
+from server.errors import BalanceAboveMaximum, RequestIdExpired, TopUpAlreadyOpen, TopUpNotCancelable
 from server.ids import new_id
 from server.logs import safe_traceback
 from server.postgres.pool import Connection, acquire, retry_transient, transaction
@@ -73,7 +73,7 @@ class TopUps:
 
         A repeat with the same request_id returns the same top-up. Cancelling the call does not stop the work.
         Raises TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, BalanceAboveMaximum,
-        RequestIdReused.
+        RequestIdReused, RequestIdExpired.
         """
 
         async def once() -> TopUp:
@@ -156,10 +156,13 @@ class TopUps:
     async def _record(self, connection: Connection, purchase: Purchase, *, created_by: str) -> TopUp:
         # The account's lock serializes purchases; the unique constraints enforce the same rules.
         account = await self._store.lock_account(connection, purchase.organization_id)
-        earlier = await find_by_request_id(connection, purchase.organization_id, purchase.request_id)
-        if earlier is not None:
-            if earlier.request_fingerprint != purchase.fingerprint():
-                raise RequestIdReused
+        key, now, top_up_id = (purchase.organization_id, purchase.request_id), self._store.clock(), new_id()
+        request = Request("CreateTopUp", purchase.fingerprint(), top_up_id)
+        answer = await find_answer(connection, key, request, oldest=now - self._store.terms.request_life)
+        if answer is not None:
+            earlier = await find_top_up(connection, purchase.organization_id, answer)
+            if earlier is None:
+                raise RequestIdExpired
             return earlier
         quote = self._pricing.quote(credits=purchase.credits, currency_code=purchase.currency_code)
         unfinished = await find_unfinished(connection, purchase.organization_id)
@@ -169,16 +172,17 @@ class TopUps:
             )
         if account.available_credits + quote.credits > MAXIMUM_CREDITS:
             raise BalanceAboveMaximum(maximum_credits=MAXIMUM_CREDITS)
-        top_up = self._new(purchase, quote, created_by=created_by)
+        top_up = self._new(purchase, quote, top_up_id, created_by=created_by)
         await insert_top_up(connection, top_up)
+        await insert_request(connection, key, request, now=now)
         await connection.execute(
             SQL.set_default_alert_email,
             {"organization_id": purchase.organization_id, "alert_email": purchase.billing_email},
         )
         return top_up
 
-    def _new(self, purchase: Purchase, quote: Quote, *, created_by: str) -> TopUp:
-        now, top_up_id, terms = self._store.clock(), new_id(), self._store.terms
+    def _new(self, purchase: Purchase, quote: Quote, top_up_id: UUID, *, created_by: str) -> TopUp:
+        now, terms = self._store.clock(), self._store.terms
         order = InvoiceOrder(
             environment=terms.environment,
             organization_id=purchase.organization_id,
@@ -199,8 +203,6 @@ class TopUps:
             end_status=None,
             failure_reason="",
             flags=(),
-            request_id=purchase.request_id,
-            request_fingerprint=purchase.fingerprint(),
             credits=quote.credits,
             currency_code=purchase.currency_code,
             unit_price=quote.unit_price.amount,

@@ -77,8 +77,6 @@ class TopUp:
     """A stable word, set in FAILED and REVIEW and in a CANCELING that leads to one of them; empty otherwise."""
     flags: tuple[str, ...]
     """Values of TopUpFlag."""
-    request_id: UUID
-    request_fingerprint: bytes
     credits: int
     currency_code: str
     unit_price: Decimal
@@ -126,6 +124,8 @@ class TopUpTerms:
     """The time after a worker's last step until another may take over; longer than one Stripe call takes."""
     key_lifetime: timedelta = timedelta(hours=23)
     """How long a key is reused. Stripe keeps idempotency keys for 24 hours."""
+    request_life: timedelta = timedelta(days=90)
+    """A new purchase whose time-ordered request_id is older is refused: its first answer may have been removed."""
 
 
 def decide(top_up: TopUp, invoice: Invoice, terms: TopUpTerms, *, now: datetime) -> TopUp:

@@ -210,7 +210,7 @@ class TopUpStore:
 
 
 async def insert_top_up(connection: Connection, top_up: TopUp) -> None:
-    """Insert a new top-up. Unique constraints reject a second unfinished one and a second one with its request_id."""
+    """Insert a new top-up. A unique constraint rejects a second unfinished one."""
     await connection.execute(SQL.insert_top_up, _values(top_up))
 
 
@@ -233,15 +233,6 @@ async def list_top_ups(
         {"organization_id": organization_id, "statuses": list(statuses), "before": before, "limit": limit},
     )
     return [_top_up(row) for row in await cursor.fetchall()]
-
-
-async def find_by_request_id(connection: Connection, organization_id: str, request_id: UUID) -> TopUp | None:
-    """The top-up that was created with this request_id, or None."""
-    cursor = await connection.execute(
-        SQL.find_by_request_id, {"organization_id": organization_id, "request_id": request_id}
-    )
-    row = await cursor.fetchone()
-    return await find_top_up(connection, organization_id, row[0]) if row else None
 
 
 async def find_unfinished(connection: Connection, organization_id: str) -> TopUp | None:

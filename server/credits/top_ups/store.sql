@@ -1,9 +1,9 @@
 -- insert_top_up
 INSERT INTO top_ups (
-    organization_id, top_up_id, request_id, request_fingerprint, status, credits, currency_code, unit_price, total,
+    organization_id, top_up_id, status, credits, currency_code, unit_price, total,
     created_by, create_time, stripe_parameters, attempt_time, next_check_time
 ) VALUES (
-    %(organization_id)s, %(top_up_id)s, %(request_id)s, %(request_fingerprint)s, %(status)s, %(credits)s,
+    %(organization_id)s, %(top_up_id)s, %(status)s, %(credits)s,
     %(currency_code)s, %(unit_price)s, %(total)s, %(created_by)s, %(create_time)s, %(stripe_parameters)s,
     %(attempt_time)s, %(next_check_time)s
 );
@@ -28,11 +28,6 @@ WHERE organization_id = %(organization_id)s
     AND top_up_id < %(before)s
 ORDER BY top_up_id DESC
 LIMIT %(limit)s;
-
--- find_by_request_id
-SELECT top_up_id
-FROM top_ups
-WHERE organization_id = %(organization_id)s AND request_id = %(request_id)s;
 
 -- find_unfinished
 SELECT top_up_id

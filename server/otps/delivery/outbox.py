@@ -126,8 +126,8 @@ def stored_job(
     send = send_again(
         OtpRecord(otp, ()),
         recipient,
-        request_id=delivery.request_id,
-        request_fingerprint=delivery.request_fingerprint,
+        request_id=delivery.delivery_id,
+        request_fingerprint=b"",
         delivery_id=delivery.delivery_id,
         fallbacks_sealed=fallbacks_sealed,
     )

@@ -146,7 +146,7 @@ class Outcomes:
             yield send_again(
                 job.send.resent or job.admitted.record,
                 recipient,
-                # No call requested this send, but every delivery needs a unique request_id.
+                # No call requested this send: nothing is stored of a request without a fingerprint.
                 request_id=delivery_id,
                 request_fingerprint=b"",
                 delivery_id=delivery_id,

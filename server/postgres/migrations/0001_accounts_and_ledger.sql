@@ -1,4 +1,5 @@
--- Accounts with their credits, the ledger of every change with its MACs, and the notices to billing contacts.
+-- Accounts with their credits, the ledger of every change with its MACs, the requests that made the changes, and the
+-- notices to billing contacts.
 --
 -- Each table of an organization's rows has organization_id in every key, so that Citus can shard the tables by it.
 -- Constraints are named as the sentences that they enforce: they are the last check of the money rules.
@@ -12,6 +13,8 @@ CREATE DOMAIN entry_count AS bigint CONSTRAINT entries_are_counted CHECK (VALUE 
 CREATE DOMAIN entry_sequence AS bigint CONSTRAINT sequence_begins_at_1 CHECK (VALUE >= 1);
 CREATE DOMAIN entry_kind AS text CONSTRAINT kind_is_known CHECK (VALUE IN ('TOP_UP', 'SEND', 'REFUND', 'ADJUSTMENT'));
 CREATE DOMAIN entry_credits AS bigint CONSTRAINT an_entry_changes_the_balance CHECK (VALUE <> 0);
+CREATE DOMAIN spending_rpc AS text
+    CONSTRAINT rpc_is_known CHECK (VALUE IN ('SendOtp', 'ResendOtp', 'CreateTopUp', 'AdjustCredits'));
 
 CREATE TABLE accounts (
     organization_id text NOT NULL,
@@ -79,6 +82,25 @@ CREATE TABLE ledger_days (
     CONSTRAINT a_mac_has_its_key CHECK ((mac IS NULL) = (key_id IS NULL))
 );
 CREATE UNIQUE INDEX one_unfinished_day ON ledger_days ((mac IS NULL)) WHERE mac IS NULL;
+
+-- The request_ids of all calls that change a balance, in one table: a repeat is found whatever else has changed or was
+-- removed since.
+--
+-- answer_id is what the first call made: a delivery, a top-up, or an adjustment's ledger entry.
+--
+-- request_id comes first in the key: callers that use time-ordered UUIDs add at its end, for any number of organizations.
+-- Rows are also added at the end of the index by time, which retention needs. BRIN would be smaller, but would find
+-- nearly all rows once removed rows have made room for new ones: a range of pages never forgets its oldest time.
+CREATE TABLE requests (
+    organization_id text NOT NULL,
+    request_id uuid NOT NULL,
+    rpc spending_rpc NOT NULL,
+    fingerprint bytea NOT NULL,
+    answer_id uuid NOT NULL,
+    create_time timestamptz NOT NULL,
+    PRIMARY KEY (request_id, organization_id)
+) WITH (vacuum_truncate = off);
+CREATE INDEX requests_by_time ON requests (create_time);
 
 -- The outbox of mails to the billing contact. The unique constraint admits one notice per cause, even when the work
 -- that causes it is repeated.

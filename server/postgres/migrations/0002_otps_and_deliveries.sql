@@ -49,8 +49,6 @@ CREATE TABLE deliveries (
     organization_id text NOT NULL,
     delivery_id uuid NOT NULL,
     otp_id uuid NOT NULL,
-    request_id uuid NOT NULL,
-    request_fingerprint bytea NOT NULL,
     purpose text NOT NULL,
     channel channel_name NOT NULL,
     destination_digest bytea NOT NULL,
@@ -76,7 +74,6 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_of_an_otp ON deliveries (otp_id, organization_id);
 CREATE INDEX deliveries_to_a_destination ON deliveries (destination_digest, organization_id, create_time);
 
-CREATE INDEX deliveries_of_a_request ON deliveries (request_id, organization_id);
 
 -- What organizations sent on days whose OTPs and deliveries were removed, in part or all; kept for good. The usage of a
 -- day is what is here and what the remaining deliveries make.

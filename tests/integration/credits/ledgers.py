@@ -38,10 +38,10 @@ async def send(
             connection, account, kind=LedgerEntryKind.SEND, credits=-credits, reference_id=delivery_id, now=now
         )
         await connection.execute(
-            "INSERT INTO deliveries (organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose,"
+            "INSERT INTO deliveries (organization_id, delivery_id, otp_id, purpose,"
             " channel, destination_digest, masked_destination, credits, ledger_sequence, balance_after, status,"
             " refunded, create_time, update_time)"
-            " VALUES (%(organization_id)s, %(id)s, %(id)s, %(id)s, '', 'login', 'SMS', '', '', %(credits)s,"
+            " VALUES (%(organization_id)s, %(id)s, %(id)s, 'login', 'SMS', '', '', %(credits)s,"
             " %(sequence)s, %(balance_after)s, 'FAILED', %(refunded)s, %(now)s, %(now)s)",
             {
                 "organization_id": organization_id,
@@ -81,10 +81,10 @@ async def buy(pool: Pool, organization_id: str, *, audit_keys: AuditKeys | None 
             audit_keys=audit_keys,
         )
         await connection.execute(
-            "INSERT INTO top_ups (organization_id, top_up_id, request_id, request_fingerprint, status, credits,"
+            "INSERT INTO top_ups (organization_id, top_up_id, status, credits,"
             " currency_code, unit_price, total, created_by, create_time, stripe_parameters, attempt_time,"
             " stripe_invoice_id, paid_time, next_check_time)"
-            " VALUES (%(organization_id)s, %(id)s, %(id)s, '', 'PAID', 1000, 'IDR', 150, 150000, '', %(now)s, '{}',"
+            " VALUES (%(organization_id)s, %(id)s, 'PAID', 1000, 'IDR', 150, 150000, '', %(now)s, '{}',"
             " %(now)s, 'in_1', %(now)s, %(now)s)",
             {"organization_id": organization_id, "id": top_up_id, "now": NOW},
         )

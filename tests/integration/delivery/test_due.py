@@ -21,9 +21,9 @@ COMPLETE_DELIVERIES = """
 INSERT INTO otps (organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length,
     context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)
 SELECT organization_id, otp_id, 'login', '', '', 'first', 6, '', '', '{}', 5, now(), now() FROM outbox;
-INSERT INTO deliveries (organization_id, delivery_id, otp_id, request_id, request_fingerprint, purpose, channel,
+INSERT INTO deliveries (organization_id, delivery_id, otp_id, purpose, channel,
     destination_digest, masked_destination, credits, ledger_sequence, balance_after, create_time, update_time)
-SELECT organization_id, delivery_id, otp_id, delivery_id, '', 'login', 'EMAIL', '', '', 1, 1, 1, now(), now()
+SELECT organization_id, delivery_id, otp_id, 'login', 'EMAIL', '', '', 1, 1, 1, now(), now()
 FROM outbox;
 """
 

@@ -61,8 +61,8 @@ async def test_a_preview_writes_nothing_and_charges_nothing(harness: DeliveryHar
 
 
 async def test_the_preview_of_a_repeat_costs_nothing(harness: DeliveryHarness) -> None:
-    accepted = await harness.send(SMS)
-    same = {"request_id": accepted.delivery.request_id}
+    same = {"request_id": uuid4()}
+    await harness.send(SMS, **same)
 
     repeat, other = await harness.preview(SMS, **same), await harness.preview(SMS, **same, purpose="payment")
 

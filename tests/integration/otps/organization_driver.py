@@ -100,11 +100,11 @@ class OrganizationDriver:
             *(answer_of(self._send(request, self.replicas[number % 2])) for number, request in enumerate(requests))
         )
         # The order of concurrent calls is unknown; the balances after them show it.
-        answers.sort(key=lambda answer: -answer.delivery.balance_after if isinstance(answer, Accepted) else 1)
-        accepted = [answer for answer in answers if isinstance(answer, Accepted)]
-        by_request = {request.request_id: request for request in requests}
-        in_order = [by_request.pop(answer.delivery.request_id) for answer in accepted]
-        self._compare_sends(answers, [self._expected(request) for request in [*in_order, *by_request.values()]])
+        decided = sorted(
+            zip(answers, requests, strict=True),
+            key=lambda pair: -pair[0].delivery.balance_after if isinstance(pair[0], Accepted) else 1,
+        )
+        self._compare_sends([answer for answer, _ in decided], [self._expected(request) for _, request in decided])
 
     async def resend(self, number: int) -> None:
         otp = self.otps[number]

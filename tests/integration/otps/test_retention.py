@@ -34,6 +34,7 @@ from tests.integration.otps.replica import ManualClock, Replica, count_rows, fun
 PERIODS = RetentionPeriods(
     destinations=timedelta(days=30),
     records=timedelta(days=90),
+    requests=timedelta(days=90),
     guess_window=timedelta(days=1),
     unverified_window=timedelta(days=2),
 )
@@ -115,13 +116,12 @@ async def test_a_week_is_removed_after_its_period_and_its_ledger_entries_stay(re
     await replica.record_outcome(again, OutcomeKind.REJECTED_DESTINATION)
     before = await ledger(pool)
 
-    young = await total(remove_otps(pool, before=end_of_week() - timedelta(seconds=1), limit=1))
-    left = await count_rows(pool, "deliveries")
-    removed = await total(remove_otps(pool, before=end_of_week(), limit=1))
+    (job,) = [job for job in retention_jobs(pool, PERIODS) if job.name == "retention of otps"]
+    due = end_of_week() + PERIODS.records
+    removed = [await job.run(due + timedelta(seconds=seconds)) for seconds in (-1, 0, 0)]
 
-    assert (young, left, removed) == (0, 4, 2)
+    assert removed == [0, 2, 0]
     assert [await count_rows(pool, table) for table in ("otps", "deliveries", "outbox")] == [0, 0, 0]
-    assert await apply_retention(pool, now=end_of_week() + PERIODS.records) == 0
     assert await ledger(pool) == before
 
 

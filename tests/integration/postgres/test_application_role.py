@@ -56,11 +56,11 @@ ENTRY = (
 )
 SECOND_TOP_UP = f"""
     INSERT INTO top_ups (
-        organization_id, top_up_id, request_id, request_fingerprint, status, credits, currency_code, unit_price, total,
-        created_by, create_time, stripe_parameters, attempt_time, next_check_time
+        organization_id, top_up_id, status, credits, currency_code, unit_price, total, created_by, create_time,
+        stripe_parameters, attempt_time, next_check_time
     )
-    SELECT organization_id, gen_random_uuid(), gen_random_uuid(), '', 'CREATING', credits, currency_code, unit_price,
-        total, created_by, create_time, stripe_parameters, attempt_time, next_check_time
+    SELECT organization_id, gen_random_uuid(), 'CREATING', credits, currency_code, unit_price, total, created_by,
+        create_time, stripe_parameters, attempt_time, next_check_time
     FROM top_ups
     WHERE top_up_id = '{PAID}'
 """  # noqa: S608 - a constant of this file
@@ -149,11 +149,11 @@ def _fill(owner: psycopg.Connection) -> None:
         (CANCELED, "CANCELED", None, NOW),
     ):
         owner.execute(
-            "INSERT INTO top_ups (organization_id, top_up_id, request_id, request_fingerprint, status, credits,"
+            "INSERT INTO top_ups (organization_id, top_up_id, status, credits,"
             " currency_code, unit_price, total, created_by, create_time, stripe_parameters, attempt_time,"
             " next_check_time, stripe_invoice_id, paid_time, cancel_time)"
-            " VALUES ('acme', %s, %s, '', %s, 1000, 'IDR', 150, 150000, 'ann', %s, %s, %s, %s, %s, %s, %s)",
-            [top_up_id, uuid4(), status, NOW, Jsonb({}), NOW, NOW, f"in_{status}", paid, canceled],
+            " VALUES ('acme', %s, %s, 1000, 'IDR', 150, 150000, 'ann', %s, %s, %s, %s, %s, %s, %s)",
+            [top_up_id, status, NOW, Jsonb({}), NOW, NOW, f"in_{status}", paid, canceled],
         )
 
 

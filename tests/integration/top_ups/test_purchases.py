@@ -70,9 +70,10 @@ async def test_a_repeated_request_returns_the_same_purchase(driver: TopUpDriver)
 
 
 async def test_a_request_id_with_other_contents_is_refused(driver: TopUpDriver) -> None:
-    opened = await driver.buy()
+    request_id = uuid4()
+    await driver.buy(request_id=request_id)
     with pytest.raises(RequestIdReused):
-        await driver.buy(request_id=opened.request_id, credits=2000)
+        await driver.buy(request_id=request_id, credits=2000)
 
 
 async def test_of_two_simultaneous_purchases_one_becomes_an_invoice(driver: TopUpDriver) -> None:

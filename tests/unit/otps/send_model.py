@@ -29,7 +29,7 @@ class SendModel:
     def decide(self, send: Send, now: datetime) -> tuple[object, ...]:
         for sequence, (_, earlier, balance_after) in enumerate(self.accepted, start=1):
             if earlier.request_id == send.request_id:
-                if earlier.request_fingerprint != send.request_fingerprint:
+                if (earlier.rpc, earlier.request_fingerprint) != (send.rpc, send.request_fingerprint):
                     return ("RequestIdReused",)
                 return ("Replayed", sequence, balance_after, balance_after < self.low_balance_threshold)
         if refusal := self._refusal(send, now):

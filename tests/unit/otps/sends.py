@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from server.credits.accounts import Account
+from server.credits.accounts import Account, Request, RequestKey
 from server.errors import RetryLater
 from server.otps.admission import (
     Admitted,
@@ -81,12 +81,14 @@ class SendStore:
     accounts: dict[str, Account]
     otp_statuses: dict[tuple[str, UUID], OtpStatus] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
+    requests: dict[RequestKey, Request] = field(default_factory=dict)
 
     def admit(self, sends: Sequence[Send], *, now: datetime, limits: SendLimits) -> list[Decision]:
         state = self._read(sends)
         decisions = admit(sends, state, now=now, limits=limits)
-        admitted = [decision.delivery for decision in decisions if isinstance(decision, Admitted)]
-        self.deliveries += admitted
+        admitted = [decision.send for decision in decisions if isinstance(decision, Admitted)]
+        self.requests |= {(send.organization_id, send.request_id): send.request for send in admitted}
+        self.deliveries += [decision.delivery for decision in decisions if isinstance(decision, Admitted)]
         self.accounts |= {one.organization_id: state.accounts[one.organization_id] for one in admitted}
         return decisions
 
@@ -94,8 +96,9 @@ class SendStore:
         organization_ids = {send.organization_id for send in sends}
         state = State({key: deepcopy(account) for key, account in self.accounts.items() if key in organization_ids})
         state.otp_statuses = dict(self.otp_statuses)
+        state.requests = dict(self.requests)
         for delivery in self.deliveries:
-            state.deliveries[delivery.organization_id, delivery.request_id] = delivery
+            state.answers[delivery.delivery_id] = delivery
             destination = (delivery.organization_id, delivery.destination_digest)
             recent = state.recent_sends.setdefault(destination, [])
             recent.append(RecentSend(delivery.create_time, delivery.purpose))

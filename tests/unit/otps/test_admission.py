@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from datetime import datetime, timedelta
-from uuid import UUID
 
 import pytest
 
@@ -126,7 +125,7 @@ def test_a_balance_that_becomes_low_in_a_batch_is_listed_once() -> None:
 
 
 def test_the_delivery_has_the_ids_credits_and_time_of_its_send() -> None:
-    send = a_send(request_id=7, fingerprint=b"f", credits=2)
+    send = a_send(credits=2)
     (decision,) = admit([send], State({"acme": an_account(credits=5)}), now=START, limits=NO_LIMITS)
     assert isinstance(decision, Admitted)
     delivery = decision.delivery
@@ -135,5 +134,4 @@ def test_the_delivery_has_the_ids_credits_and_time_of_its_send() -> None:
         send.delivery_id,
         send.otp_id,
     )
-    assert (delivery.request_id, delivery.request_fingerprint) == (UUID(int=7), b"f")
     assert (delivery.credits, delivery.balance_after, delivery.create_time) == (2, 3, START)

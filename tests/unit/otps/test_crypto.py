@@ -64,7 +64,6 @@ def test_a_digest_key_without_an_id_makes_the_digests_of_before_digest_keys_had_
     assert before.digest("bob@example.com") == after.digest("bob@example.com")
     assert before.digest("bob@example.com") == keyed(b"pulsa digest", b"bob@example.com")
     assert before.context_digest("IDR 100", "k1") == keyed(b"pulsa digest", b"IDR 100")
-    assert is_fingerprint_of(before, keyed(b"pulsa fingerprint", b"a serialized request"))
 
 
 def test_the_same_otp_has_the_same_code_on_every_replica_and_at_every_time() -> None:
@@ -106,35 +105,11 @@ def test_a_context_has_a_digest_by_the_key_of_its_code() -> None:
             CRYPTO.context_digest("IDR 100", key_id)
 
 
-def fingerprint_of(crypto: Crypto, content: str = "login", destination: str = "bob@example.com") -> bytes:
-    digest = crypto.digest(destination) if destination else b""
-    return crypto.fingerprint(content, digest)
-
-
-def is_fingerprint_of(
-    crypto: Crypto, fingerprint: bytes, content: str = "login", destination: str = "bob@example.com"
-) -> bool:
-    return crypto.is_fingerprint_of(fingerprint, content, destination)
-
-
 def test_digests_and_fingerprints_depend_on_the_digest_secret_alone() -> None:
     same = Crypto({"other": NEW}, digest_secrets={"d1": DIGEST})
     foreign = Crypto({"k1": OLD, "k2": NEW}, digest_secrets={"d1": OLD})
     assert CRYPTO.digest("bob@example.com") == same.digest("bob@example.com") != foreign.digest("bob@example.com")
-    assert fingerprint_of(CRYPTO) == fingerprint_of(same) != fingerprint_of(foreign)
-
-
-def test_a_fingerprint_is_that_of_its_content_and_destination() -> None:
-    requests = [
-        ("login", "bob@example.com"),
-        ("payment", "bob@example.com"),
-        ("login", "ann@example.com"),
-        ("login", ""),
-    ]
-    made = [fingerprint_of(CRYPTO, *request) for request in requests]
-    assert [[is_fingerprint_of(CRYPTO, one, *request) for request in requests] for one in made] == [
-        [number == other for other in range(len(requests))] for number in range(len(made))
-    ]
+    assert CRYPTO.fingerprint("login") == same.fingerprint("login") != foreign.fingerprint("login")
 
 
 @pytest.mark.parametrize("first", ["", "d1"])
@@ -146,19 +121,16 @@ def test_replicas_at_neighbouring_steps_of_a_rotation_of_digest_keys_find_each_o
     text = "bob@example.com"
     for one, other in pairwise((old, known, used, new)):
         assert {one.digest(text), one.other_digest(text)} & {other.digest(text), other.other_digest(text)} - {b""}
-        assert is_fingerprint_of(one, fingerprint_of(other))
-        assert is_fingerprint_of(other, fingerprint_of(one))
-        assert not is_fingerprint_of(one, fingerprint_of(other, "payment"))
+        assert one.is_fingerprint_of(other.fingerprint(text), text)
+        assert other.is_fingerprint_of(one.fingerprint(text), text)
+        assert not one.is_fingerprint_of(other.fingerprint("ann@example.com"), text)
     assert [crypto.digest(text) for crypto in (known, used)] == [old.digest(text), new.digest(text)]
     assert (old.other_digest(text), new.other_digest(text)) == (b"", b"")
 
 
 def test_a_request_id_whose_digest_key_was_removed_is_that_of_a_repeat() -> None:
     after = Crypto({"k1": OLD}, digest_secrets={"d2": NEW})
-    before = Crypto({"k1": OLD}, digest_secrets={"": OLD})
-    assert is_fingerprint_of(after, fingerprint_of(CRYPTO))
-    assert is_fingerprint_of(after, fingerprint_of(before))
-    assert not is_fingerprint_of(after, b"")
+    assert after.is_fingerprint_of(CRYPTO.fingerprint("login"), "whatever it says")
 
 
 def test_a_sealed_value_opens_for_its_organization_only() -> None:

@@ -52,6 +52,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
     Repeat with the same request_id; another server answers.
     """
+    ERROR_REASON_REQUEST_ID_EXPIRED: _ErrorReason.ValueType  # 12
+    """FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or its answer was removed.
+    Whether it was accepted then is not known any more; nothing was changed now.
+    """
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
     ERROR_REASON_TOP_UP_BELOW_MINIMUM: _ErrorReason.ValueType  # 21
@@ -139,6 +143,10 @@ charged. Repeat with the same request_id.
 ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 11
 """UNAVAILABLE with RetryInfo. The server is stopping and did not begin the call, or could not finish it in time.
 Repeat with the same request_id; another server answers.
+"""
+ERROR_REASON_REQUEST_ID_EXPIRED: ErrorReason.ValueType  # 12
+"""FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or its answer was removed.
+Whether it was accepted then is not known any more; nothing was changed now.
 """
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The account cannot pay. Metadata: `required_credits`, `available_credits`."""
