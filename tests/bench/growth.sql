@@ -10,7 +10,7 @@ FROM (
     WHERE contype IN ('p', 'u') AND conrelid::regclass::text = ANY(%(tables)s)
     UNION ALL
     SELECT 1, indexrelid, indrelid::regclass::text, format('DROP INDEX %%s', indexrelid::regclass),
-        pg_get_indexdef(indexrelid)
+        replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ')  -- of all partitions
     FROM pg_index
     WHERE indrelid::regclass::text = ANY(%(tables)s)
         AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
@@ -39,6 +39,12 @@ FROM (
     ) AS timed
 ) AS hashed
 $$;
+
+-- create_partitions
+-- Of the 80 days whose sends have OTPs and deliveries.
+SELECT create_partition(parent, week::date)
+FROM unnest(ARRAY['otps', 'deliveries']) AS parent
+CROSS JOIN generate_series(date_trunc('week', now() - interval '12 weeks'), now(), interval '1 week') AS week;
 
 -- insert_ledger_entries
 INSERT INTO ledger_entries (organization_id, sequence, kind, credits, balance_after, reference_id, create_time)

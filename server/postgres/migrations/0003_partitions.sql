@@ -21,48 +21,55 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 SELECT (lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0') || '70008000000000000000')::uuid
 $$;
 
--- Make the partitions of this week and of the next two; returns how many were made.
---
--- A default partition takes the ids of every other time: those of a clock that was far off, and new ones if this was not
--- called for two weeks. Rows of a week that gets its partition late are moved to it.
-CREATE FUNCTION create_partitions(parent text) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
+-- A default partition takes the ids of every time without a partition: those of a clock that was far off, and new ones
+-- if create_partitions() was not called for two weeks.
+DO $$
 DECLARE
-    this_week timestamp := date_trunc('week', now() AT TIME ZONE 'UTC');
-    week timestamp;
-    partition text;
-    begin_id uuid;
-    end_id uuid;
-    made integer := 0;
+    parent text;
 BEGIN
-    IF to_regclass(format('public.%I', parent || '_default')) IS NULL THEN
+    FOREACH parent IN ARRAY ARRAY['otps', 'deliveries'] LOOP
         EXECUTE format(
-            'CREATE TABLE public.%I PARTITION OF public.%I DEFAULT WITH (%s)',
-            parent || '_default', parent, public.partition_options(parent)
+            'CREATE TABLE %I PARTITION OF %I DEFAULT WITH (%s)', parent || '_default', parent, partition_options(parent)
         );
-    END IF;
-    FOR week IN SELECT generate_series(this_week, this_week + interval '2 weeks', interval '1 week') LOOP
-        partition := parent || to_char(week, '"_"YYYYMMDD');
-        CONTINUE WHEN to_regclass(format('public.%I', partition)) IS NOT NULL;
-        begin_id := public.first_id(week AT TIME ZONE 'UTC');
-        end_id := public.first_id((week + interval '1 week') AT TIME ZONE 'UTC');
-        EXECUTE format(
-            'CREATE TABLE public.%I (LIKE public.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS) WITH (%s)',
-            partition, parent, public.partition_options(parent)
-        );
-        EXECUTE format('LOCK TABLE public.%I IN ACCESS EXCLUSIVE MODE', parent || '_default');
-        EXECUTE format(
-            'WITH late AS (DELETE FROM public.%I WHERE otp_id >= $1 AND otp_id < $2 RETURNING *)'
-            ' INSERT INTO public.%I SELECT * FROM late', parent || '_default', partition
-        ) USING begin_id, end_id;
-        EXECUTE format(
-            'ALTER TABLE public.%I ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',
-            parent, partition, begin_id, end_id
-        );
-        made := made + 1;
     END LOOP;
-    RETURN made;
 END
+$$;
+
+-- Make the partition of the week that begins at `week`, unless it exists; returns whether it did not. Rows of the week
+-- that are in the default partition are moved to it.
+CREATE FUNCTION create_partition(parent text, week date) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    partition text := parent || to_char(week, '"_"YYYYMMDD');
+    begin_id uuid := public.first_id(week::timestamp AT TIME ZONE 'UTC');
+    end_id uuid := public.first_id((week + interval '1 week') AT TIME ZONE 'UTC');
+BEGIN
+    IF to_regclass(format('public.%I', partition)) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    EXECUTE format(
+        'CREATE TABLE public.%I (LIKE public.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS) WITH (%s)',
+        partition, parent, public.partition_options(parent)
+    );
+    EXECUTE format('LOCK TABLE public.%I IN ACCESS EXCLUSIVE MODE', parent || '_default');
+    EXECUTE format(
+        'WITH late AS (DELETE FROM public.%I WHERE otp_id >= $1 AND otp_id < $2 RETURNING *)'
+        ' INSERT INTO public.%I SELECT * FROM late', parent || '_default', partition
+    ) USING begin_id, end_id;
+    EXECUTE format(
+        'ALTER TABLE public.%I ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',
+        parent, partition, begin_id, end_id
+    );
+    RETURN true;
+END
+$$;
+
+-- Make the partitions of this week and of the next two; returns how many were missing.
+CREATE FUNCTION create_partitions(parent text) RETURNS integer
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
+SELECT count(*) FILTER (WHERE public.create_partition(parent, week::date))
+FROM (SELECT date_trunc('week', now() AT TIME ZONE 'UTC') AS this_week) AS clock
+CROSS JOIN generate_series(this_week, this_week + interval '2 weeks', interval '1 week') AS week
 $$;
 
 -- Remove the oldest week of `parent` if it ended before `before`; returns whether there was one. A week's deliveries are
@@ -82,7 +89,8 @@ BEGIN
     SELECT min(relname) INTO partition
     FROM pg_inherits
     JOIN pg_class ON pg_class.oid = inhrelid
-    WHERE inhparent = to_regclass(format('public.%I', parent)) AND relname < parent || to_char(this_week, '"_"YYYYMMDD');
+    WHERE inhparent = to_regclass(format('public.%I', parent))
+        AND relname < parent || to_char(this_week, '"_"YYYYMMDD');
     IF partition IS NOT NULL THEN
         end_id := public.first_id((to_date(right(partition, 8), 'YYYYMMDD') + interval '1 week') AT TIME ZONE 'UTC');
     ELSE
@@ -124,6 +132,7 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON FUNCTION create_partitions(text), remove_week(text, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION create_partition(text, date), create_partitions(text), remove_week(text, timestamptz)
+FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION create_partitions(text), remove_week(text, timestamptz) TO pulsa_application;
 SELECT create_partitions('otps'), create_partitions('deliveries');

@@ -66,7 +66,9 @@ class OtpServiceStub:
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]
-    """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
+    Permission `otp.read`.
+    """
 
 @_typing.type_check_only
 class OtpServiceAsyncStub(OtpServiceStub):
@@ -106,7 +108,9 @@ class OtpServiceAsyncStub(OtpServiceStub):
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]  # type: ignore[assignment]
-    """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
+    Permission `otp.read`.
+    """
 
 class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
@@ -191,6 +195,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.GetUsageResponse, _abc.Awaitable[_otp_service_pb2.GetUsageResponse]]:
-        """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+        """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
+        Permission `otp.read`.
+        """
 
 def add_OtpServiceServicer_to_server(servicer: OtpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
