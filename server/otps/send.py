@@ -107,7 +107,7 @@ _SENDS: RowSource[Admitted] = RowSource(
 )
 """What is written of each accepted send."""
 _OTP: Final = (
-    *("organization_id", "otp_id", "purpose", "locale", "destination_digests", "code_key_id", "code_length"),
+    *("organization_id", "otp_id", "purpose", "channel", "locale", "destination_digests", "code_key_id", "code_length"),
     *("context_digest", "web_otp_domain", "metadata", "max_attempts", "expire_time", "to_phone"),
 )
 _DELIVERY: Final = (

@@ -53,7 +53,7 @@ WITH unchanged AS MATERIALIZED (
     JOIN unchanged ON true
 ), otp AS (
     INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, expire_time, to_phone, create_time
 )
     SELECT {new_otp:new}, %(now)s
@@ -97,7 +97,7 @@ FROM {new_entry:rows} AS new ({new_entry});
 -- insert_otps
 -- A resend's OTP exists.
 INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, expire_time, to_phone, create_time
 )
 SELECT {new_otp}, %(now)s

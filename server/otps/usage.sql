@@ -8,26 +8,23 @@ FROM (
     FROM daily_usage
     WHERE organization_id = %(organization_id)s AND day >= %(start)s AND day <= %(end)s
     UNION ALL
-    SELECT (delivery.create_time AT TIME ZONE 'UTC')::date AS day,
-        delivery.channel,
-        count(*),
-        sum(CASE WHEN delivery.refunded THEN 0 ELSE delivery.credits END)::bigint,
-        count(*) FILTER (WHERE earlier.delivery_id IS NULL),
-        count(*) FILTER (WHERE earlier.delivery_id IS NULL AND otps.status = 'VERIFIED')
+    SELECT (delivery.create_time AT TIME ZONE 'UTC')::date AS day, delivery.channel, count(*),
+        sum(CASE WHEN delivery.refunded THEN 0 ELSE delivery.credits END), 0, 0
     FROM otps
     JOIN deliveries AS delivery ON delivery.organization_id = otps.organization_id AND delivery.otp_id = otps.otp_id
         AND delivery.otp_id >= %(first_id)s
-    LEFT JOIN LATERAL (
-        SELECT other.delivery_id
-        FROM deliveries AS other
-        WHERE other.organization_id = %(organization_id)s AND other.otp_id = delivery.otp_id
-            AND other.otp_id >= %(first_id)s AND other.delivery_id < delivery.delivery_id
-        LIMIT 1
-    ) AS earlier ON true
     WHERE otps.organization_id = %(organization_id)s
         AND otps.otp_id >= %(first_id)s AND otps.otp_id < %(end_id)s
         AND delivery.create_time >= %(start_time)s AND delivery.create_time < %(end_time)s
     GROUP BY day, delivery.channel
+    UNION ALL
+    SELECT (create_time AT TIME ZONE 'UTC')::date AS day, channel, 0, 0, count(*),
+        count(*) FILTER (WHERE status = 'VERIFIED')
+    FROM otps
+    WHERE organization_id = %(organization_id)s
+        AND otp_id >= %(first_id)s AND otp_id < %(end_id)s
+        AND create_time >= %(start_time)s AND create_time < %(end_time)s
+    GROUP BY day, channel
 ) AS usage
 GROUP BY day, channel
 ORDER BY day, channel;

@@ -53,11 +53,11 @@ FROM sends(%(entries)s, %(first)s, %(last)s, %(organizations)s, %(until)s);
 
 -- insert_otps
 INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, create_time, expire_time
 )
-SELECT organization_id, otp_id, 'login', 'id-ID', digest, 'bench', 6, '', '', jsonb_build_object(), 5, create_time,
-    create_time + interval '5 minutes'
+SELECT organization_id, otp_id, 'login', 'EMAIL', 'id-ID', digest, 'bench', 6, '', '', jsonb_build_object(), 5,
+    create_time, create_time + interval '5 minutes'
 FROM sends(%(entries)s, greatest(%(first)s, %(first_kept)s), %(last)s, %(organizations)s, %(until)s);
 
 -- insert_deliveries

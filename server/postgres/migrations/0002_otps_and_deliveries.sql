@@ -19,11 +19,12 @@ CREATE DOMAIN delivery_status AS text
     CONSTRAINT status_is_known CHECK (VALUE IN ('QUEUED', 'SENT', 'DELIVERED', 'FAILED', 'UNKNOWN'));
 CREATE DOMAIN delivery_credits AS bigint CONSTRAINT a_delivery_costs_something CHECK (VALUE > 0);
 
--- to_phone is true if a delivery of the OTP may be to a phone: only then a verification has to lower a budget.
+-- channel is that of the first delivery, for the usage. to_phone is true if a delivery of the OTP may be to a phone: only then a verification has to lower a budget.
 CREATE TABLE otps (
     organization_id text NOT NULL,
     otp_id uuid NOT NULL,
     purpose text NOT NULL,
+    channel channel_name NOT NULL,
     locale text NOT NULL,
     destination_digest bytea NOT NULL,
     code_key_id text NOT NULL,

@@ -105,19 +105,21 @@ BEGIN
     END IF;
     IF parent = 'deliveries' THEN
         INSERT INTO public.daily_usage (organization_id, day, channel, sends, credits, otps, verified_otps)
-        SELECT delivery.organization_id, delivery.day, delivery.channel, count(*),
-            coalesce(sum(delivery.credits) FILTER (WHERE NOT delivery.refunded), 0),
-            count(*) FILTER (WHERE delivery.number = 1),
-            count(*) FILTER (WHERE delivery.number = 1 AND otps.status = 'VERIFIED')
+        SELECT organization_id, day, channel, sum(sends), sum(credits), sum(otps), sum(verified_otps)
         FROM (
-            SELECT organization_id, otp_id, (create_time AT TIME ZONE 'UTC')::date AS day, channel, credits, refunded,
-                row_number() OVER (PARTITION BY otp_id, organization_id ORDER BY delivery_id) AS number
+            SELECT organization_id, (create_time AT TIME ZONE 'UTC')::date AS day, channel, count(*) AS sends,
+                sum(CASE WHEN refunded THEN 0 ELSE credits END) AS credits, 0 AS otps, 0 AS verified_otps
             FROM public.deliveries
             WHERE otp_id < end_id
-        ) AS delivery
-        LEFT JOIN public.otps ON otps.organization_id = delivery.organization_id AND otps.otp_id = delivery.otp_id
-            AND otps.otp_id < end_id
-        GROUP BY delivery.organization_id, delivery.day, delivery.channel
+            GROUP BY organization_id, day, channel
+            UNION ALL
+            SELECT organization_id, (create_time AT TIME ZONE 'UTC')::date AS day, channel, 0, 0, count(*),
+                count(*) FILTER (WHERE status = 'VERIFIED')
+            FROM public.otps
+            WHERE otp_id < end_id
+            GROUP BY organization_id, day, channel
+        ) AS removed
+        GROUP BY organization_id, day, channel
         ON CONFLICT (organization_id, day, channel) DO UPDATE
         SET sends = daily_usage.sends + excluded.sends,
             credits = daily_usage.credits + excluded.credits,
