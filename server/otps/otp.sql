@@ -14,7 +14,7 @@ LIMIT %(limit)s;
 SELECT {delivery}
 FROM deliveries
 WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s) AND otp_id >= %(first_otp_id)s
-ORDER BY delivery_id;
+ORDER BY ledger_sequence;
 
 -- read_answers
 SELECT {delivery:deliveries}
