@@ -2,7 +2,7 @@
 
 import os
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -17,14 +17,18 @@ _RANDOM_A = 0xFFF << 64
 _RANDOM_B = (1 << 62) - 1
 
 
-def new_id() -> UUID:
+_LONGEST_WAIT: Final = timedelta(hours=1)
+"""Longer than a call lasts, and than an OTP can be resent; and by how much the clocks that make ids may differ."""
+
+
+def new_id(moment: datetime | None = None) -> UUID:
     """Return a new UUID: 48 bits of Unix time in milliseconds, then random bits.
 
-    Ids of one time are adjacent in an index, so inserts stay cheap as tables grow. Their time is that of the machine's
-    clock: good for an order, not for a decision.
+    Ids of one time are adjacent in an index, so inserts stay cheap as tables grow. The time is `moment`. None: that of
+    the machine's clock, which is good for an order, not for a decision.
     """
     random = int.from_bytes(os.urandom(10), "big")
-    milliseconds = time.time_ns() // 1_000_000
+    milliseconds = time.time_ns() // 1_000_000 if moment is None else round(moment.timestamp() * 1000)
     return UUID(int=milliseconds << 80 | _VERSION_7 | (random & _RANDOM_A) | _VARIANT | (random & _RANDOM_B))
 
 
@@ -32,6 +36,16 @@ def first_id(moment: datetime) -> UUID:
     """Return the smallest id of a moment: the start of the id range that begins at this time."""
     milliseconds = round(moment.timestamp() * 1000)
     return UUID(int=milliseconds << 80 | _VERSION_7 | _VARIANT)
+
+
+def first_otp_id(since: UUID | datetime) -> UUID:
+    """Return a lower bound of the OTPs' ids of a delivery, or of all deliveries since a moment.
+
+    With it PostgreSQL opens only the partitions from there on.
+    """
+    if isinstance(since, datetime):
+        return first_id(since - _LONGEST_WAIT)
+    return UUID(int=max(0, since.int - (_LONGEST_WAIT // timedelta(milliseconds=1) << 80)))
 
 
 def is_older(time_ordered: UUID, moment: datetime) -> bool:

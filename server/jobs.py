@@ -32,6 +32,7 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.delivery.outbox import claim_due, find_due
 from server.otps.retention import (
+    create_partitions,
     erase_destinations,
     remove_guess_budgets,
     remove_otps,
@@ -48,7 +49,8 @@ _MAXIMUM_DELIVERIES: Final = 500
 _MAXIMUM_CALLS: Final = 16
 """Per run, to Stripe or to the mail relay."""
 _RETENTION_ROWS: Final = 500
-_DAY: Final = 24 * 60 * 60
+_HOUR: Final = 60 * 60
+_DAY: Final = 24 * _HOUR
 _LOOK_SECONDS: Final = 15
 """Between two looks at the lease of a job of maintenance: whether it is due, and nobody runs it."""
 _LEASE: Final = timedelta(minutes=1)
@@ -180,6 +182,7 @@ def periodic_jobs(
             is_maintenance=True,
         ),
         PeriodicJob("drift", _DAY, lambda now: report(now=now), is_maintenance=True),
+        PeriodicJob("partitions", _HOUR, lambda _: create_partitions(pool), is_maintenance=True),
         *retention_jobs(pool, periods),
     ]
     if audit_keys is not None:
@@ -251,7 +254,7 @@ class _Removal(Protocol):
 def retention_jobs(pool: Pool, periods: RetentionPeriods) -> list[PeriodicJob]:
     """Return the jobs that erase or delete all data older than its period, 500 rows at a time; none waits for another.
 
-    They return the number of rows.
+    They return the number of rows; that of OTPs, which drops whole weeks, returns the number of partitions.
     """
     margin = timedelta(days=1)
     removals: list[tuple[str, _Removal, timedelta]] = [

@@ -284,7 +284,8 @@ class Delivery(Group):
     retention_days: int = Field(
         default=90,
         ge=1,
-        description="days after which OTPs, deliveries, notices and Stripe events are deleted; ledger entries are kept",
+        description="days after which OTPs, deliveries, notices and Stripe events are deleted, OTPs and deliveries in "
+        "whole weeks; ledger entries and usage are kept",
     )
     request_days: int | None = Field(
         default=None,

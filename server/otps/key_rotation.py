@@ -12,6 +12,7 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 
+from server.ids import first_otp_id
 from server.otps.crypto import Crypto
 from server.postgres.pool import Pool, acquire, allow_all_plans, retry_transient, transaction
 from server.postgres.queries import load_queries
@@ -116,6 +117,7 @@ def _change(row: tuple[Any, ...], crypto: Crypto) -> Mapping[str, Any] | None:
     return {
         "organization_id": organization_id,
         "delivery_id": delivery_id,
+        "first_otp_id": first_otp_id(delivery_id),
         "sealed": sealed,
         "resealed": crypto.seal(plain, organization_id=organization_id),
     }

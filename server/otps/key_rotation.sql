@@ -11,7 +11,8 @@ LIMIT %(limit)s;
 -- Only if it still has the value that was read: retention may have erased it meanwhile.
 UPDATE deliveries
 SET destination_sealed = %(resealed)s
-WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND destination_sealed = %(sealed)s;
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND otp_id >= %(first_otp_id)s
+    AND destination_sealed = %(sealed)s;
 
 -- find_fallbacks
 SELECT organization_id, delivery_id, fallbacks_sealed

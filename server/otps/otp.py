@@ -17,6 +17,7 @@ from server.errors import (
     OtpExpired,
     OtpNotFound,
 )
+from server.ids import first_otp_id
 from server.postgres.columns import TableColumns, texts, uuids
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.pool import Connection
@@ -222,6 +223,7 @@ async def read_answers(connection: Executor, requests: Mapping[RequestKey, Reque
     keys = {
         "organization_ids": texts(key[0] for key in requests),
         "delivery_ids": uuids(request.answer_id for request in requests.values()),
+        "first_otp_id": first_otp_id(min(request.answer_id for request in requests.values())),
     }
     rows = await (await connection.execute(SQL.read_answers, keys)).fetchall()
     return {delivery.delivery_id: delivery for delivery in map(delivery_from_row, rows)}
@@ -236,7 +238,11 @@ async def queue_lock_statuses(connection: Executor, keys: Iterable[OtpKey]) -> R
     wanted = sorted(set(keys))
     return await connection.execute(
         SQL.lock_otp_statuses,
-        {"organization_ids": texts(key[0] for key in wanted), "otp_ids": uuids(key[1] for key in wanted)},
+        {
+            "organization_ids": texts(key[0] for key in wanted),
+            "otp_ids": uuids(key[1] for key in wanted),
+            "first_otp_id": min(key[1] for key in wanted),
+        },
     )
 
 
@@ -273,8 +279,11 @@ async def cancel_otp(connection: Connection, organization_id: str, otp_id: UUID,
 async def _read_deliveries(
     connection: Connection, organization_id: str, otp_ids: Sequence[UUID]
 ) -> dict[UUID, list[Delivery]]:
+    if not otp_ids:
+        return {}
     cursor = await connection.execute(
-        SQL.read_deliveries, {"organization_id": organization_id, "otp_ids": list(otp_ids)}
+        SQL.read_deliveries,
+        {"organization_id": organization_id, "otp_ids": list(otp_ids), "first_otp_id": min(otp_ids)},
     )
     deliveries = defaultdict(list)
     for delivery in map(delivery_from_row, await cursor.fetchall()):

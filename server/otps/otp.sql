@@ -13,14 +13,14 @@ LIMIT %(limit)s;
 -- read_deliveries
 SELECT {delivery}
 FROM deliveries
-WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s)
-ORDER BY delivery_id;
+WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(otp_ids)s) AND otp_id >= %(first_otp_id)s
+ORDER BY ledger_sequence;
 
 -- read_answers
 SELECT {delivery:deliveries}
 FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS wanted (organization_id, delivery_id)
 JOIN deliveries USING (organization_id, delivery_id)
-WHERE true
+WHERE deliveries.otp_id >= %(first_otp_id)s
     AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
 ;
 
@@ -32,6 +32,7 @@ WHERE (organization_id, otp_id) IN (
         SELECT organization_id, otp_id
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
     )
+    AND otp_id >= %(first_otp_id)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, otp_id
 FOR NO KEY UPDATE;

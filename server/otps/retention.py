@@ -1,27 +1,23 @@
 """Retention: erases old destinations and removes old OTPs, requests and counters; never the ledger.
 
-Also erases one destination on request. Each function of retention works in steps of at most `limit` rows, which it
-finds without locks, and yields how many it handled. It goes on behind rows that cannot be removed now, such as locked
-ones, and ends when none are left.
+Also erases one destination on request. OTPs and their deliveries are removed by dropping the partitions of a week. Each
+other function of retention works in steps of at most `limit` rows, which it finds without locks, and yields how many it
+handled. It goes on behind rows that cannot be removed now, such as locked ones, and ends when none are left.
 """
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from server.errors import AccountBusy, InvalidDestination
+from server.errors import InvalidDestination
 from server.ids import first_id
 from server.otps.crypto import Crypto
 from server.otps.destinations import PARSERS
 from server.otps.recipients import RawDestination
-from server.postgres.columns import Array, texts, uuids
 from server.postgres.pool import Pool, acquire, retry_transient, transaction
-from server.postgres.queries import Queries, load_queries
+from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
 
@@ -32,10 +28,10 @@ _ERASED_ROWS: Final = 500
 
 
 async def erase_destinations(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
-    """Erase the destinations of the deliveries that were created before `before`.
+    """Erase the destinations of all deliveries of the OTPs that were created before `before`.
 
-    Continues where the last run of any replica ended, and counts deliveries without a destination too. The OTPs of
-    such deliveries expired long ago, so no resend needs the destination.
+    Continues where the last run of any replica ended, and counts deliveries without a destination too. The OTPs expired
+    long ago, so no resend needs the destination.
     """
     while count := await _erase_next(pool, before=before, limit=limit):
         yield count
@@ -73,20 +69,20 @@ async def _erase_step(pool: Pool, values: Mapping[str, object]) -> int:
     return len(found)
 
 
-async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
-    """Remove OTPs that were first sent before `before`, with all their deliveries. Their ledger entries stay."""
-    values = {"last_delivery_id": UUID(int=0), "end_id": first_id(before), "limit": limit}
-    while old := await _find(pool, SQL.find_old_otps, values):
-        values["last_delivery_id"] = old[-1][2]
-        otps = list(dict.fromkeys(row[:2] for row in old))
-        count = 0
-        with suppress(AccountBusy):  # a delivery is locked
-            if Queries.name_shards:  # on Citus a transaction is limited to one organization
-                for _, own in groupby(sorted(otps), itemgetter(0)):
-                    count += await _remove_otps(pool, list(own))
-            else:
-                count = await _remove_otps(pool, otps)
-        yield count
+async def remove_otps(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:  # noqa: ARG001 - whole weeks
+    """Remove the weeks of OTPs that ended before `before`, with all their deliveries; yields 1 for each table's week.
+
+    Their ledger entries stay, and their usage is stored. Raises psycopg.errors.RaiseException at a week with a QUEUED
+    delivery, and AccountBusy while a long transaction, such as a dump, uses the tables.
+    """
+    for table in ("deliveries", "otps"):
+        while await _call(pool, SQL.remove_week, {"table": table, "before": before}):
+            yield 1
+
+
+async def create_partitions(pool: Pool) -> int:
+    """Create the partitions of this week and the next two; returns how many were missing. Raises AccountBusy."""
+    return sum([await _call(pool, SQL.create_partitions, {"table": table}) for table in ("deliveries", "otps")])
 
 
 def remove_requests(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
@@ -108,16 +104,16 @@ async def _erase_next(pool: Pool, *, before: datetime, limit: int) -> int:
     async with acquire(pool, seconds=pool.timeouts.job) as connection:
         (progress,) = await (await connection.execute(SQL.read_progress)).fetchall()
         cursor = await connection.execute(
-            SQL.find_next_deliveries, {"last_delivery_id": progress[0], "end_id": first_id(before), "limit": limit}
+            SQL.find_next_otps, {"last_otp_id": progress[0], "end_id": first_id(before), "limit": limit}
         )
         found: list[tuple[str, UUID]] = await cursor.fetchall()
         if found:
             batches = [
-                {"organization_id": organization_id, "ids": ids}
+                {"organization_id": organization_id, "ids": ids, "first_otp_id": min(ids)}
                 for organization_id, ids in _by_organization(found).items()
             ]
             await connection.cursor().executemany(SQL.erase_destinations, batches)
-            await connection.execute(SQL.advance_progress, {"last_delivery_id": found[-1][1]})
+            await connection.execute(SQL.advance_progress, {"last_otp_id": found[-1][1]})
     return len(found)
 
 
@@ -139,23 +135,14 @@ async def _remove(pool: Pool, find: str, remove: str, *, before: datetime, limit
         after = last
 
 
+async def _call(pool: Pool, query: str, values: Mapping[str, object]) -> int:
+    ((result,),) = await _find(pool, query, values)
+    return int(result)
+
+
 async def _find(pool: Pool, query: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
     async with acquire(pool, seconds=pool.timeouts.job) as connection:
         return await (await connection.execute(query, values)).fetchall()
-
-
-async def _remove_otps(pool: Pool, old: Sequence[tuple[str, UUID]]) -> int:
-    async with transaction(pool, seconds=pool.timeouts.job) as connection:
-        await connection.execute(SQL.commit_asynchronously)
-        locked = await (await connection.execute(SQL.lock_otps, _columns(old))).fetchall()
-        if locked:
-            await connection.execute(SQL.remove_deliveries, _columns(locked))
-            await connection.execute(SQL.remove_otps, _columns(locked))
-    return len(locked)
-
-
-def _columns(otps: Sequence[tuple[str, UUID]]) -> dict[str, Array]:
-    return {"organization_ids": texts(key[0] for key in otps), "otp_ids": uuids(key[1] for key in otps)}
 
 
 def _by_organization(found: Iterable[tuple[str, Id]]) -> Mapping[str, list[Id]]:

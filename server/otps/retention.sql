@@ -1,25 +1,26 @@
 -- read_progress
-SELECT last_delivery_id
+SELECT last_otp_id
 FROM erased_destinations;
 
--- find_next_deliveries
--- A range of the primary key, erased or not, so that every batch takes equally long.
-SELECT organization_id, delivery_id
+-- find_next_otps
+-- A range of ids, erased or not, so that every batch takes equally long.
+SELECT organization_id, otp_id
 FROM deliveries
-WHERE delivery_id > %(last_delivery_id)s AND delivery_id < %(end_id)s
-ORDER BY delivery_id
+WHERE otp_id > %(last_otp_id)s AND otp_id < %(end_id)s
+ORDER BY otp_id
 LIMIT %(limit)s;
 
 -- erase_destinations
 UPDATE deliveries
 SET destination_sealed = NULL
-WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(ids)s) AND destination_sealed IS NOT NULL;
+WHERE organization_id = %(organization_id)s AND otp_id = ANY(%(ids)s) AND otp_id >= %(first_otp_id)s
+    AND destination_sealed IS NOT NULL;
 
 -- advance_progress
 -- Never back: another replica may have advanced further.
 UPDATE erased_destinations
-SET last_delivery_id = %(last_delivery_id)s
-WHERE last_delivery_id < %(last_delivery_id)s;
+SET last_otp_id = %(last_otp_id)s
+WHERE last_otp_id < %(last_otp_id)s;
 
 -- find_deliveries_to
 SELECT delivery_id, otp_id
@@ -47,48 +48,11 @@ WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(delivery_ids
 DELETE FROM guess_budgets
 WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s);
 
--- find_old_otps
--- By their oldest deliveries: the primary key is ordered by time. The periodic job sends those that are still QUEUED.
-SELECT organization_id, otp_id, delivery_id
-FROM deliveries
-WHERE delivery_id > %(last_delivery_id)s AND delivery_id < %(end_id)s AND status <> 'QUEUED'
-ORDER BY delivery_id
-LIMIT %(limit)s;
+-- remove_week
+SELECT remove_week(%(table)s, %(before)s);
 
--- commit_asynchronously
--- The COMMIT does not wait for the disk: a later run repeats a removal that a crash undoes.
-SELECT set_config('synchronous_commit', 'off', true);
-
--- lock_otps
--- Only OTPs without a QUEUED delivery: their deliveries have no rows in the outbox.
-SELECT organization_id, otp_id
-FROM otps
-WHERE (organization_id, otp_id) IN (
-        SELECT organization_id, otp_id
-        FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS old (organization_id, otp_id)
-    )
-    AND organization_id = ANY(%(organization_ids)s) -- shard
-    AND NOT EXISTS (
-        SELECT
-        FROM deliveries
-        WHERE deliveries.organization_id = otps.organization_id AND deliveries.otp_id = otps.otp_id
-            AND deliveries.status = 'QUEUED'
-    )
-FOR UPDATE OF otps SKIP LOCKED;
-
--- remove_deliveries
-DELETE FROM deliveries
-USING unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS old (organization_id, otp_id)
-WHERE deliveries.organization_id = old.organization_id
-    AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
-    AND deliveries.otp_id = old.otp_id;
-
--- remove_otps
-DELETE FROM otps
-USING unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS old (organization_id, otp_id)
-WHERE otps.organization_id = old.organization_id
-    AND otps.organization_id = ANY(%(organization_ids)s) -- shard
-    AND otps.otp_id = old.otp_id;
+-- create_partitions
+SELECT create_partitions(%(table)s);
 
 -- find_old_requests
 SELECT organization_id, request_id, create_time

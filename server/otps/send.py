@@ -23,7 +23,7 @@ from server.credits.accounts import (
     write_balances,
 )
 from server.errors import DestinationUnreadable, DomainError, OtpNotFound
-from server.ids import new_id
+from server.ids import first_otp_id, new_id
 from server.otps.account_cache import AccountCache
 from server.otps.admission import (
     DAY,
@@ -107,7 +107,7 @@ _SENDS: RowSource[Admitted] = RowSource(
 )
 """What is written of each accepted send."""
 _OTP: Final = (
-    *("organization_id", "otp_id", "purpose", "locale", "destination_digests", "code_key_id", "code_length"),
+    *("organization_id", "otp_id", "purpose", "channel", "locale", "destination_digests", "code_key_id", "code_length"),
     *("context_digest", "web_otp_domain", "metadata", "max_attempts", "expire_time", "to_phone"),
 )
 _DELIVERY: Final = (
@@ -198,12 +198,13 @@ class Sender:
         also = self._recipients.validate_fallbacks(organization_id, fallbacks) if fallbacks else ()
         content = request.content
         code_key_id = self._crypto.code_key_id
+        now = self._clock()
         return Send(
             organization_id,
             request_id,
             self._crypto.fingerprint(content),
-            new_id(),
-            new_id(),
+            new_id(now),
+            new_id(now),
             options,
             recipient,
             code_key_id,
@@ -232,7 +233,7 @@ class Sender:
             recipient,
             request_id=request.request_id,
             request_fingerprint=self._crypto.fingerprint(content),
-            delivery_id=new_id(),
+            delivery_id=new_id(self._clock()),
             deadline=request.deadline,
             content=content,
         )
@@ -354,6 +355,7 @@ class Sender:
                 "digests": byteas(filter(None, (send.recipient.destination_digest, send.recipient.other_digest))),
                 "now": now,
                 "since": now - DAY,
+                "first_otp_id": first_otp_id(now - DAY),
                 "lease_expire_time": now + self._lease,
             },
         )
@@ -455,6 +457,7 @@ async def read_state(
             "organization_ids": texts(key[0] for key in destinations),
             "digests": byteas(key[1] for key in destinations),
             "since": since,
+            "first_otp_id": first_otp_id(since),
         },
     )
     unverified = await queue_read_unverified(connection, sends)

@@ -2,7 +2,7 @@
 SELECT organization_id, destination_digest, create_time, purpose
 FROM unnest(%(organization_ids)s::text[], %(digests)s::bytea[]) AS wanted (organization_id, destination_digest)
 JOIN deliveries USING (organization_id, destination_digest)
-WHERE create_time > %(since)s
+WHERE create_time > %(since)s AND otp_id >= %(first_otp_id)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY create_time;
 
@@ -33,7 +33,7 @@ WITH unchanged AS MATERIALIZED (
             SELECT
             FROM deliveries
             WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s)
-                AND create_time > %(since)s
+                AND create_time > %(since)s AND otp_id >= %(first_otp_id)s
         )
     FOR NO KEY UPDATE SKIP LOCKED
 ), balance AS (
@@ -54,7 +54,7 @@ WITH unchanged AS MATERIALIZED (
     JOIN unchanged ON true
 ), otp AS (
     INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, expire_time, to_phone, create_time
 )
     SELECT {new_otp:new}, %(now)s
@@ -98,7 +98,7 @@ FROM {new_entry:rows} AS new ({new_entry});
 -- insert_otps
 -- A resend's OTP exists.
 INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, expire_time, to_phone, create_time
 )
 SELECT {new_otp}, %(now)s

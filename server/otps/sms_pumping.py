@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from typing import NamedTuple
+from uuid import UUID
 
 from server.otps.admission import Admitted, AreaKey, Send, UnverifiedCredits
 from server.otps.destinations import Destination
@@ -145,8 +146,9 @@ def _columns(keys: Sequence[AreaKey]) -> dict[str, Array]:
     return {"organization_ids": texts(key[0] for key in keys), "areas": texts(key[1] for key in keys)}
 
 
-def _ids(otps: Sequence[Otp]) -> dict[str, Array]:
+def _ids(otps: Sequence[Otp]) -> dict[str, Array | UUID]:
     return {
         "organization_ids": texts(otp.organization_id for otp in otps),
         "otp_ids": uuids(otp.otp_id for otp in otps),
+        "first_otp_id": min(otp.otp_id for otp in otps),
     }

@@ -24,14 +24,14 @@ SET to_phone = true
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS sent (organization_id, otp_id)
 WHERE otps.organization_id = sent.organization_id
     AND otps.organization_id = ANY(%(organization_ids)s) -- shard
-    AND otps.otp_id = sent.otp_id;
+    AND otps.otp_id = sent.otp_id AND otps.otp_id >= %(first_otp_id)s;
 
 -- find_sends_of_otps
 -- Not those that were refunded, which subtracted them.
 SELECT organization_id, areas, create_time, credits
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS verified (organization_id, otp_id)
 JOIN deliveries USING (organization_id, otp_id)
-WHERE areas <> '' AND NOT refunded
+WHERE areas <> '' AND NOT refunded AND deliveries.otp_id >= %(first_otp_id)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ;
 

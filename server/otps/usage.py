@@ -3,17 +3,15 @@
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
-from server.ids import first_id
+from server.ids import first_id, first_otp_id
 from server.postgres.pool import Connection
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel
 
 SQL = load_queries(__file__)
 
-_LONGEST_CALL = timedelta(hours=1)
-"""The longest time between the creation of a delivery's id and the acceptance of the delivery."""
 _CLOCK_SKEW = timedelta(hours=1)
-"""By how much ids may be younger than their rows: ids have the time of a machine's clock, rows that of the database."""
+"""By how much ids may be younger than their rows: another replica may have made them."""
 _FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(9999, 12, 30)
 """Bounds within which the hour before a day and the day after it are valid ids and times. Nothing was sent outside."""
 
@@ -42,7 +40,9 @@ async def read_usage(connection: Connection, organization_id: str, *, start: dat
         SQL.read_usage,
         {
             "organization_id": organization_id,
-            "first_id": first_id(start_time - _LONGEST_CALL),
+            "start": start,
+            "end": end,
+            "first_id": first_otp_id(start_time),
             "start_time": start_time,
             "end_time": end_time,
             "end_id": first_id(end_time + _CLOCK_SKEW),

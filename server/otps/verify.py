@@ -53,7 +53,8 @@ class Verifier:
             free = [guess for guess in guesses if guess.key not in locked] if locked else guesses
             decisions = judge(free, state, now=now, limits=self._limits)
             if changed := list(state.changed_otps.values()):
-                await _GUESSED.write(pipeline, SQL.write_otps, rows=changed)
+                first = min(otp.otp_id for otp in changed)
+                await _GUESSED.write(pipeline, SQL.write_otps, rows=changed, first_otp_id=first)
                 if to_phones := [otp for otp in changed if otp.to_phone and otp.status is OtpStatus.VERIFIED]:
                     await subtract_verified(pipeline, to_phones)
             if state.changed_budgets:
@@ -68,6 +69,7 @@ class Verifier:
         keys = {
             "organization_ids": texts(guess.organization_id for guess in guesses),
             "otp_ids": uuids(guess.otp_id for guess in guesses),
+            "first_otp_id": min(guess.otp_id for guess in guesses),
         }
         otps = await connection.execute(SQL.lock_otps if wait else SQL.lock_free_otps, keys)
         budgets = await connection.execute(SQL.lock_guess_budgets, keys)
@@ -110,7 +112,11 @@ async def _find_locked(connection: Executor, guesses: Sequence[Guess], state: Gu
     missing = {guess.key for guess in guesses} - state.otps.keys()
     if not missing:
         return set()
-    keys = {"organization_ids": texts(key[0] for key in missing), "otp_ids": uuids(key[1] for key in missing)}
+    keys = {
+        "organization_ids": texts(key[0] for key in missing),
+        "otp_ids": uuids(key[1] for key in missing),
+        "first_otp_id": min(key[1] for key in missing),
+    }
     rows = await connection.execute(SQL.find_otps, keys)
     return {(row[0], row[1]) for row in await rows.fetchall()}
 

@@ -5,6 +5,7 @@ WHERE (organization_id, otp_id) IN (
         SELECT organization_id, otp_id
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
     )
+    AND otp_id >= %(first_otp_id)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, otp_id
 FOR NO KEY UPDATE;
@@ -17,6 +18,7 @@ WHERE (organization_id, otp_id) IN (
         SELECT organization_id, otp_id
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
     )
+    AND otp_id >= %(first_otp_id)s
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, otp_id
 FOR NO KEY UPDATE SKIP LOCKED;
@@ -25,7 +27,7 @@ FOR NO KEY UPDATE SKIP LOCKED;
 SELECT otps.organization_id, otps.otp_id
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
 JOIN otps USING (organization_id, otp_id)
-WHERE true
+WHERE otps.otp_id >= %(first_otp_id)s
     AND otps.organization_id = ANY(%(organization_ids)s) -- shard
 ;
 
@@ -41,6 +43,7 @@ WHERE (organization_id, destination_digest) IN (
         ])
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
         JOIN otps USING (organization_id, otp_id)
+        WHERE otps.otp_id >= %(first_otp_id)s
     )
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, destination_digest
@@ -55,7 +58,7 @@ SET status = guessed.status,
 FROM {guessed_otp:rows} AS guessed ({guessed_otp})
 WHERE otps.organization_id = guessed.organization_id
     AND otps.organization_id = ANY(%(organization_id)s) -- shard
-    AND otps.otp_id = guessed.otp_id;
+    AND otps.otp_id = guessed.otp_id AND otps.otp_id >= %(first_otp_id)s;
 
 -- create_guess_budgets
 INSERT INTO guess_budgets (organization_id, destination_digest, last_guess_time)

@@ -162,7 +162,9 @@ def load_migrations(folder: Path = MIGRATIONS) -> list[Migration]:
 def migrate(
     url: str, *, folder: Path = MIGRATIONS, attempts: int = ATTEMPTS, turn_seconds: float = TURN_SECONDS
 ) -> list[Migration]:
-    """Apply the missing migrations, and grant the application's rights. Returns the applied migrations.
+    """Apply the missing migrations, make the next partitions, and grant the application's rights.
+
+    Returns the applied migrations.
 
     The user of `url` must own the schema and, the first time, be allowed to create the application's role. A second
     replica waits for the first and finds nothing to apply. A migration that does not get a lock soon steps back, so
@@ -186,6 +188,7 @@ def migrate(
             for migration in migrations[applied:]:
                 _with_locks(connection, migration.title, partial(_apply, connection, migration), attempts)
                 _log.info("migrated", version=migration.version, name=migration.name)
+            _with_locks(connection, "making partitions", partial(_create_partitions, connection), attempts)
             _with_locks(connection, "granting rights", partial(_grant, connection), attempts)
         except psycopg.errors.ReadOnlySqlTransaction:
             raise SchemaError(READ_ONLY) from None
@@ -295,6 +298,12 @@ def _create_role(connection: Connection) -> None:
         ) from None
 
 
+def _create_partitions(connection: Connection) -> None:
+    """Make the next partitions, as the periodic job does: a server may not have run for weeks."""
+    for table in ("deliveries", "otps"):
+        connection.execute("SELECT create_partitions(%s)", [table])
+
+
 def _grant(connection: Connection) -> None:
     """Grant the application's role the rights that it needs. It may only insert and read ledger entries and their MACs.
 
@@ -311,6 +320,7 @@ def _grant(connection: Connection) -> None:
                 " GRANT SELECT, INSERT, UPDATE, DELETE ON {1} TO {0};"
                 " REVOKE UPDATE, DELETE ON ledger_entries, ledger_macs, entry_macs FROM {0};"
                 " REVOKE DELETE ON accounts, top_ups, ledger_days FROM {0};"
+                " REVOKE INSERT, UPDATE, DELETE ON daily_usage FROM {0};"
                 " REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM {0}"
             ).format(
                 sql.Identifier(APPLICATION_ROLE),

@@ -15,11 +15,11 @@ WHERE organization_id = 'bare';
 INSERT INTO ledger_entries (organization_id, sequence, kind, credits, balance_after, reference_id, create_time)
 VALUES ('bare', :sequence, 'SEND', -1, :balance_after, :delivery_id::uuid, now());
 INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, create_time, expire_time
 )
 VALUES (
-    'bare', :otp_id::uuid, 'login', 'id-ID', :digest::bytea, 'bench', 6, '', '', '{}', 5, now(),
+    'bare', :otp_id::uuid, 'login', 'EMAIL', 'id-ID', :digest::bytea, 'bench', 6, '', '', '{}', 5, now(),
     now() + interval '10 minutes'
 );
 INSERT INTO deliveries (

@@ -44,9 +44,9 @@ def store_otps(database_url: str, count: int) -> None:
     """Add OTPs of the spread organizations for VerifyOtp to verify."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO otps (organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length,"
-            " context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)"
-            " SELECT 'spread-' || number %% %(organizations)s, uuidv7(), 'login', 'id-ID',"
+            "INSERT INTO otps (organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id,"
+            " code_length, context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)"
+            " SELECT 'spread-' || number %% %(organizations)s, uuidv7(), 'login', 'EMAIL', 'id-ID',"
             " uuid_send(gen_random_uuid()), %(key_id)s, 6, '', '', '{}', 5, now(), now() + interval '1 hour'"
             " FROM generate_series(1, %(count)s) AS number",
             {"organizations": SPREAD, "key_id": KEY_ID, "count": count},

@@ -35,6 +35,7 @@ def fill(environment: BenchmarkEnvironment, database: str, entries: int) -> None
         indexes = connection.execute(SQL.find_indexes.encode(), {"tables": list(_INSERTS)}).fetchall()
         for _, drop, _ in indexes:
             connection.execute(drop)
+        connection.execute(SQL.create_partitions.encode())
         connection.execute(SQL.create_sends.encode())
         with ThreadPoolExecutor() as threads:  # PostgreSQL fills a table with one core
             fillings = [

@@ -10,7 +10,7 @@ FROM (
     WHERE contype IN ('p', 'u') AND conrelid::regclass::text = ANY(%(tables)s)
     UNION ALL
     SELECT 1, indexrelid, indrelid::regclass::text, format('DROP INDEX %%s', indexrelid::regclass),
-        pg_get_indexdef(indexrelid)
+        replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ')  -- of all partitions
     FROM pg_index
     WHERE indrelid::regclass::text = ANY(%(tables)s)
         AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
@@ -40,6 +40,12 @@ FROM (
 ) AS hashed
 $$;
 
+-- create_partitions
+-- Of the 80 days whose sends have OTPs and deliveries.
+SELECT create_partition(parent, week::date)
+FROM unnest(ARRAY['otps', 'deliveries']) AS parent
+CROSS JOIN generate_series(date_trunc('week', now() - interval '12 weeks'), now(), interval '1 week') AS week;
+
 -- insert_ledger_entries
 INSERT INTO ledger_entries (organization_id, sequence, kind, credits, balance_after, reference_id, create_time)
 SELECT organization_id, sequence, 'SEND', -1, balance_after, delivery_id, create_time
@@ -47,11 +53,11 @@ FROM sends(%(entries)s, %(first)s, %(last)s, %(organizations)s, %(until)s);
 
 -- insert_otps
 INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, create_time, expire_time
 )
-SELECT organization_id, otp_id, 'login', 'id-ID', digest, 'bench', 6, '', '', jsonb_build_object(), 5, create_time,
-    create_time + interval '5 minutes'
+SELECT organization_id, otp_id, 'login', 'EMAIL', 'id-ID', digest, 'bench', 6, '', '', jsonb_build_object(), 5,
+    create_time, create_time + interval '5 minutes'
 FROM sends(%(entries)s, greatest(%(first)s, %(first_kept)s), %(last)s, %(organizations)s, %(until)s);
 
 -- insert_deliveries

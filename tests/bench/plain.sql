@@ -32,13 +32,12 @@ VALUES (
 
 -- insert_otp
 INSERT INTO otps (
-    organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length, context_digest,
+    organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length, context_digest,
     web_otp_domain, metadata, max_attempts, create_time, expire_time
 )
 VALUES (
-    %(organization_id)s, %(otp_id)s, %(purpose)s, %(locale)s, %(destination_digest)s, %(code_key_id)s, 6, '', '',
-    jsonb_build_object(),
-    5, %(now)s, %(expire_time)s
+    %(organization_id)s, %(otp_id)s, %(purpose)s, %(channel)s, %(locale)s, %(destination_digest)s, %(code_key_id)s, 6,
+    '', '', jsonb_build_object(), 5, %(now)s, %(expire_time)s
 );
 
 -- insert_delivery

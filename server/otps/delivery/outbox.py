@@ -191,6 +191,7 @@ async def renew(
             "organization_ids": [job.send.organization_id for job in jobs],
             "delivery_ids": [job.send.delivery_id for job in jobs],
             "otp_ids": [job.send.otp_id for job in jobs],
+            "first_otp_id": min(job.send.otp_id for job in jobs),
             "lease_expire_times": [job.lease_expire_time for job in jobs],
             "new_lease_expire_time": now + lease,
         },

@@ -19,7 +19,7 @@ SELECT outbox.fallbacks_sealed, outbox.attempts,
     {delivery:delivery}, {otp:otp}
 FROM outbox
 JOIN deliveries AS delivery ON delivery.organization_id = outbox.organization_id
-    AND delivery.delivery_id = outbox.delivery_id
+    AND delivery.delivery_id = outbox.delivery_id AND delivery.otp_id = outbox.otp_id
 JOIN otps AS otp ON otp.organization_id = outbox.organization_id AND otp.otp_id = outbox.otp_id
 WHERE outbox.organization_id = %(organization_id)s
     AND delivery.organization_id = %(organization_id)s
@@ -46,5 +46,6 @@ WHERE outbox.organization_id = leased.organization_id
     AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
     AND outbox.delivery_id = leased.delivery_id
     AND outbox.next_attempt_time = leased.lease_expire_time
+    AND otps.otp_id >= %(first_otp_id)s
     AND otps.organization_id = ANY(%(organization_ids)s) -- shard
 RETURNING outbox.organization_id, outbox.delivery_id, otps.status;

@@ -146,7 +146,7 @@ class Outcomes:
             except (ChannelNotConfigured, DestinationBlocked) as error:
                 _log.warning("a fallback was skipped", channel=channel.value, reason=error.reason)
                 continue
-            delivery_id = new_id()
+            delivery_id = new_id(self._clock())
             yield send_again(
                 job.send.resent or job.admitted.record,
                 recipient,
@@ -213,6 +213,8 @@ async def _record_final(
         SQL.record_outcomes,
         {
             **keys,
+            "otp_ids": uuids(result.job.send.otp_id for result in results),
+            "first_otp_id": min(result.job.send.otp_id for result in results),
             "statuses": texts(result.status.value for result in results),
             "providers": texts(result.outcome.provider for result in results),
             "provider_message_ids": texts(result.outcome.provider_message_id for result in results),

@@ -25,12 +25,13 @@ SET status = final.status,
     refunded = final.status = 'FAILED',
     update_time = %(now)s
 FROM unnest(
-    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(statuses)s::text[], %(providers)s::text[],
-    %(provider_message_ids)s::text[], %(failure_reasons)s::text[]
-) AS final (organization_id, delivery_id, status, provider, provider_message_id, failure_reason)
+    %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(otp_ids)s::uuid[], %(statuses)s::text[],
+    %(providers)s::text[], %(provider_message_ids)s::text[], %(failure_reasons)s::text[]
+) AS final (organization_id, delivery_id, otp_id, status, provider, provider_message_id, failure_reason)
 WHERE deliveries.organization_id = final.organization_id
     AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
     AND deliveries.delivery_id = final.delivery_id
+    AND deliveries.otp_id = final.otp_id AND deliveries.otp_id >= %(first_otp_id)s
     AND deliveries.status = 'QUEUED'
 RETURNING deliveries.organization_id, deliveries.delivery_id;
 

@@ -8,6 +8,7 @@ from psycopg.types.json import Jsonb
 from server.credits.accounts import lock_accounts
 from server.credits.ledger import LedgerEntryKind, append_entry
 from server.errors import DeliveryNotFound
+from server.ids import first_otp_id
 from server.otps.otp import DELIVERY_COLUMNS, Delivery, DeliveryStatus, OtpStatus, delivery_from_row
 from server.otps.sms_pumping import subtract_refunded
 from server.postgres.pool import Connection, Pool, retry_transient, transaction
@@ -68,7 +69,11 @@ async def _apply(
     now: datetime,
     report_time: datetime,
 ) -> Delivery:
-    key = {"organization_id": organization_id, "delivery_id": delivery_id}
+    key = {
+        "organization_id": organization_id,
+        "delivery_id": delivery_id,
+        "first_otp_id": first_otp_id(delivery_id),
+    }
     failed = status is DeliveryStatus.FAILED
     # Every transaction locks accounts, then outbox, OTPs, deliveries, unverified credits. Only a failure may refund,
     # and needs the account and the OTP.

@@ -7,24 +7,24 @@ FOR UPDATE;
 -- lock_otp
 SELECT status
 FROM otps
-WHERE organization_id = %(organization_id)s AND otp_id = (
+WHERE organization_id = %(organization_id)s AND otp_id >= %(first_otp_id)s AND otp_id = (
     SELECT otp_id
     FROM deliveries
-    WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
+    WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND otp_id >= %(first_otp_id)s
 )
 FOR NO KEY UPDATE;
 
 -- lock_delivery
 SELECT {delivery}
 FROM deliveries
-WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND otp_id >= %(first_otp_id)s
 FOR NO KEY UPDATE;
 
 -- write_report
 UPDATE deliveries
 SET status = %(status)s, refunded = %(refunded)s, failure_reason = %(failure_reason)s, update_time = %(update_time)s,
     earlier_changes = %(earlier_changes)s
-WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND otp_id >= %(first_otp_id)s;
 
 -- remove_from_outbox
 DELETE FROM outbox

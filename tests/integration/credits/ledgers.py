@@ -54,9 +54,9 @@ async def send(
             },
         )
         await connection.execute(
-            "INSERT INTO otps (organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length,"
-            " context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)"
-            " VALUES (%s, %s, 'login', '', '', 'key', 6, '', '', '{}', 5, %s, %s)",
+            "INSERT INTO otps (organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id,"
+            " code_length, context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)"
+            " VALUES (%s, %s, 'login', 'EMAIL', '', '', 'key', 6, '', '', '{}', 5, %s, %s)",
             [organization_id, delivery_id, now, now],
         )
         if refunded:

@@ -18,9 +18,9 @@ ROWS = 20_000
 NOW = datetime.now(UTC)
 CRYPTO = Crypto({"first": b"1" * 32}, digest_secrets={"d1": b"2" * 32})
 COMPLETE_DELIVERIES = """
-INSERT INTO otps (organization_id, otp_id, purpose, locale, destination_digest, code_key_id, code_length,
+INSERT INTO otps (organization_id, otp_id, purpose, channel, locale, destination_digest, code_key_id, code_length,
     context_digest, web_otp_domain, metadata, max_attempts, create_time, expire_time)
-SELECT organization_id, otp_id, 'login', '', '', 'first', 6, '', '', '{}', 5, now(), now() FROM outbox;
+SELECT organization_id, otp_id, 'login', 'EMAIL', '', '', 'first', 6, '', '', '{}', 5, now(), now() FROM outbox;
 INSERT INTO deliveries (organization_id, delivery_id, otp_id, purpose, channel,
     destination_digest, masked_destination, credits, ledger_sequence, balance_after, create_time, update_time)
 SELECT organization_id, delivery_id, otp_id, 'login', 'EMAIL', '', '', 1, 1, 1, now(), now()

@@ -1,10 +1,9 @@
-"""Retention: destinations are erased first, then all but the ledger is removed, in small steps."""
+"""Retention: destinations are erased first, then all but the ledger and the usage is removed."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -14,15 +13,23 @@ from psycopg.types.json import Jsonb
 from server.credits.audit import audit_snapshot
 from server.credits.notices import remove_notices
 from server.credits.stripe.inbox import remove_stripe_events
-from server.errors import OtpNotFound, RequestIdExpired, RequestIdReused, WrongCode
+from server.errors import AccountBusy, OtpNotFound, RequestIdExpired, RequestIdReused, WrongCode
 from server.ids import new_id
 from server.jobs import RetentionPeriods, retention_jobs
-from server.otps.retention import SQL, erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
+from server.otps.otp import OtpStatus
+from server.otps.retention import (
+    SQL,
+    create_partitions,
+    erase_destinations,
+    remove_guess_budgets,
+    remove_otps,
+    remove_unverified,
+)
 from server.otps.send import Accepted
+from server.otps.usage import DailyUsage, read_usage
 from server.postgres.pool import Pool, acquire, open_pool, transaction
-from server.postgres.queries import Queries
 from server.providers.provider import Channel, OutcomeKind
-from tests.integration.otps.replica import Replica, count_rows, fund, ledger, stored, wrong
+from tests.integration.otps.replica import ManualClock, Replica, count_rows, fund, ledger, stored, wrong
 
 PERIODS = RetentionPeriods(
     destinations=timedelta(days=30),
@@ -45,7 +52,7 @@ async def database_url(postgres: str) -> AsyncIterator[str]:
         yield url
         pool = await open_pool(url, size=1)
         async with transaction(pool) as connection:
-            report = await audit_snapshot(connection, None, later(days=1), verify_time=later())
+            report = await audit_snapshot(connection, None, later(days=9), verify_time=later())
         await pool.close()
         owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
     assert report.findings == ()
@@ -74,7 +81,7 @@ async def accepted_sends(replica: Replica, number: int) -> list[Accepted]:
 
 async def test_a_destination_is_erased_after_its_period_and_nothing_else_is(replica: Replica) -> None:
     pool, (send,) = replica.pool, await accepted_sends(replica, 1)
-    counts = [await apply_retention(pool, now=later(days=days)) for days in (29.9, 30.1, 30.1, 89.9)]
+    counts = [await apply_retention(pool, now=later(days=days)) for days in (29.9, 30.1, 30.1, 80)]
 
     (delivery,) = (await stored(pool, send.record.otp)).deliveries
     assert counts == [0, 1, 0, 0]
@@ -97,17 +104,23 @@ async def test_erasing_continues_where_the_last_step_ended(replica: Replica) -> 
     assert left == []
 
 
-async def test_an_old_otp_is_removed_with_its_deliveries_and_its_ledger_entries_stay(replica: Replica) -> None:
+def end_of_week() -> datetime:
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return today + timedelta(days=7 - today.weekday())
+
+
+async def test_a_week_is_removed_after_its_period_and_its_ledger_entries_stay(replica: Replica) -> None:
     pool, sends = replica.pool, await accepted_sends(replica, 3)
     await fund(pool, 1)
     again = await replica.resend(sends[0].record.otp)
     await replica.record_outcome(again, OutcomeKind.REJECTED_DESTINATION)
     before = await ledger(pool)
 
-    young = await total(remove_otps(pool, before=later(days=-1), limit=100))
-    counts = [await apply_retention(pool, now=later(days=90.1)) for _ in range(2)]
+    (job,) = [job for job in retention_jobs(pool, PERIODS) if job.name == "retention of otps"]
+    due = end_of_week() + PERIODS.records
+    removed = [await job.run(due + timedelta(seconds=seconds)) for seconds in (-1, 0, 0)]
 
-    assert (young, counts) == (0, [4 + 3, 0])
+    assert removed == [0, 2, 0]
     assert [await count_rows(pool, table) for table in ("otps", "deliveries", "outbox")] == [0, 0, 0]
     assert await ledger(pool) == before
 
@@ -130,53 +143,74 @@ async def test_a_request_outlives_its_otp_and_is_a_new_one_only_after_its_life(r
     assert not (await replica.send(to, request_id=request_id)).replayed
 
 
-async def test_an_otp_with_an_open_delivery_is_not_removed(replica: Replica) -> None:
+async def test_a_week_with_an_open_delivery_is_not_removed(replica: Replica) -> None:
     pool = replica.pool
     await fund(pool, 1)
     send = await replica.send()
-    while_open = await total(remove_otps(pool, before=later(), limit=100))
+    with pytest.raises(psycopg.errors.RaiseException, match="not settled"):
+        await total(remove_otps(pool, before=end_of_week(), limit=1))
+    assert await count_rows(pool, "otps") == 1
     await replica.record_outcome(send, OutcomeKind.ACCEPTED)
 
-    assert (while_open, await total(remove_otps(pool, before=later(), limit=100))) == (0, 1)
+    assert await total(remove_otps(pool, before=end_of_week(), limit=1)) == 2
 
 
-async def test_a_step_removes_at_most_its_limit(replica: Replica) -> None:
-    await accepted_sends(replica, 5)
-    assert [count async for count in remove_otps(replica.pool, before=later(), limit=2)] == [2, 2, 1]
+@pytest.mark.parametrize("monday", [end_of_week(), datetime(2026, 9, 28, tzinfo=UTC)], ids=["weeks", "no partition"])
+async def test_usage_stays_the_same_when_its_otps_are_removed(replica: Replica, monday: datetime) -> None:
+    """Also that of OTPs whose week ends between their sends."""
+    pool, clock = replica.pool, ManualClock(monday - timedelta(seconds=1))
+    replica = Replica(pool, clock=clock)
+    await fund(pool, 100)
+    sends = [await replica.send() for _ in range(4)]
+    await replica.verify(sends[0].record.otp)
+    clock.advance(seconds=2)
+    sends += [await replica.resend(sends[1].record.otp), await replica.send()]
+    await replica.verify(sends[1].record.otp)
+    for send, kind in zip(sends, [OutcomeKind.ACCEPTED, OutcomeKind.REJECTED_DESTINATION] * 3, strict=True):
+        await replica.record_outcome(send, kind)
+
+    async def usage() -> list[DailyUsage]:
+        async with acquire(pool) as connection:
+            return await read_usage(
+                connection, "acme", start=monday.date() - timedelta(days=9), end=monday.date() + timedelta(days=9)
+            )
+
+    before, left = await usage(), []
+    for end in (monday, monday + timedelta(days=7)):
+        await total(remove_otps(pool, before=end, limit=1))
+        assert await usage() == before
+        left.append((await count_rows(pool, "otps"), await count_rows(pool, "deliveries")))
+    sunday = monday.date() - timedelta(days=1)
+    assert before == [
+        DailyUsage(sunday, Channel.EMAIL, sends=4, credits=2, otps=4, verified_otps=2),
+        DailyUsage(monday.date(), Channel.EMAIL, sends=2, credits=1, otps=1, verified_otps=0),
+    ]
+    assert left == [(1, 1), (0, 0)]
 
 
-async def test_a_locked_otp_is_left_for_the_next_run(replica: Replica, other_pool: Pool) -> None:
-    held, *_ = await accepted_sends(replica, 3)
-    async with transaction(other_pool) as holder:
-        await holder.execute("SELECT 1 FROM otps WHERE otp_id = %s FOR NO KEY UPDATE", [held.record.otp.otp_id])
-        meanwhile = await total(remove_otps(replica.pool, before=later(), limit=1))
-
-    assert (meanwhile, await total(remove_otps(replica.pool, before=later(), limit=100))) == (2, 1)
-
-
-async def test_otps_that_cannot_be_removed_do_not_keep_the_younger_ones(
-    replica: Replica, database_url: str, other_pool: Pool
-) -> None:
-    """The oldest ones lack their OTP, as after a deletion by hand, are sent again for ever, or are locked."""
-    pool, sends = replica.pool, await accepted_sends(replica, 10)
+async def test_a_partition_that_is_late_takes_its_rows(replica: Replica, database_url: str) -> None:
+    """The partitions were not made for weeks: sends go on without."""
+    week = end_of_week() - timedelta(days=7)
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as owner:
-        for send in sends[:3]:
-            await owner.execute("DELETE FROM otps WHERE otp_id = %s", [send.record.otp.otp_id])
-    await fund(pool, 3)
-    open_again = [await replica.resend(send.record.otp) for send in sends[3:6]]
-    async with transaction(other_pool) as holder:
-        await holder.execute(
-            "SELECT 1 FROM deliveries WHERE delivery_id = %s FOR UPDATE", [sends[6].delivery.delivery_id]
+        for table in ("otps", "deliveries"):
+            await owner.execute(f"DROP TABLE {table}_{week:%Y%m%d}".encode())
+        (send,) = await accepted_sends(replica, 1)
+        created = [await create_partitions(replica.pool) for _ in range(2)]
+        assert created == [2, 0]
+        cursor = await owner.execute(
+            "SELECT (SELECT count(*) FROM otps_default) + (SELECT count(*) FROM deliveries_default)"
         )
-        removed = await total(remove_otps(pool, before=later(), limit=2))
-    left = await count_rows(pool, "otps")
-    for send in open_again:
-        await replica.record_outcome(send, OutcomeKind.ACCEPTED)
+        assert await cursor.fetchone() == (0,)
+    assert (await replica.verify(send.record.otp)).status is OtpStatus.VERIFIED
 
-    # The locked one keeps its neighbour in the step until the next run.
-    assert (removed, left, await total(remove_otps(pool, before=later(), limit=2))) == (2, 5, 5)
-    async with transaction(other_pool) as holder:  # what the audit would find
-        await holder.execute("DELETE FROM deliveries USING ledger_entries WHERE reference_id = delivery_id")
+
+async def test_a_dump_keeps_retention_but_no_sends(replica: Replica, other_pool: Pool) -> None:
+    await accepted_sends(replica, 1)
+    async with transaction(other_pool) as dump:
+        await dump.execute("SELECT FROM deliveries")
+        with pytest.raises(AccountBusy):
+            await total(remove_otps(replica.pool, before=end_of_week(), limit=1))
+        await accepted_sends(replica, 1)
 
 
 async def test_locked_rows_of_one_time_do_not_keep_the_younger_ones(pool: Pool, other_pool: Pool) -> None:
@@ -190,36 +224,6 @@ async def test_locked_rows_of_one_time_do_not_keep_the_younger_ones(pool: Pool, 
         meanwhile = [count async for count in remove_guess_budgets(pool, before=later(), limit=3)]
 
     assert (meanwhile, await total(remove_guess_budgets(pool, before=later(), limit=3))) == ([0, 0, 1], 3)
-
-
-@pytest.fixture(params=[True, False], ids=["Citus", "PostgreSQL"])
-def shards(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Queries in the form for Citus, and in the form for plain PostgreSQL."""
-    before = Queries.name_shards
-    Queries.use_shards(name_shards=request.param)
-    yield
-    Queries.use_shards(name_shards=before)
-
-
-@pytest.mark.usefixtures("shards")
-async def test_the_otps_of_many_organizations_are_removed_in_one_step(replica: Replica) -> None:
-    for name in ("acme", "other", "third"):
-        await fund(replica.pool, 3, organization_id=name)
-        for _ in range(3):
-            await replica.record_outcome(await replica.send(organization_id=name), OutcomeKind.ACCEPTED)
-
-    assert [count async for count in remove_otps(replica.pool, before=later(), limit=100)] == [9]
-    assert await count_rows(replica.pool, "deliveries") == 0
-
-
-async def test_two_replicas_remove_each_otp_once(replica: Replica, other_pool: Pool) -> None:
-    await accepted_sends(replica, 40)
-    pools = (replica.pool, other_pool) * 4
-    removed = await asyncio.gather(*(total(remove_otps(pool, before=later(), limit=10)) for pool in pools))
-    rest = [await total(remove_otps(replica.pool, before=later(), limit=100)) for _ in range(2)]
-
-    assert (sum(removed) + rest[0], rest[1]) == (40, 0)
-    assert await count_rows(replica.pool, "deliveries") == 0
 
 
 async def test_wrong_guesses_are_removed_once_they_no_longer_count(replica: Replica) -> None:
@@ -296,19 +300,24 @@ async def test_received_and_dead_events_are_kept_and_others_are_removed(pool: Po
     assert (removed, await count_rows(pool, "stripe_events")) == ([0, 2, 0], 2)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in SQL if "progress" not in name and "asynchronously" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, _ in SQL if name not in ("read_progress", "advance_progress", "remove_week", "create_partitions")],
+)
 async def test_old_rows_are_found_by_an_index_without_a_sort(pool: Pool, name: str) -> None:
+    otp_id = new_id()
     values = {
         "organization_id": "acme",
-        "ids": {"remove_guess_budgets": [b"1"], "remove_unverified": ["ID"]}.get(name, [new_id()]),
+        "ids": {"remove_guess_budgets": [b"1"], "remove_unverified": ["ID"]}.get(name, [otp_id]),
         "organization_ids": ["acme"],
         "otp_ids": [new_id()],
         "delivery_ids": [new_id()],
         "digests": [b"1"],
         "after": later(days=-9),
         "before": later(),
-        "last_delivery_id": new_id(),
-        "end_id": new_id(),
+        "last_otp_id": otp_id,
+        "first_otp_id": otp_id,
+        "end_id": UUID(int=otp_id.int + 1),
         "limit": 10,
     }
     async with acquire(pool) as connection:

@@ -146,10 +146,14 @@ async def test_a_rotation_gives_a_prefix_no_further_credits(pool: Pool, old: str
 
 
 async def test_a_plan_made_while_the_table_is_empty_finds_budgets_by_their_whole_key(pool: Pool) -> None:
-    query = SQL.lock_guess_budgets.replace("%(organization_ids)s", "$1").replace("%(otp_ids)s", "$2")
+    query = SQL.lock_guess_budgets
+    for number, name in enumerate(("organization_ids", "otp_ids", "first_otp_id"), start=1):
+        query = query.replace(f"%({name})s", f"${number}")
     async with acquire(pool) as connection:
-        await connection.execute(f"PREPARE budgets (text[], uuid[]) AS {query}")
-        plan = [row[0] for row in await (await connection.execute("EXPLAIN EXECUTE budgets (NULL, NULL)")).fetchall()]
+        await connection.execute(f"PREPARE budgets (text[], uuid[], uuid) AS {query}")
+        plan = [
+            row[0] for row in await (await connection.execute("EXPLAIN EXECUTE budgets (NULL, NULL, NULL)")).fetchall()
+        ]
     condition = plan[next(number for number, line in enumerate(plan) if "guess_budgets_pkey" in line) + 1]
     assert "organization_id =" in condition
     assert "destination_digest =" in condition

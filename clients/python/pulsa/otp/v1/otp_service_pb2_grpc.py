@@ -200,7 +200,8 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUsage(self, request, context):
-        """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`.
+        """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
+        Permission `otp.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -88,7 +88,9 @@ class OtpServiceStub:
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]
-    """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
+    Permission `otp.read`.
+    """
     EraseDestination: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.EraseDestinationRequest, _otp_service_pb2.EraseDestinationResponse]
     """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
     masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
@@ -164,7 +166,9 @@ class OtpServiceAsyncStub(OtpServiceStub):
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]  # type: ignore[assignment]
-    """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+    """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
+    Permission `otp.read`.
+    """
     EraseDestination: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.EraseDestinationRequest, _otp_service_pb2.EraseDestinationResponse]  # type: ignore[assignment]
     """Erases a person: what the organization's OTPs and deliveries keep of one destination. Erased are the encrypted, the
     masked and the digested destination and the OTPs' metadata; pending OTPs are canceled, and messages that are not sent
@@ -297,7 +301,9 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.GetUsageResponse, _abc.Awaitable[_otp_service_pb2.GetUsageResponse]]:
-        """Returns sends, credits and verified OTPs per day and channel. Permission `otp.read`."""
+        """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
+        Permission `otp.read`.
+        """
 
     @_abc_1.abstractmethod
     def EraseDestination(

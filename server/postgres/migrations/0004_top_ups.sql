@@ -6,8 +6,6 @@
 CREATE TABLE top_ups (
     organization_id text NOT NULL,
     top_up_id uuid NOT NULL,
-    request_id uuid NOT NULL,
-    request_fingerprint bytea NOT NULL,
     status text NOT NULL,
     end_status text,
     failure_reason text NOT NULL DEFAULT '',
@@ -34,7 +32,6 @@ CREATE TABLE top_ups (
     lease_expire_time timestamptz,
     next_check_time timestamptz NOT NULL,
     PRIMARY KEY (organization_id, top_up_id),
-    CONSTRAINT one_top_up_per_request_id UNIQUE (organization_id, request_id),
     CONSTRAINT one_top_up_per_invoice UNIQUE (organization_id, stripe_invoice_id),
     CONSTRAINT status_is_known CHECK (
         status IN (
@@ -79,3 +76,5 @@ CREATE TABLE stripe_events (
     CONSTRAINT attempts_are_counted CHECK (attempts >= 0)
 );
 CREATE INDEX stripe_events_to_process ON stripe_events (next_attempt_time) WHERE status = 'RECEIVED';
+-- For retention.
+CREATE INDEX stripe_events_by_time ON stripe_events (create_time) WHERE status IN ('DONE', 'REJECTED');
