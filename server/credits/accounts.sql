@@ -66,3 +66,22 @@ FROM unnest(
     %(details)s::jsonb[]
 ) AS notice (organization_id, notice_id, reference_id, email, details)
 ON CONFLICT DO NOTHING;
+
+-- read_lost_times
+SELECT restore_time, start_time, end_time
+FROM lost_times
+ORDER BY restore_time;
+
+-- read_last_success
+-- A server writes it every minute or so.
+SELECT max(last_success_time)
+FROM job_leases;
+
+-- count_other_sessions
+SELECT count(*)
+FROM pg_stat_activity
+WHERE datname = current_database() AND usename = session_user AND application_name <> %(own)s;
+
+-- insert_lost_time
+INSERT INTO lost_times (restore_time, start_time, end_time)
+VALUES (%(restore_time)s, %(start_time)s, %(end_time)s);

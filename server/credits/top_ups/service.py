@@ -158,7 +158,7 @@ class TopUps:
         account = await self._store.lock_account(connection, purchase.organization_id)
         key, now, top_up_id = (purchase.organization_id, purchase.request_id), self._store.clock(), new_id()
         request = Request("CreateTopUp", purchase.fingerprint(), top_up_id)
-        answer = await find_answer(connection, key, request, oldest=now - self._store.terms.request_life)
+        answer = await find_answer(connection, key, request, memory=self._store.terms.memory, now=now)
         if answer is not None:
             earlier = await find_top_up(connection, purchase.organization_id, answer)
             if earlier is None:
