@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
-from server.cli import database, doctor, reference, serve, stripe, token, webhook
+from server.cli import database, doctor, reference, restored, serve, stripe, token, webhook
 from server.environment import SettingsError
 from server.errors import DatabaseUnavailable
 from server.postgres.embedded import EmbeddedPostgresError
@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", lambda _: doctor.doctor(), "check everything that a deployment needs, and list every setting")
     add("audit", lambda _: database.audit(), "replay every ledger and report inconsistencies")
     add("rotate", lambda _: database.rotate(), "encrypt destinations with the newest key, to retire older keys")
+    restored.add_arguments(
+        add("restored", restored.restored, "do what follows when the database was restored to an earlier time")
+    )
     reference.add_arguments(
         add("reference", reference.reference, "generate the tables of Markdown files from the code")
     )

@@ -187,6 +187,7 @@ class TopUps:
             environment=terms.environment,
             organization_id=purchase.organization_id,
             top_up_id=top_up_id,
+            request_id=purchase.request_id,
             credits=quote.credits,
             currency_code=purchase.currency_code,
             unit_price=quote.unit_price.amount,
