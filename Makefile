@@ -70,7 +70,9 @@ lint: .venv/ready verify-generate  ## Check style, imports between layers, the p
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
-	$(BIN)/buf breaking --against '.git#ref=$(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)'
+	@if tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); then \
+		echo "$(BIN)/buf breaking --against tag $$tag"; $(BIN)/buf breaking --against ".git#tag=$$tag"; \
+	else echo "buf breaking: skipped, as no release is tagged here, or this clone is too shallow to have its tag"; fi
 
 types: .venv/ready  ## Check types with mypy --strict
 	$(BIN)/mypy server tests $(wildcard $(STUBS)/pulsa/*.py)

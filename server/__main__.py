@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
-from server.cli import database, doctor, reference, serve, stripe, token, webhook
+from server.cli import database, doctor, reference, restored, serve, stripe, token, webhook
 from server.environment import SettingsError
 from server.errors import DatabaseUnavailable
 from server.postgres.embedded import EmbeddedPostgresError
@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     database.add_organization_arguments(add("resume", database.resume, "end an organization's suspension"))
     database.add_erase_arguments(
         add("erase", database.erase, "erase what is stored of one destination, which is read from standard input")
+    )
+    restored.add_arguments(
+        add("restored", restored.restored, "do what follows when the database was restored to an earlier time")
     )
     reference.add_arguments(
         add("reference", reference.reference, "generate the tables of Markdown files from the code")

@@ -19,6 +19,7 @@ from server.api.server import GrpcServer, ListenOptions, start_server
 from server.api.tls import TlsFileError, TlsFiles
 from server.background import until_done
 from server.clock import DatabaseClock
+from server.credits.accounts import RequestMemory
 from server.credits.balances import Balances, BalanceStreams
 from server.credits.ledger import AuditKeys
 from server.credits.pricing import Pricing, load_pricing
@@ -110,6 +111,7 @@ class SharedDependencies:
 
     settings: Settings
     pool: Pool
+    memory: RequestMemory
     pricing: Pricing
     crypto: Crypto
     audit_keys: AuditKeys | None
@@ -136,6 +138,7 @@ class OpenCredits:
 
     service: CreditService
     stripe_client: StripeClient
+    store: TopUpStore
     top_ups: TopUps
     inbox: StripeInbox
 
@@ -163,9 +166,16 @@ async def open_shared(
         templates = load_templates(settings.channel.templates)
     database = settings.database
     Queries.use_shards(name_shards=database.citus)
-    pool = await open_pool(database_url, size=database.connections, timeouts=timeouts_of(database), clock=clock)
+    memory = RequestMemory(settings.delivery.request_life)
+    pool = await open_pool(
+        database_url,
+        size=database.connections,
+        timeouts=timeouts_of(database),
+        clock=clock,
+        on_connect=memory.read,
+    )
     stack.push_async_callback(pool.close)
-    return SharedDependencies(settings, pool, pricing, crypto, open_audit_keys(settings), templates, console)
+    return SharedDependencies(settings, pool, memory, pricing, crypto, open_audit_keys(settings), templates, console)
 
 
 def timeouts_of(database: Database) -> Timeouts:
@@ -194,7 +204,7 @@ def open_credits(
         trust_out_of_band=settings.stripe.trust_out_of_band,
         payment_method_types=settings.stripe.payment_methods,
         lease=timedelta(seconds=settings.stripe.lease_seconds),
-        request_life=settings.delivery.request_life,
+        memory=shared.memory,
     )
     store = TopUpStore(
         pool,
@@ -223,10 +233,10 @@ def open_credits(
         stripe_inbox=inbox,
         stripe_wait_seconds=settings.stripe.wait_seconds,
         deliveries_kept=timedelta(days=settings.delivery.retention_days),
-        request_life=settings.delivery.request_life,
+        memory=shared.memory,
         audit_keys=shared.audit_keys,
     )
-    return OpenCredits(CreditService(dependencies), stripe_client, top_ups, inbox)
+    return OpenCredits(CreditService(dependencies), stripe_client, store, top_ups, inbox)
 
 
 def open_crypto(settings: Settings) -> Crypto:
@@ -280,7 +290,7 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
         stack.push_async_callback(provider.close)
     prices = {channel: shared.pricing.channel_credits[channel] for channel in providers}
     recipients = RecipientResolver(crypto, prices, _area_policy(settings))
-    limits = _send_limits(settings)
+    limits = _send_limits(settings, shared.memory)
     outcomes = Outcomes(
         pool,
         batching=replace(
@@ -422,7 +432,7 @@ def _listen_options(settings: Settings) -> ListenOptions:
     )
 
 
-def _send_limits(settings: Settings) -> SendLimits:
+def _send_limits(settings: Settings, memory: RequestMemory) -> SendLimits:
     limit = settings.limit
     return SendLimits(
         cooldown=timedelta(seconds=limit.cooldown_seconds),
@@ -432,7 +442,7 @@ def _send_limits(settings: Settings) -> SendLimits:
         unverified_credits_per_country=limit.unverified_credits_per_country,
         unverified_credits_per_prefix=limit.unverified_credits_per_prefix,
         unverified_window=timedelta(hours=limit.unverified_window_hours),
-        request_life=settings.delivery.request_life,
+        memory=memory,
     )
 
 

@@ -98,7 +98,7 @@ class RequestIdReused(DomainError, code=StatusCode.ALREADY_EXISTS):
 
 
 class RequestIdExpired(DomainError, code=StatusCode.FAILED_PRECONDITION):
-    """This request_id is older than answers are kept; nothing was changed."""
+    """Whether this request_id was accepted is not known any more; nothing was changed."""
 
 
 class DeadlineExceeded(DomainError, code=StatusCode.DEADLINE_EXCEEDED):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
@@ -25,7 +25,7 @@ from server.api.converters import (
 )
 from server.api.interceptor import Call
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
-from server.credits.accounts import resume, suspend
+from server.credits.accounts import RequestMemory, resume, suspend
 from server.credits.alerts import read_alerts, update_alerts
 from server.credits.audit import audit_organization
 from server.credits.balances import Balances, BalanceStreams
@@ -58,8 +58,8 @@ class CreditDependencies:
     """Maximum wait of CreateTopUp and CancelTopUp for Stripe; the work continues after it."""
     deliveries_kept: timedelta | None
     """How long deliveries are kept; None: without a limit."""
-    request_life: timedelta = timedelta(days=90)
-    """How long requests are kept: a new one whose time-ordered request_id is older is refused."""
+    memory: RequestMemory = field(default_factory=RequestMemory)
+    """Which requests are not known any more."""
     audit_keys: AuditKeys | None = None
     """Make and check the ledger's MACs; None: there are none."""
 
@@ -184,7 +184,7 @@ class CreditService:
             created_by=call.caller.subject,
             low_balance_threshold=self._dependencies.pricing.low_balance_threshold,
             now=self._dependencies.pool.now(),
-            request_life=self._dependencies.request_life,
+            memory=self._dependencies.memory,
             audit_keys=self._dependencies.audit_keys,
         )
         return pb.AdjustCreditsResponse(ledger_entry=entry_message(entry), balance=self._balance_message(balance))

@@ -1,17 +1,22 @@
-"""Accounts: one row for each organization, its balance, its requests, its suspension, and low-balance notices."""
+"""Accounts: one row for each organization, its balance, its requests, its suspension, and low-balance notices.
 
+After a restore to an earlier time the database lacks requests that were accepted: LostTime.
+"""
+
+import asyncio
 import json
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from server.errors import RequestIdExpired, RequestIdReused
 from server.ids import is_older, new_id
 from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, RowSource, TableColumns, texts, uuids
 from server.postgres.pipeline import Executor, Rows
-from server.postgres.pool import Connection, Pool, retry_transient, transaction
+from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
 MAXIMUM_CREDITS: Final = 9_000_000_000_000_000_000
@@ -19,6 +24,10 @@ MAXIMUM_CREDITS: Final = 9_000_000_000_000_000_000
 refunds of earlier sends, which must always fit."""
 RequestKey = tuple[str, UUID]
 """An organization_id and a request_id."""
+RESTORED_SESSIONS: Final = "pulsa restored"
+"""The application_name of the sessions of the command `restored`."""
+_REPEATED_FOR: Final = timedelta(minutes=5)
+"""A request_id may be this much older than the call that was accepted, or its machine's clock behind."""
 
 
 @dataclass(slots=True)
@@ -92,6 +101,41 @@ class Request(NamedTuple):
     """Of what the request said; empty for one of a version that did not store it here."""
     answer_id: UUID
     """What it made: the delivery_id, the top_up_id or the reference_id of the ledger entry."""
+
+
+class LostTime(NamedTuple):
+    """What one restore of the database to an earlier time has lost.
+
+    Whether a request of that time was accepted is not known any more. To accept its repeat would send and charge it
+    twice.
+    """
+
+    restore_time: datetime
+    """The time to which the database was restored."""
+    start_time: datetime
+    """Request_ids from then on may be lost: a few minutes before restore_time."""
+    end_time: datetime
+    """When the lost time was recorded, before the replicas started again."""
+
+    def includes(self, time_ordered: UUID) -> bool:
+        """Whether a UUID tells that it is from the lost time."""
+        return is_older(time_ordered, self.end_time) and not is_older(time_ordered, self.start_time)
+
+
+@dataclass(slots=True)
+class RequestMemory:
+    """How long accepted requests are kept, and which were lost."""
+
+    life: timedelta = timedelta(days=90)
+    lost: tuple[LostTime, ...] = ()
+
+    def lacks(self, request_id: UUID, *, now: datetime) -> bool:
+        """Whether a request_id that is not stored may have been accepted. Only a time-ordered one tells."""
+        return is_older(request_id, now - self.life) or any(each.includes(request_id) for each in self.lost)
+
+    async def read(self, connection: Connection) -> None:
+        """Read the lost times: on each new connection, as the connections of before a restore are gone."""
+        self.lost = tuple(LostTime(*row) for row in await (await connection.execute(SQL.read_lost_times)).fetchall())
 
 
 _BALANCES: RowSource[Account] = RowSource(
@@ -224,18 +268,20 @@ async def fetch_requests(rows: Rows) -> dict[RequestKey, Request]:
     return {(row[0], row[1]): Request(*row[2:]) for row in await rows.fetchall()}
 
 
-async def find_answer(connection: Executor, key: RequestKey, new: Request, *, oldest: datetime) -> UUID | None:
+async def find_answer(
+    connection: Executor, key: RequestKey, new: Request, *, memory: RequestMemory, now: datetime
+) -> UUID | None:
     """The answer_id of an accepted request, for a repeat of it; None for a new request.
 
     Raises RequestIdReused when the accepted request said something else or was of another rpc, and RequestIdExpired for
-    a new one whose time-ordered id is older than `oldest`: nobody knows any more whether it was accepted.
+    a new one that `memory` lacks: nobody knows any more whether it was accepted.
     """
     found = await fetch_requests(await queue_find_requests(connection, [key]))
     if (earlier := found.get(key)) is not None:
         if earlier.rpc != new.rpc or earlier.fingerprint not in {b"", new.fingerprint}:
             raise RequestIdReused
         return earlier.answer_id
-    if is_older(key[1], oldest):
+    if memory.lacks(key[1], now=now):
         raise RequestIdExpired
     return None
 
@@ -245,6 +291,29 @@ async def insert_request(connection: Executor, key: RequestKey, request: Request
     organization_id, request_id = key
     values = {"organization_id": organization_id, "request_id": request_id, **request._asdict(), "now": now}
     await connection.execute(SQL.insert_request, values)
+
+
+async def begin_lost_time(pool: Pool, restore_time: datetime, *, wait_seconds: float = 5.0) -> LostTime:
+    """Record that the database was restored to this time, until now; a repeat returns what was recorded.
+
+    The pool's sessions have RESTORED_SESSIONS. Raises ValueError, and records nothing, when a server has worked on the
+    database since, or when the login's other sessions, such as a replica's, have not ended within wait_seconds.
+    """
+    async with acquire(pool, seconds=pool.timeouts.job) as connection:
+        for row in await (await connection.execute(SQL.read_lost_times)).fetchall():
+            if row[0] == restore_time:
+                return LostTime(*row)
+        deadline = time.monotonic() + wait_seconds
+        while (count := await _fetch_value(connection, SQL.count_other_sessions, {"own": RESTORED_SESSIONS})) > 0:
+            if time.monotonic() > deadline:
+                raise ValueError(f"stop every replica first: their login has {count} sessions")
+            await asyncio.sleep(0.1)
+        known = await _fetch_value(connection, SQL.read_last_success, {})
+        if known is not None and known > restore_time:
+            raise ValueError(f"a server has worked on this database at {known}: it was not restored to that time")
+        lost = LostTime(restore_time, restore_time - _REPEATED_FOR, pool.now())
+        await connection.execute(SQL.insert_lost_time, lost._asdict())
+        return lost
 
 
 async def write_balances(connection: Executor, accounts: Sequence[Account]) -> None:
@@ -280,3 +349,8 @@ async def insert_low_balance_notices(connection: Executor, accounts: Sequence[Ac
             "now": now,
         },
     )
+
+
+async def _fetch_value(connection: Connection, query: str, values: dict[str, str]) -> Any:
+    ((value,),) = await (await connection.execute(query, values)).fetchall()
+    return value

@@ -81,3 +81,22 @@ WHERE organization_id = %(organization_id)s AND suspend_time IS NULL;
 UPDATE accounts
 SET suspend_time = NULL, suspend_reason = NULL, suspended_by = NULL
 WHERE organization_id = %(organization_id)s;
+
+-- read_lost_times
+SELECT restore_time, start_time, end_time
+FROM lost_times
+ORDER BY restore_time;
+
+-- read_last_success
+-- A server writes it every minute or so.
+SELECT max(last_success_time)
+FROM job_leases;
+
+-- count_other_sessions
+SELECT count(*)
+FROM pg_stat_activity
+WHERE datname = current_database() AND usename = session_user AND application_name <> %(own)s;
+
+-- insert_lost_time
+INSERT INTO lost_times (restore_time, start_time, end_time)
+VALUES (%(restore_time)s, %(start_time)s, %(end_time)s);

@@ -6,7 +6,7 @@ A caller locks the account, appends the entry and stores the balance in one tran
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
 from operator import attrgetter
@@ -17,6 +17,7 @@ from server.credits.accounts import (
     MAXIMUM_CREDITS,
     Account,
     Request,
+    RequestMemory,
     find_answer,
     insert_low_balance_notices,
     insert_request,
@@ -218,13 +219,13 @@ async def adjust_credits(
     created_by: str,
     low_balance_threshold: int,
     now: datetime,
-    request_life: timedelta = timedelta(days=90),
+    memory: RequestMemory | None = None,
     audit_keys: AuditKeys | None = None,
 ) -> tuple[LedgerEntry, Balance]:
     """Add credits (take them when negative) once per request_id; returns the entry and the current balance.
 
     A repeat returns the entry of the first call. Raises RequestIdReused when the first call had other credits or
-    another reason, RequestIdExpired for a time-ordered request_id older than request_life, InsufficientCredits when the
+    another reason, RequestIdExpired for a request_id that `memory` lacks, InsufficientCredits when the
     balance would become negative, and BalanceAboveMaximum.
     low_balance_threshold is the threshold of an account that this call creates.
     """
@@ -236,7 +237,7 @@ async def adjust_credits(
             account = await lock_or_create_account(
                 connection, organization_id, low_balance_threshold=low_balance_threshold, now=now
             )
-            if await find_answer(connection, key, request, oldest=now - request_life) is None:
+            if await find_answer(connection, key, request, memory=memory or RequestMemory(), now=now) is None:
                 await insert_request(connection, key, request, now=now)
             entry = await append_entry(
                 connection,

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from server.credits.accounts import Account, Request, RequestKey
+from server.credits.accounts import Account, Request, RequestKey, RequestMemory
 from server.errors import (
     DeadlineExceeded,
     DomainError,
@@ -20,7 +20,6 @@ from server.errors import (
     RetryLater,
     TooManySends,
 )
-from server.ids import is_older
 from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpKey, OtpRecord, OtpStatus, Recipient
 
 MINUTE = timedelta(minutes=1)
@@ -42,8 +41,8 @@ class SendLimits:
     unverified_credits_per_prefix: int = 0
     """The same for numbers with the same prefix: bounds pumping with one number range below its country's limit."""
     unverified_window: timedelta = DAY
-    request_life: timedelta = timedelta(days=90)
-    """A new request whose time-ordered request_id is older is refused: its first answer may have been removed."""
+    memory: RequestMemory = field(default_factory=RequestMemory)
+    """Which requests are not known any more: a new one that may be one of them is refused."""
 
 
 class RecentSend(NamedTuple):
@@ -360,11 +359,10 @@ def admit(sends: Sequence[Send], state: State, *, now: datetime, limits: SendLim
     """Decide each send, in order, as if they had come one after another.
 
     A request_id that was accepted before, also earlier in the batch, is Replayed if its fingerprint is the same and
-    refused with RequestIdReused otherwise. A new one whose time-ordered id is older than limits.request_life is refused
-    with RequestIdExpired. An organization without an account has no credits.
+    refused with RequestIdReused otherwise. A new one that limits.memory may lack is refused with RequestIdExpired. An
+    organization without an account has no credits.
     """
-    oldest = now - limits.request_life
-    return [_decide(send, state, now, limits, oldest) for send in sends]
+    return [_decide(send, state, now, limits) for send in sends]
 
 
 def repeat(new: Request, earlier: Request, delivery: Delivery | None, account: Account) -> Replayed | Refused:
@@ -376,7 +374,7 @@ def repeat(new: Request, earlier: Request, delivery: Delivery | None, account: A
     return Replayed(delivery, delivery.balance_after < account.low_balance_threshold)
 
 
-def _decide(send: Send, state: State, now: datetime, limits: SendLimits, oldest: datetime) -> Decision:
+def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Decision:
     organization_id, credits = send.organization_id, send.recipient.credits
     account = state.accounts.get(organization_id)
     if account is None:
@@ -386,7 +384,7 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits, oldest:
         return repeat(send.request, admitted.send.request, admitted.delivery, account)
     if (earlier := state.requests.get(request)) is not None:
         return repeat(send.request, earlier, state.answers.get(earlier.answer_id), account)
-    if is_older(send.request_id, oldest):
+    if limits.memory.lacks(send.request_id, now=now):
         return Refused(RequestIdExpired())
     spending = _spending(send, state, now)
     try:

@@ -34,6 +34,7 @@ from server.postgres.sqlstates import meaning_of
 
 Result = TypeVar("Result")
 Connection = AsyncConnection[Row]
+OnConnect = Callable[[Connection], Awaitable[None]]
 
 APPLICATION_ROLE: Final = "pulsa_application"
 """The role of the server's connections: it may not change or delete a ledger entry. migrate.py grants its rights."""
@@ -118,6 +119,7 @@ class Pool:
         role: str,
         clock: DatabaseClock,
         read_only: bool = False,
+        on_connect: OnConnect | None = None,
     ) -> None:
         self.conninfo = with_timeouts(url, timeouts)
         self.clock = clock
@@ -130,6 +132,7 @@ class Pool:
         """Called with the new value when `is_available` changes."""
         self._role = role
         self._read_only = read_only
+        self._on_connect = on_connect
         self._pool = self._new_pool(self.conninfo)
         self._probing: asyncio.Task[None] | None = None
         self._is_decided = asyncio.Event()
@@ -299,6 +302,8 @@ class Pool:
             f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(settings))}", list(chain(*settings.items()))
         )
         await self.clock.measure(partial(read_time, connection))
+        if self._on_connect:
+            await self._on_connect(connection)
 
 
 def with_timeouts(url: str, timeouts: Timeouts) -> str:
@@ -322,11 +327,12 @@ async def open_pool(
     role: str = APPLICATION_ROLE,
     read_only: bool = False,
     clock: DatabaseClock | None = None,
+    on_connect: OnConnect | None = None,
 ) -> Pool:
     """Open a pool of `size` connections that act as `role`, and with `read_only` may not write.
 
-    `clock` learns the database's time; None: a new one. Does not wait for the database: a server that starts during an
-    outage answers DATABASE_UNAVAILABLE until it ends.
+    `clock` learns the database's time; None: a new one. `on_connect` runs on each new connection before its first use.
+    Does not wait for the database: a server that starts during an outage answers DATABASE_UNAVAILABLE until it ends.
     """
     pool = Pool(
         url,
@@ -335,6 +341,7 @@ async def open_pool(
         role=role,
         clock=clock or DatabaseClock(),
         read_only=read_only,
+        on_connect=on_connect,
     )
     await pool.open()
     return pool

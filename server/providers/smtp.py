@@ -16,7 +16,6 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Literal
-from uuid import UUID
 
 from aiosmtplib import SMTP, SMTPException, SMTPNotSupported, SMTPResponseException, SMTPServerDisconnected
 
@@ -178,14 +177,14 @@ class Smtp:
     async def deliver(self, message: Message) -> Outcome:
         """Send the message to the relay; ACCEPTED means a positive reply to the final dot."""
         rendered = self._templates.render(message, now=self._clock())
-        return await self._deliver(message.destination, rendered, message.delivery_id)
+        return await self._deliver(message.destination, rendered, str(message.delivery_id))
 
     async def mail(self, address: str, subject: str, text: str) -> Outcome:
         """Send a plain e-mail that is not an OTP, as `deliver` does."""
         html = f"<p>{escape(text)}</p>".replace("\n", "<br>\n")
-        return await self._deliver(address, Rendered(subject, text, html), new_id())
+        return await self._deliver(address, Rendered(subject, text, html), f"notice.{new_id()}")
 
-    async def _deliver(self, recipient: str, rendered: Rendered, mail_id: UUID) -> Outcome:
+    async def _deliver(self, recipient: str, rendered: Rendered, mail_id: str) -> Outcome:
         attempt = _Attempt()
         settings = self._settings
         mail = Mail(settings.sender, settings.sender_name, recipient, f"{mail_id}@{self._domain}", rendered)

@@ -21,7 +21,7 @@ from server.sandbox.stripe import StripeSandbox, start_stripe_sandbox
 from server.setting_types import KEY_BYTES
 from server.webhook.sidecar import PATH
 from tests.callers import Caller
-from tests.faults.processes import Process
+from tests.faults.processes import CHECKOUT, Process
 from tests.waiting import SECONDS, until
 
 KEY = b64encode(b"k" * KEY_BYTES).decode()
@@ -83,10 +83,10 @@ def recipient(mail: Mail) -> str:
     return mail.envelope[1].partition("<")[2].partition(">")[0]
 
 
-async def start_process(command: str, settings: dict[str, str], folder: Path) -> Process:
+async def start_process(command: str, settings: dict[str, str], folder: Path, *, checkout: Path = CHECKOUT) -> Process:
     """Start a process and wait until it listens. If the setting has port 0, the port it took is written there."""
     name = {"serve": "PULSA_LISTEN", "webhook": "PULSA_WEBHOOK_LISTEN"}[command]
-    process = Process(command, settings, output=folder / f"{command}-{uuid4()}.log")
+    process = Process(command, settings, output=folder / f"{command}-{uuid4()}.log", checkout=checkout)
     try:
         line: dict[str, Any] = json.loads(await process.wait_for_output('"listening"'))
     except BaseException:
@@ -97,8 +97,10 @@ async def start_process(command: str, settings: dict[str, str], folder: Path) ->
 
 
 @asynccontextmanager
-async def deployed_processes(database_url: str, folder: Path, **changes: str) -> AsyncIterator[ProcessDeployment]:
-    """Run a server; `start_sidecar` adds the sidecar. `changes` are settings by name."""
+async def deployed_processes(
+    database_url: str, folder: Path, checkout: Path = CHECKOUT, /, **changes: str
+) -> AsyncIterator[ProcessDeployment]:
+    """Run a server, of the code in `checkout`; `start_sidecar` adds the sidecar. `changes` are settings by name."""
     key, stripe = development_key(folder), await start_stripe_sandbox()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(stripe.close)
@@ -106,7 +108,7 @@ async def deployed_processes(database_url: str, folder: Path, **changes: str) ->
         settings = (
             server_settings(key, database_url=database_url, stripe_url=stripe.url, relay_port=relay.port) | changes
         )
-        running = {"serve": await start_process("serve", settings, folder)}
+        running = {"serve": await start_process("serve", settings, folder, checkout=checkout)}
         channel = grpc.aio.insecure_channel(settings["PULSA_LISTEN"], options=CHANNEL_OPTIONS)
         await stack.enter_async_context(channel)
         try:

@@ -20,18 +20,19 @@ CHECKOUT = Path(__file__).parents[2]
 class Process:
     """`python -m server COMMAND` with only these settings in its environment; its output goes to a file."""
 
-    def __init__(self, command: str, settings: Mapping[str, str], *, output: Path) -> None:
+    def __init__(self, command: str, settings: Mapping[str, str], *, output: Path, checkout: Path = CHECKOUT) -> None:
+        """`command` may have arguments, separated by spaces; `checkout` is the folder of the code that runs."""
         environment = {
             "PATH": os.defpath,
-            "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'clients' / 'python'}",
+            "PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'clients' / 'python'}",
             "PYTHONUNBUFFERED": "1",
             **settings,
         }
         self._output = output
         with output.open("wb") as file:
             self._process = subprocess.Popen(  # noqa: S603 - the project's own program
-                [sys.executable, "-m", "server", command],
-                cwd=CHECKOUT,
+                [sys.executable, "-m", "server", *command.split()],
+                cwd=checkout,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,

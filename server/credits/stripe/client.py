@@ -156,13 +156,14 @@ class StripeClient:
         fields = await self._call("find_invoice_of_payment", payments.list_async, values)
         return next((str(payment["invoice"]) for payment in fields["data"]), None)
 
-    async def list_undelivered_events(self, *, since: datetime) -> list[StripeEvent]:
-        """List the events of EVENT_TYPES that were not delivered to every endpoint, newest first."""
-        values = {
-            "types": list(EVENT_TYPES),
-            "delivery_success": False,
-            "created": {"gte": int(since.timestamp())},
-        }
+    async def list_events(self, *, since: datetime, undelivered_only: bool) -> list[StripeEvent]:
+        """List the events of EVENT_TYPES since then, newest first: all, or those that not every endpoint has received.
+
+        Stripe keeps events for 30 days.
+        """
+        values: Parameters = {"types": list(EVENT_TYPES), "created": {"gte": int(since.timestamp())}}
+        if undelivered_only:
+            values["delivery_success"] = False
         pages = self._pages("list_events", self._stripe.events.list_async, values)
         return [_read(read_event, fields) async for fields in pages]
 

@@ -94,8 +94,17 @@ class StripeInbox:
 
         Raises StripeCallError.
         """
-        events = await self._stripe.list_undelivered_events(since=now - _UNDELIVERED_SINCE)
-        return sum([await self._insert(event, status="RECEIVED") for event in events if self._is_expected(event)])
+        return await self._collect(since=now - _UNDELIVERED_SINCE, undelivered_only=True)
+
+    async def process_again(self, *, since: datetime) -> int:
+        """Process Stripe's events since then as if no webhook had delivered them; returns how many were missing here.
+
+        Those that wait for Stripe are left to the periodic job. Raises StripeCallError.
+        """
+        count = await self._collect(since=since, undelivered_only=False)
+        while await self.process_due(now=self._store.clock(), limit=_MAXIMUM_TASKS):
+            pass
+        return count
 
     async def process_due(self, *, now: datetime, limit: int) -> int:
         """Process at most `limit` due events; returns how many this call completed."""
@@ -138,6 +147,10 @@ class StripeInbox:
     async def close(self) -> None:
         """Wait for the background processing."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _collect(self, *, since: datetime, undelivered_only: bool) -> int:
+        events = await self._stripe.list_events(since=since, undelivered_only=undelivered_only)
+        return sum([await self._insert(event, status="RECEIVED") for event in events if self._is_expected(event)])
 
     def _is_expected(self, event: StripeEvent) -> bool:
         return (

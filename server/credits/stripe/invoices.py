@@ -41,6 +41,8 @@ class InvoiceOrder:
     environment: str
     organization_id: str
     top_up_id: UUID
+    request_id: UUID
+    """The request that ordered it."""
     credits: int
     currency_code: str
     unit_price: Decimal
@@ -62,7 +64,13 @@ def invoice_parameters(order: InvoiceOrder) -> Parameters:
         "days_until_due": order.days_until_due,
         "auto_advance": False,
         "pending_invoice_items_behavior": "exclude",
-        "metadata": owner | {"top_up_id": str(order.top_up_id)},
+        # Enough to restore a top-up that the database has lost.
+        "metadata": owner
+        | {
+            "top_up_id": str(order.top_up_id),
+            "request_id": str(order.request_id),
+            "credits": str(order.credits),
+        },
     }
     if order.payment_method_types:
         invoice["payment_settings"] = {"payment_method_types": list(order.payment_method_types)}

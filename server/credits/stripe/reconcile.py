@@ -1,4 +1,7 @@
-"""Compares Stripe's invoices with the top-ups, in both directions. The audit compares the top-ups with the ledger."""
+"""Compares Stripe's invoices with the top-ups, in both directions, and restores top-ups that the database has lost.
+
+The audit compares the top-ups with the ledger.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,15 +9,21 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
+from server.credits.accounts import Request, insert_request
+from server.credits.pricing import Pricing
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
-from server.credits.top_ups.state_machine import TopUpStatus, owner_of
-from server.postgres.pool import Pool, acquire
+from server.credits.top_ups.state_machine import TopUp, TopUpStatus, owner_of
+from server.credits.top_ups.store import TopUpStore
+from server.errors import DomainError, RetryLater, TopUpNotFound
+from server.postgres.pool import Connection, Pool, acquire
 from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
 
 PERIOD = timedelta(days=35)
+CREATED_BY = "restored"
+"""Who ordered a restored top-up: nobody knows any more."""
 _CLOCK_SKEW = timedelta(days=1)
 _S = TopUpStatus
 
@@ -83,6 +92,16 @@ class _Row:
     flags: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class RestoredTopUps:
+    """What Stripe's invoices brought."""
+
+    restored: tuple[TopUp, ...]
+    """The top-ups that were lost."""
+    problems: tuple[str, ...]
+    """A line for each invoice whose top-up is lost and was not restored: a person must decide."""
+
+
 async def find_drift(pool: Pool, stripe_client: StripeClient, *, environment: str, now: datetime) -> DriftReport:
     """Compare the invoices and top-ups of the last 35 days.
 
@@ -96,6 +115,35 @@ async def find_drift(pool: Pool, stripe_client: StripeClient, *, environment: st
     again = await _compare(pool, stripe_client, environment=environment, since=since)
     lasting = tuple(drift for drift in again.drifts if drift in report.drifts)
     return DriftReport(since, again.invoices, again.top_ups, lasting, again.attention)
+
+
+async def restore_top_ups(
+    store: TopUpStore, stripe_client: StripeClient, pricing: Pricing, *, since: datetime
+) -> RestoredTopUps:
+    """Apply Stripe's invoices that were created since then to their top-ups, and insert the top-ups that are lost.
+
+    A paid one adds its credits, once: a repeat changes nothing. Changes nothing at Stripe. Raises StripeCallError and
+    DatabaseUnavailable.
+    """
+    restored: list[TopUp] = []
+    problems: list[str] = []
+    # Oldest first: a later one was ordered once the earlier one had ended.
+    for invoice in reversed(await stripe_client.list_invoices(customer_id=None, since=since - _CLOCK_SKEW)):
+        owner = owner_of(invoice, store.terms.environment)
+        if owner is None or invoice.status is InvoiceStatus.VOID:
+            continue
+        try:
+            await store.apply_invoice(*owner, invoice)
+        except TopUpNotFound:
+            try:
+                restored.append(await _insert(store, pricing, *owner, invoice))
+            except RetryLater:
+                raise
+            except (ValueError, DomainError) as error:
+                problems.append(
+                    f"{owner[0]}: top-up {owner[1]}, invoice {invoice.invoice_id}, {invoice.status}: {error}"
+                )
+    return RestoredTopUps(tuple(restored), tuple(problems))
 
 
 async def _compare(pool: Pool, stripe_client: StripeClient, *, environment: str, since: datetime) -> DriftReport:
@@ -141,3 +189,49 @@ def _attention_of(row: _Row) -> Iterator[Drift]:
         yield Drift("review", row.organization_id, row.top_up_id, row.invoice_id, row.failure_reason)
     for flag in row.flags:
         yield Drift(flag.lower(), row.organization_id, row.top_up_id, row.invoice_id, f"it is {row.status}")
+
+
+async def _insert(
+    store: TopUpStore, pricing: Pricing, organization_id: str, top_up_id: UUID, invoice: Invoice
+) -> TopUp:
+    """Insert the top-up of the invoice, as the invoice makes it, and its request.
+
+    Raises ValueError or a DomainError when the invoice does not say what it buys, has another price than today's, or
+    belongs to a second unpaid top-up.
+    """
+    if invoice.status is InvoiceStatus.DRAFT:
+        raise ValueError("nobody can pay it; delete it at Stripe")
+    if not (invoice.metadata.get("credits") and invoice.metadata.get("request_id")):
+        raise ValueError("it does not say what it buys; correct with AdjustCredits")
+    now, request_id = store.clock(), UUID(invoice.metadata["request_id"])
+    quote = pricing.quote(credits=int(invoice.metadata["credits"]), currency_code=invoice.currency_code)
+    if quote.total.amount != invoice.subtotal:
+        raise ValueError("its credits have another price today; correct with AdjustCredits")
+    lost = TopUp(
+        organization_id=organization_id,
+        top_up_id=top_up_id,
+        status=TopUpStatus.CREATING,
+        end_status=None,
+        failure_reason="",
+        flags=(),
+        credits=quote.credits,
+        currency_code=invoice.currency_code,
+        unit_price=quote.unit_price.amount,
+        total=quote.total.amount,
+        created_by=CREATED_BY,
+        create_time=invoice.create_time,
+        stripe_parameters={},
+        attempt=1,
+        attempt_time=now,
+        next_check_time=now,
+        stripe_customer_id=invoice.customer_id,
+    )
+
+    async def insert_beside(connection: Connection) -> None:
+        values = {"organization_id": organization_id, "stripe_customer_id": invoice.customer_id}
+        await connection.execute(SQL.set_missing_customer, values)
+        # Without a fingerprint: its request_id and rpc alone say what repeats it.
+        request = Request("CreateTopUp", b"", top_up_id)
+        await insert_request(connection, (organization_id, request_id), request, now=now)
+
+    return await store.apply_invoice(organization_id, top_up_id, invoice, lost=lost, in_transaction=insert_beside)

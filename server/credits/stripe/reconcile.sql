@@ -3,3 +3,8 @@ SELECT organization_id, top_up_id, status, stripe_invoice_id, total, failure_rea
 FROM top_ups
 WHERE create_time >= %(since)s
 ORDER BY create_time;
+
+-- set_missing_customer
+UPDATE accounts
+SET stripe_customer_id = %(stripe_customer_id)s
+WHERE organization_id = %(organization_id)s AND stripe_customer_id IS NULL;

@@ -164,7 +164,7 @@ class TopUps:
         account = await self._store.lock_account(connection, purchase.organization_id)
         key, now, top_up_id = (purchase.organization_id, purchase.request_id), self._store.clock(), new_id()
         request = Request("CreateTopUp", purchase.fingerprint(), top_up_id)
-        answer = await find_answer(connection, key, request, oldest=now - self._store.terms.request_life)
+        answer = await find_answer(connection, key, request, memory=self._store.terms.memory, now=now)
         if answer is not None:
             earlier = await find_top_up(connection, purchase.organization_id, answer)
             if earlier is None:
@@ -195,6 +195,7 @@ class TopUps:
             environment=terms.environment,
             organization_id=purchase.organization_id,
             top_up_id=top_up_id,
+            request_id=purchase.request_id,
             credits=quote.credits,
             currency_code=purchase.currency_code,
             unit_price=quote.unit_price.amount,

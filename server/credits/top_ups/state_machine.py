@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from server.credits.accounts import RequestMemory
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
 
 
@@ -124,8 +125,8 @@ class TopUpTerms:
     """The time after a worker's last step until another may take over; longer than one Stripe call takes."""
     key_lifetime: timedelta = timedelta(hours=23)
     """How long a key is reused. Stripe keeps idempotency keys for 24 hours."""
-    request_life: timedelta = timedelta(days=90)
-    """A new purchase whose time-ordered request_id is older is refused: its first answer may have been removed."""
+    memory: RequestMemory = field(default_factory=RequestMemory)
+    """Which requests are not known any more: a new purchase that may be one of them is refused."""
 
 
 def decide(top_up: TopUp, invoice: Invoice, terms: TopUpTerms, *, now: datetime) -> TopUp:

@@ -21,6 +21,7 @@ from server.credits.stripe.client import Failpoint
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
 from server.credits.top_ups.state_machine import (
     TRANSITIONS,
+    UNFINISHED,
     TopUp,
     TopUpFlag,
     TopUpStatus,
@@ -28,13 +29,14 @@ from server.credits.top_ups.state_machine import (
     decide,
     review_payment,
 )
-from server.errors import TopUpNotFound
+from server.errors import TopUpAlreadyOpen, TopUpNotFound
 from server.ids import new_id
 from server.postgres.columns import TableColumns
 from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
-SQL = load_queries(__file__, top_up=TableColumns(TopUp))
+_COLUMNS = TableColumns(TopUp)
+SQL = load_queries(__file__, top_up=_COLUMNS, values=", ".join(f"%({name})s" for name in _COLUMNS.names))
 _log = structlog.get_logger(__name__)
 
 NEWEST = UUID(int=2**128 - 1)
@@ -132,21 +134,24 @@ class TopUpStore:
         invoice: Invoice,
         *,
         flag: TopUpFlag | None = None,
+        lost: TopUp | None = None,
         in_transaction: InTransaction | None = None,
     ) -> TopUp:
         """Apply the invoice to the top-up; when it becomes PAID, add its credits in the same transaction, once.
 
         A paid top-up whose credits the account cannot hold goes to REVIEW instead.
         `flag` is added to the top-up's flags; `in_transaction` runs before the commit. An invoice other than the
-        top-up's own only adds the flag SECOND_INVOICE. Raises TopUpNotFound.
+        top-up's own only adds the flag SECOND_INVOICE. `lost` is inserted when there is no such top-up. Raises
+        TopUpNotFound, and TopUpAlreadyOpen when `lost` would be a second unfinished one.
         """
 
         async def once() -> tuple[TopUp, TopUp]:
             async with transaction(self.pool) as connection:
                 # The account is locked for a payment only, because every send of the organization needs its lock.
                 paid = invoice.status is InvoiceStatus.PAID
-                account = await self.lock_account(connection, organization_id) if paid else None
-                before = await lock_top_up(connection, organization_id, top_up_id)
+                account = await self.lock_account(connection, organization_id) if paid or lost else None
+                stored = await lock_top_up(connection, organization_id, top_up_id)
+                before = stored or lost
                 if before is None:
                     raise TopUpNotFound
                 after = self._decide(_flagged(before, flag) if flag else before, invoice)
@@ -155,7 +160,10 @@ class TopUpStore:
                         await self._credit(connection, account, after)
                     else:
                         after = review_payment(after, "balance_above_maximum")
-                await write_top_up(connection, before=before, after=after)
+                if stored:
+                    await write_top_up(connection, before=stored, after=after)
+                else:
+                    await _insert_lost(connection, after)
                 if in_transaction:
                     await in_transaction(connection)
                 return before, after
@@ -212,6 +220,12 @@ class TopUpStore:
 async def insert_top_up(connection: Connection, top_up: TopUp) -> None:
     """Insert a new top-up. A unique constraint rejects a second unfinished one."""
     await connection.execute(SQL.insert_top_up, _values(top_up))
+
+
+async def _insert_lost(connection: Connection, top_up: TopUp) -> None:
+    if top_up.status in UNFINISHED and (other := await find_unfinished(connection, top_up.organization_id)):
+        raise TopUpAlreadyOpen(top_up_id=str(other.top_up_id), hosted_invoice_url=other.hosted_invoice_url)
+    await insert_top_up(connection, top_up)
 
 
 async def find_top_up(connection: Connection, organization_id: str, top_up_id: UUID) -> TopUp | None:

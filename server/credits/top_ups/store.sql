@@ -1,12 +1,6 @@
 -- insert_top_up
-INSERT INTO top_ups (
-    organization_id, top_up_id, status, credits, currency_code, unit_price, total,
-    created_by, create_time, stripe_parameters, attempt_time, next_check_time
-) VALUES (
-    %(organization_id)s, %(top_up_id)s, %(status)s, %(credits)s,
-    %(currency_code)s, %(unit_price)s, %(total)s, %(created_by)s, %(create_time)s, %(stripe_parameters)s,
-    %(attempt_time)s, %(next_check_time)s
-);
+INSERT INTO top_ups ({top_up})
+VALUES ({values});
 
 -- find_top_up
 SELECT {top_up}

@@ -1,5 +1,6 @@
 """Delivery reports: a provider's later report on a message that it accepted or may have accepted."""
 
+from collections.abc import Collection
 from datetime import datetime
 from uuid import UUID
 
@@ -11,7 +12,8 @@ from server.errors import DeliveryNotFound
 from server.ids import first_otp_id
 from server.otps.otp import DELIVERY_COLUMNS, Delivery, DeliveryStatus, OtpStatus, delivery_from_row
 from server.otps.sms_pumping import subtract_refunded
-from server.postgres.pool import Connection, Pool, retry_transient, transaction
+from server.postgres.columns import uuids
+from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__, delivery=DELIVERY_COLUMNS)
@@ -56,6 +58,13 @@ async def report_delivery(
             )
 
     return await retry_transient(once)
+
+
+async def find_missing(pool: Pool, delivery_ids: Collection[UUID]) -> set[UUID]:
+    """Which of these deliveries are not stored, of any organization. For a command: Citus asks every shard."""
+    async with acquire(pool, seconds=pool.timeouts.job) as connection:
+        rows = await connection.execute(SQL.find_deliveries, {"delivery_ids": uuids(delivery_ids)})
+        return set(delivery_ids) - {row[0] for row in await rows.fetchall()}
 
 
 async def _apply(

@@ -29,3 +29,8 @@ WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AN
 -- remove_from_outbox
 DELETE FROM outbox
 WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;
+
+-- find_deliveries
+SELECT delivery_id
+FROM deliveries
+WHERE delivery_id = ANY(%(delivery_ids)s);

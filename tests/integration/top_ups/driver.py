@@ -50,6 +50,7 @@ def purchase(organization_id: str = ACME, **changes: Any) -> Purchase:
 class Replica:
     """The objects of one server process; a restart makes new ones."""
 
+    store: TopUpStore
     stripe_client: StripeClient
     top_ups: TopUps
     inbox: StripeInbox
@@ -91,7 +92,7 @@ class TopUpDriver:
         )
         store = TopUpStore(self.pool, self.terms, low_balance_threshold=100, clock=self.clock, failpoint=failpoint)
         inbox = StripeInbox(store, stripe_client, secrets=self.secrets)
-        self.replicas.append(Replica(stripe_client, TopUps(store, stripe_client, load_pricing(None)), inbox))
+        self.replicas.append(Replica(store, stripe_client, TopUps(store, stripe_client, load_pricing(None)), inbox))
         return self.replica
 
     async def close(self) -> None:

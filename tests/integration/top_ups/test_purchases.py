@@ -29,8 +29,10 @@ async def test_a_top_up_is_opened_paid_and_credited(driver: TopUpDriver) -> None
     assert await driver.credits() == 1000
     await driver.wait_for_events()
     [invoice] = await driver.invoices()
+    request_id = await driver.query_value("SELECT request_id FROM requests WHERE answer_id = %s", opened.top_up_id)
     assert invoice["metadata"] == {
         "top_up_id": str(opened.top_up_id), "organization_id": ACME, "environment": "test",
+        "request_id": str(request_id), "credits": "1000",
     }  # fmt: skip
 
 

@@ -1,16 +1,22 @@
 """The drift report: it compares Stripe's invoices with the top-ups, and the top-ups with Stripe's invoices."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
-from server.credits.stripe.reconcile import DriftReport, find_drift
-from server.credits.top_ups.state_machine import TopUpStatus
+from server.credits.pricing import load_pricing
+from server.credits.stripe.reconcile import DriftReport, RestoredTopUps, find_drift, restore_top_ups
+from server.credits.top_ups.state_machine import TopUp, TopUpStatus
 from server.errors import PaymentProviderUnavailable
 from server.jobs import report_drift
 from server.postgres.pool import acquire
-from tests.integration.top_ups.driver import TopUpDriver
+from tests.integration.top_ups.driver import TopUpDriver, purchase
+from tests.waiting import SECONDS
+
+Lose = Callable[[TopUp], None]
 
 
 async def _report(driver: TopUpDriver) -> DriftReport:
@@ -105,3 +111,106 @@ async def test_the_job_returns_the_number_of_differences(driver: TopUpDriver) ->
     assert await report_drift(driver.pool, stripe_client, environment="test", now=now) == 0
     await _edit(driver, "UPDATE top_ups SET status = 'OPEN', cancel_time = NULL")
     assert await report_drift(driver.pool, stripe_client, environment="test", now=now) == 1
+
+
+@pytest.fixture
+def lose(driver: TopUpDriver, database_url: str) -> Lose:
+    """Make the database as it was before the top-up, and unreachable for webhooks."""
+
+    def lose(top_up: TopUp) -> None:
+        driver.sandbox.set_webhook_url(None)
+        with psycopg.connect(database_url) as owner:
+            owner.execute("DELETE FROM requests WHERE answer_id = %s", [top_up.top_up_id])
+            owner.execute("DELETE FROM top_ups WHERE top_up_id = %s", [top_up.top_up_id])
+            owner.execute("UPDATE accounts SET stripe_customer_id = NULL")
+
+    return lose
+
+
+async def _restore(driver: TopUpDriver) -> RestoredTopUps:
+    stripe_client, since = driver.replica.stripe_client, driver.clock() - timedelta(hours=1)
+    return await restore_top_ups(driver.replica.store, stripe_client, load_pricing(None), since=since)
+
+
+async def test_a_lost_top_up_comes_back_and_is_credited_once(driver: TopUpDriver, lose: Lose) -> None:
+    ordered = purchase()
+    lost = await driver.top_ups.create(ordered, created_by="ann", wait_seconds=SECONDS)
+    lose(lost)
+    await driver.invoice_action(lost, "pay")
+
+    [restored] = (await _restore(driver)).restored
+    again = await _restore(driver)
+
+    assert (restored.top_up_id, restored.status, restored.created_by) == (lost.top_up_id, TopUpStatus.PAID, "restored")
+    assert again == RestoredTopUps((), ())
+    assert await driver.credits() == 1000
+    assert (await driver.top_ups.create(ordered, created_by="ann", wait_seconds=0)).top_up_id == lost.top_up_id
+    assert await driver.query_value("SELECT stripe_customer_id FROM accounts") == lost.stripe_customer_id
+    assert (await _report(driver)).holds
+
+
+async def test_an_unpaid_lost_top_up_can_be_paid_after_it_came_back(driver: TopUpDriver, lose: Lose) -> None:
+    lost = await driver.buy()
+    lose(lost)
+    [restored] = (await _restore(driver)).restored
+    await driver.invoice_action(lost, "pay")
+    await _restore(driver)
+
+    assert restored.status is TopUpStatus.OPEN
+    assert await driver.credits() == 1000
+
+
+async def test_a_lost_top_up_waits_for_the_end_of_the_one_before_it(driver: TopUpDriver, lose: Lose) -> None:
+    first = await driver.buy()
+    await driver.invoice_action(first, "void")
+    await driver.wait_for_status(first, TopUpStatus.CANCELED)
+    second = await driver.buy()
+    lose(second)
+    canceled = "UPDATE top_ups SET status = %s, cancel_time = %s"
+    await _edit(driver, canceled, "OPEN", None)
+    [problem] = (await _restore(driver)).problems
+    await _edit(driver, canceled, "CANCELED", driver.clock())
+    [restored] = (await _restore(driver)).restored
+
+    assert f"top-up {second.top_up_id}" in problem
+    assert "An unpaid top-up is open" in problem
+    assert restored.top_up_id == second.top_up_id
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"status": "draft"}, "nobody can pay it"),
+        ({"metadata.credits": "2000"}, "its credits have another price today"),
+        ({"metadata.credits": "many"}, "invalid literal"),
+        ({"metadata.request_id": None}, "it does not say what it buys"),
+    ],
+)
+async def test_a_lost_top_up_whose_invoice_is_in_doubt_is_left_to_a_person(
+    driver: TopUpDriver, lose: Lose, fields: dict[str, Any], problem: str
+) -> None:
+    lost = await driver.buy()
+    lose(lost)
+    await driver.invoice_action(lost, "change", fields=fields)
+    report = await _restore(driver)
+
+    assert report.restored == ()
+    assert [problem in each for each in report.problems] == [True]
+
+
+async def test_events_that_a_restore_has_lost_are_processed_again(driver: TopUpDriver, database_url: str) -> None:
+    paid = await driver.buy()
+    await driver.pay_hosted_invoice(paid)
+    await driver.wait_for_status(paid, TopUpStatus.PAID)
+    await driver.invoice_action(paid, "refund")
+    await driver.wait_for_events()
+    with psycopg.connect(database_url) as owner:
+        owner.execute("DELETE FROM stripe_events")
+        owner.execute("UPDATE top_ups SET flags = '{}'")
+    undelivered = await driver.inbox.collect_undelivered(now=driver.clock())
+
+    count = await driver.inbox.process_again(since=driver.clock() - timedelta(hours=1))
+    again = await driver.inbox.process_again(since=driver.clock() - timedelta(hours=1))
+
+    assert (undelivered, count > 0, again) == (0, True, 0)
+    assert (await driver.stored(paid)).flags == ("REFUNDED",)

@@ -39,8 +39,9 @@ def test_rupiah_are_always_whole(amount: Decimal) -> None:
 
 def _item(*, unit_price: str, total: str, currency_code: str = "USD") -> dict[str, object]:
     order = InvoiceOrder(
-        environment="test", organization_id="acme", top_up_id=UUID(int=1), credits=1001, currency_code=currency_code,
-        unit_price=Decimal(unit_price), total=Decimal(total), billing_email="", billing_name="", days_until_due=7,
+        environment="test", organization_id="acme", top_up_id=UUID(int=1), request_id=UUID(int=2), credits=1001,
+        currency_code=currency_code, unit_price=Decimal(unit_price), total=Decimal(total),
+        billing_email="", billing_name="", days_until_due=7,
     )  # fmt: skip
     item: dict[str, object] = invoice_parameters(order)["item"]
     return {name: value for name, value in item.items() if name not in {"currency", "description"}}

@@ -53,8 +53,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Repeat with the same request_id; another server answers.
     """
     ERROR_REASON_REQUEST_ID_EXPIRED: _ErrorReason.ValueType  # 12
-    """FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or its answer was removed.
-    Whether it was accepted then is not known any more; nothing was changed now.
+    """FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or of a time that the server
+    has lost as its database was restored to an earlier one; or its answer was removed. Whether it was accepted then is
+    not known any more; nothing was changed now. Use a new request_id if you still want what it asks for.
     """
     ERROR_REASON_ORGANIZATION_SUSPENDED: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
@@ -150,8 +151,9 @@ ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 11
 Repeat with the same request_id; another server answers.
 """
 ERROR_REASON_REQUEST_ID_EXPIRED: ErrorReason.ValueType  # 12
-"""FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or its answer was removed.
-Whether it was accepted then is not known any more; nothing was changed now.
+"""FAILED_PRECONDITION. The request_id is a time-ordered UUID older than answers are kept, or of a time that the server
+has lost as its database was restored to an earlier one; or its answer was removed. Whether it was accepted then is
+not known any more; nothing was changed now. Use a new request_id if you still want what it asks for.
 """
 ERROR_REASON_ORGANIZATION_SUSPENDED: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION. An operator suspended the organization: it cannot send or buy; nothing was charged."""
