@@ -13,9 +13,11 @@ from server.setting_types import (
     ADDRESS,
     MAXIMUM_DIGEST_KEYS,
     AreAreas,
+    ArePrefixes,
     Group,
     IsDatabase,
     Json,
+    NumberType,
     Words,
     key_bytes,
     key_ring,
@@ -202,6 +204,14 @@ class Limit(Group):
     )
     blocked_areas: Annotated[tuple[str, ...], AreAreas, Words] = Field(
         default=(), description="countries or number prefixes that sends are refused to, also within PULSA_LIMIT_AREAS"
+    )
+    number_types: Annotated[tuple[NumberType, ...], Words] = Field(
+        default=("mobile", "fixed_line_or_mobile"),
+        description="types of phone numbers that sends are allowed to, separated by commas",
+    )
+    extra_prefixes: Annotated[tuple[str, ...], ArePrefixes, Words] = Field(
+        default=(),
+        description="number prefixes (+88064) of mobile numbers that the installed phonenumberslite does not know yet",
     )
     wrong_guesses: int = Field(
         default=50,
