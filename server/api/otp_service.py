@@ -29,6 +29,7 @@ from server.clock import Clock
 from server.errors import AccountBusy
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.delivery.reports import report_delivery
+from server.otps.destinations import plain_digits
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
 from server.otps.recipients import RawDestination, ResendRequest, SendRequest
@@ -46,7 +47,6 @@ DEFAULT_MAX_ATTEMPTS: Final = 5
 _KNOWN_OPTIONS: Final = 1000
 _LAST_ID: Final = 2**128 - 1
 _CHANNELS: Final = {channel.field: channel for channel in Channel}
-_SEPARATORS: Final = str.maketrans("", "", " -")
 
 _rest_is_valid: Final = compile_check(
     pb.SendOtpRequest.DESCRIPTOR,
@@ -298,11 +298,12 @@ class OtpService:
     def _guess(self, time_zero: datetime, verify: _VerifyCall) -> Guess:
         request, call = verify
         call.validate(request)
+        code = request.code
         return Guess(
             organization_id=request.organization_id,
             otp_id=UUID(request.otp_id),
             request_id=UUID(request.request_id),
-            code=request.code.translate(_SEPARATORS),
+            code=code if code.isascii() and code.isdecimal() else plain_digits(code),
             context=request.context,
             deadline=_deadline(call, time_zero),
         )

@@ -165,7 +165,7 @@ RULES: Final[Mapping[str, Rule]] = {
         _is_metadata,
     ),
     "validate_only": _ANYTHING,
-    "code": _text(1, 16),
+    "code": _matches(rf"(?:{_CHARACTER}|[\t\r\n]){{1,32}}", "1 to 32 characters, of controls only tabs and line ends"),
     "status": Rule("SENT, DELIVERED or FAILED", _REPORTED_STATUSES.__contains__),
     "failure_reason": _matches("[A-Za-z0-9_]{0,64}", 'at most 64 letters, digits and "_"'),
     "report_time": Rule("a valid google.protobuf.Timestamp, or unset", _is_moment),

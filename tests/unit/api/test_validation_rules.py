@@ -102,7 +102,7 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "metadata": lambda value: (
         len(value) <= 10 and all(text(key, 1, 40) and text(note, 0, 200) for key, note in value.items())
     ),
-    "code": lambda value: text(value, 1, 16),
+    "code": lambda value: len(value) >= 1 and text(value.translate(dict.fromkeys(b"\t\r\n", "x")), 1, 32),
     "status": lambda value: value in (2, 3, 4),
     "failure_reason": lambda value: only(value, ALPHANUMERIC | {"_"}, 0, 64),
     "report_time": lambda value: -62_135_596_800 <= value.seconds < 253_402_300_800 and value.nanos in range(10**9),

@@ -316,7 +316,9 @@ class VerifyOtpRequest(_message.Message):
     otp_id: _builtins.str
     """The OTP's UUID."""
     code: _builtins.str
-    """The code as the person typed it: 1 to 16 characters. Spaces and hyphens are ignored."""
+    """The code as the person typed or pasted it: 1 to 32 characters. Digits of every script are read; spaces, dashes,
+    line ends and invisible characters are ignored.
+    """
     context: _builtins.str
     """As given to SendOtp: at most 256 characters."""
     def __init__(
