@@ -41,6 +41,7 @@ def valid_fields() -> dict[str, Any]:
         "max_attempts": 5,
         "context": "payment-1",
         "web_otp_domain": "example.com",
+        "sms_app_hash": "",
         "metadata": {"page": "checkout"},
         "validate_only": False,
         "code": "123456",

@@ -181,6 +181,7 @@ def preview_message(preview: Preview) -> otp_service_pb2.SendPreview:
         credits=preview.credits,
         masked_destination=preview.masked_destination,
         segments=preview.segments,
+        autofill=preview.autofill,
     )
     if preview.refusal is not None:
         message.refusal = error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{preview.refusal.reason}")

@@ -237,7 +237,7 @@ class OtpService:
         ttl = request.ttl
         key = (
             *(request.purpose, request.locale, request.code_length, request.max_attempts, request.web_otp_domain),
-            *(ttl.seconds, ttl.nanos, request.HasField("ttl")),
+            *(request.sms_app_hash, ttl.seconds, ttl.nanos, request.HasField("ttl")),
         )
         known = self._known_options.get(key)
         if known is not None and _rest_is_valid(request):
@@ -249,7 +249,7 @@ class OtpService:
             request.code_length or DEFAULT_CODE_LENGTH,
             timedelta(seconds=ttl.seconds, microseconds=ttl.nanos // 1000) if request.HasField("ttl") else DEFAULT_TTL,
             request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-            request.web_otp_domain,
+            request.web_otp_domain or (f"#{request.sms_app_hash}" if request.sms_app_hash else ""),
         )
         if len(self._known_options) == _KNOWN_OPTIONS:
             self._known_options.clear()

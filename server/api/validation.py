@@ -150,7 +150,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "sms": _NUMBER,
     "purpose": _matches("[a-z][a-z0-9_]{0,31}", '1 to 32 lower-case letters, digits and "_", beginning with a letter'),
     "locale": _matches(
-        r"(?=.{0,35}\Z)(?:[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8})*)?", "a BCP 47 tag of at most 35 characters, or empty"
+        r"(?=.{0,35}\Z)(?:[A-Za-z]{2,8}(?:(?:-|_#?)[A-Za-z0-9]{1,8})*)?",
+        "a BCP 47 tag of at most 35 characters, also as Java writes it (in_ID), or empty",
     ),
     "code_length": Rule("6 to 8, or 0 for 6", frozenset({0, 6, 7, 8}).__contains__),
     "ttl": Rule("30 s to 10 min, or unset", _is_ttl),
@@ -159,6 +160,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "web_otp_domain": _matches(
         rf"(?=.{{0,40}}\Z)(?:{_HOST_LABEL}(?:\.{_HOST_LABEL})*)?", "a host name of at most 40 characters, or empty"
     ),
+    "sms_app_hash": _matches("(?:[A-Za-z0-9+/]{11})?", '11 letters, digits, "+" and "/", or empty'),
     "metadata": Rule(
         f"at most {_MAXIMUM_METADATA_ENTRIES} entries, keys of 1 to 40 and values of at most 200 characters,"
         " without control characters",
@@ -187,6 +189,10 @@ def _usage_days_hold(request: Any) -> bool:
 
 
 WHOLE_REQUEST: Final[Mapping[str, tuple[str, Rule]]] = {
+    "SendOtpRequest": (
+        "sms_app_hash",
+        Rule("empty when web_otp_domain is set", lambda request: not (request.sms_app_hash and request.web_otp_domain)),
+    ),
     "GetUsageRequest": (
         "end_date",
         Rule(f"from start_date to {_MAXIMUM_USAGE_DAYS} days after it", _usage_days_hold),

@@ -72,7 +72,7 @@ from server.postgres.pool import Pool, acquire, execute_alone, pipelined_transac
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel, Message
 from server.providers.sms_segments import segments
-from server.providers.templates import Templates, load_templates
+from server.providers.templates import Rendered, Templates, load_templates
 
 _SENDS: RowSource[Admitted] = RowSource(
     organization_id=(TEXT, attrgetter("send.organization_id")),
@@ -153,6 +153,8 @@ class Preview:
     """Empty for a destination that is not valid."""
     segments: int = 0
     """SMS segments of the message; 0 for other channels."""
+    autofill: bool = False
+    """Whether the SMS has the line by which phones and browsers fill the code in."""
     refusal: DomainError | None = None
 
 
@@ -268,7 +270,9 @@ class Sender:
             recipient = self._recipients.resolve(request.organization_id, request.destination)
             preview = replace(preview, credits=recipient.credits, masked_destination=recipient.masked_destination)
             send = self.prepare(request)
-            preview = replace(preview, segments=self._segments(send))
+            if recipient.channel is Channel.SMS:
+                rendered = self._render(send)
+                preview = replace(preview, segments=segments(rendered.text).count, autofill=rendered.autofill)
         except DomainError as error:
             return replace(preview, refusal=error)
         decision = await self._decide_read_only(send)
@@ -365,10 +369,8 @@ class Sender:
             raise DestinationUnreadable
         return self._recipients.resolve(last.organization_id, RawDestination(last.channel, destination, "destination"))
 
-    def _segments(self, send: Send) -> int:
-        """SMS segments of the message, the same for every code of this length; 0 for other channels."""
-        if send.recipient.channel is not Channel.SMS:
-            return 0
+    def _render(self, send: Send) -> Rendered:
+        """The message with a code of zeros: every code of this length takes as many segments."""
         options, now = send.options, self._clock()
         message = Message(
             delivery_id=send.delivery_id,
@@ -382,7 +384,7 @@ class Sender:
             web_otp_domain=options.web_otp_domain,
             reference="",
         )
-        return segments(self._templates.render(message, now=now).text).count
+        return self._templates.render(message, now=now)
 
 
 @lru_cache(maxsize=1024)

@@ -67,7 +67,7 @@ async def test_a_mail_has_text_and_html_and_the_headers_of_automatic_mail(
     assert text is not None
     assert "\n\n918273\n\n" in text.get_content().replace("\r\n", "\n")
     assert html is not None
-    assert ">918273</p>" in html.get_content()
+    assert ">918273</bdi></p>" in html.get_content()
     assert max(len(line) for line in relay.mails[0].content.split(b"\r\n")) <= 78
     assert not mail.defects
 

@@ -58,7 +58,7 @@ def host(value: str) -> bool:
 
 
 def language(value: str) -> bool:
-    first, *rest = value.split("-")
+    first, *rest = value.replace("_#", "-").replace("_", "-").split("-")
     valid = only(first, set(string.ascii_letters), 2, 8) and all(only(part, ALPHANUMERIC, 1, 8) for part in rest)
     return not value or (len(value) <= 35 and valid)
 
@@ -99,6 +99,7 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "max_attempts": lambda value: value in range(11),
     "context": lambda value: text(value, 0, 256),
     "web_otp_domain": host,
+    "sms_app_hash": lambda value: not value or only(value, ALPHANUMERIC | set("+/"), 11, 11),
     "metadata": lambda value: (
         len(value) <= 10 and all(text(key, 1, 40) and text(note, 0, 200) for key, note in value.items())
     ),

@@ -32,7 +32,7 @@ from pulsa.otp.v1 import otp_pb2 as pulsa_dot_otp_dot_v1_dot_otp__pb2
 from pulsa.otp.v1 import usage_pb2 as pulsa_dot_otp_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/otp_service.proto\x12\x0cpulsa.otp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\x1a!pulsa/error/v1/error_reason.proto\x1a\x1bpulsa/otp/v1/delivery.proto\x1a\x1epulsa/otp/v1/destination.proto\x1a\x16pulsa/otp/v1/otp.proto\x1a\x18pulsa/otp/v1/usage.proto\"\xbe\x03\n\x0eSendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x03 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12,\n\tfallbacks\x18\x04 \x03(\x0b\x32\x19.pulsa.otp.v1.Destination\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06locale\x18\x06 \x01(\t\x12\x13\n\x0b\x63ode_length\x18\x07 \x01(\x05\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x63ontext\x18\n \x01(\t\x12\x16\n\x0eweb_otp_domain\x18\x0b \x01(\t\x12<\n\x08metadata\x18\x0c \x03(\x0b\x32*.pulsa.otp.v1.SendOtpRequest.MetadataEntry\x12\x15\n\rvalidate_only\x18\r \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\x0fSendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12*\n\x07preview\x18\x07 \x01(\x0b\x32\x19.pulsa.otp.v1.SendPreview\"\xbe\x01\n\x0bSendPreview\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12\x10\n\x08segments\x18\x04 \x01(\x05\x12,\n\x07refusal\x18\x05 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x17\n\x0frefusal_message\x18\x06 \x01(\t\"\x7f\n\x10ResendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"\xa7\x01\n\x11ResendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"n\n\x10VerifyOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x05 \x01(\t\"3\n\x11VerifyOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"8\n\rGetOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"0\n\x0eGetOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"Q\n\x0fListOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x10ListOtpsResponse\x12\x1f\n\x04otps\x18\x01 \x03(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x10\x43\x61ncelOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xbc\x01\n\x15ReportDeliveryRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12,\n\x06status\x18\x03 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x04 \x01(\t\x12/\n\x0breport_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x16ReportDeliveryResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"P\n\x0fGetUsageRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nstart_date\x18\x02 \x01(\t\x12\x10\n\x08\x65nd_date\x18\x03 \x01(\t\"B\n\x10GetUsageResponse\x12.\n\x0c\x64\x61ily_usages\x18\x01 \x03(\x0b\x32\x18.pulsa.otp.v1.DailyUsage2\xf6\x04\n\nOtpService\x12\x46\n\x07SendOtp\x12\x1c.pulsa.otp.v1.SendOtpRequest\x1a\x1d.pulsa.otp.v1.SendOtpResponse\x12L\n\tResendOtp\x12\x1e.pulsa.otp.v1.ResendOtpRequest\x1a\x1f.pulsa.otp.v1.ResendOtpResponse\x12L\n\tVerifyOtp\x12\x1e.pulsa.otp.v1.VerifyOtpRequest\x1a\x1f.pulsa.otp.v1.VerifyOtpResponse\x12\x43\n\x06GetOtp\x12\x1b.pulsa.otp.v1.GetOtpRequest\x1a\x1c.pulsa.otp.v1.GetOtpResponse\x12I\n\x08ListOtps\x12\x1d.pulsa.otp.v1.ListOtpsRequest\x1a\x1e.pulsa.otp.v1.ListOtpsResponse\x12L\n\tCancelOtp\x12\x1e.pulsa.otp.v1.CancelOtpRequest\x1a\x1f.pulsa.otp.v1.CancelOtpResponse\x12[\n\x0eReportDelivery\x12#.pulsa.otp.v1.ReportDeliveryRequest\x1a$.pulsa.otp.v1.ReportDeliveryResponse\x12I\n\x08GetUsage\x12\x1d.pulsa.otp.v1.GetUsageRequest\x1a\x1e.pulsa.otp.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/otp_service.proto\x12\x0cpulsa.otp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\x1a!pulsa/error/v1/error_reason.proto\x1a\x1bpulsa/otp/v1/delivery.proto\x1a\x1epulsa/otp/v1/destination.proto\x1a\x16pulsa/otp/v1/otp.proto\x1a\x18pulsa/otp/v1/usage.proto\"\xd4\x03\n\x0eSendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x03 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12,\n\tfallbacks\x18\x04 \x03(\x0b\x32\x19.pulsa.otp.v1.Destination\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06locale\x18\x06 \x01(\t\x12\x13\n\x0b\x63ode_length\x18\x07 \x01(\x05\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x63ontext\x18\n \x01(\t\x12\x16\n\x0eweb_otp_domain\x18\x0b \x01(\t\x12<\n\x08metadata\x18\x0c \x03(\x0b\x32*.pulsa.otp.v1.SendOtpRequest.MetadataEntry\x12\x15\n\rvalidate_only\x18\r \x01(\x08\x12\x14\n\x0csms_app_hash\x18\x0e \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\x0fSendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12*\n\x07preview\x18\x07 \x01(\x0b\x32\x19.pulsa.otp.v1.SendPreview\"\xd0\x01\n\x0bSendPreview\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12\x10\n\x08segments\x18\x04 \x01(\x05\x12,\n\x07refusal\x18\x05 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x17\n\x0frefusal_message\x18\x06 \x01(\t\x12\x10\n\x08\x61utofill\x18\x07 \x01(\x08\"\x7f\n\x10ResendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"\xa7\x01\n\x11ResendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"n\n\x10VerifyOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x05 \x01(\t\"3\n\x11VerifyOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"8\n\rGetOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"0\n\x0eGetOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"Q\n\x0fListOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x10ListOtpsResponse\x12\x1f\n\x04otps\x18\x01 \x03(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x10\x43\x61ncelOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xbc\x01\n\x15ReportDeliveryRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12,\n\x06status\x18\x03 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x04 \x01(\t\x12/\n\x0breport_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x16ReportDeliveryResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"P\n\x0fGetUsageRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nstart_date\x18\x02 \x01(\t\x12\x10\n\x08\x65nd_date\x18\x03 \x01(\t\"B\n\x10GetUsageResponse\x12.\n\x0c\x64\x61ily_usages\x18\x01 \x03(\x0b\x32\x18.pulsa.otp.v1.DailyUsage2\xf6\x04\n\nOtpService\x12\x46\n\x07SendOtp\x12\x1c.pulsa.otp.v1.SendOtpRequest\x1a\x1d.pulsa.otp.v1.SendOtpResponse\x12L\n\tResendOtp\x12\x1e.pulsa.otp.v1.ResendOtpRequest\x1a\x1f.pulsa.otp.v1.ResendOtpResponse\x12L\n\tVerifyOtp\x12\x1e.pulsa.otp.v1.VerifyOtpRequest\x1a\x1f.pulsa.otp.v1.VerifyOtpResponse\x12\x43\n\x06GetOtp\x12\x1b.pulsa.otp.v1.GetOtpRequest\x1a\x1c.pulsa.otp.v1.GetOtpResponse\x12I\n\x08ListOtps\x12\x1d.pulsa.otp.v1.ListOtpsRequest\x1a\x1e.pulsa.otp.v1.ListOtpsResponse\x12L\n\tCancelOtp\x12\x1e.pulsa.otp.v1.CancelOtpRequest\x1a\x1f.pulsa.otp.v1.CancelOtpResponse\x12[\n\x0eReportDelivery\x12#.pulsa.otp.v1.ReportDeliveryRequest\x1a$.pulsa.otp.v1.ReportDeliveryResponse\x12I\n\x08GetUsage\x12\x1d.pulsa.otp.v1.GetUsageRequest\x1a\x1e.pulsa.otp.v1.GetUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,41 +42,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDOTPREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_SENDOTPREQUEST']._serialized_start=291
-  _globals['_SENDOTPREQUEST']._serialized_end=737
-  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_start=690
-  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_end=737
-  _globals['_SENDOTPRESPONSE']._serialized_start=740
-  _globals['_SENDOTPRESPONSE']._serialized_end=949
-  _globals['_SENDPREVIEW']._serialized_start=952
-  _globals['_SENDPREVIEW']._serialized_end=1142
-  _globals['_RESENDOTPREQUEST']._serialized_start=1144
-  _globals['_RESENDOTPREQUEST']._serialized_end=1271
-  _globals['_RESENDOTPRESPONSE']._serialized_start=1274
-  _globals['_RESENDOTPRESPONSE']._serialized_end=1441
-  _globals['_VERIFYOTPREQUEST']._serialized_start=1443
-  _globals['_VERIFYOTPREQUEST']._serialized_end=1553
-  _globals['_VERIFYOTPRESPONSE']._serialized_start=1555
-  _globals['_VERIFYOTPRESPONSE']._serialized_end=1606
-  _globals['_GETOTPREQUEST']._serialized_start=1608
-  _globals['_GETOTPREQUEST']._serialized_end=1664
-  _globals['_GETOTPRESPONSE']._serialized_start=1666
-  _globals['_GETOTPRESPONSE']._serialized_end=1714
-  _globals['_LISTOTPSREQUEST']._serialized_start=1716
-  _globals['_LISTOTPSREQUEST']._serialized_end=1797
-  _globals['_LISTOTPSRESPONSE']._serialized_start=1799
-  _globals['_LISTOTPSRESPONSE']._serialized_end=1875
-  _globals['_CANCELOTPREQUEST']._serialized_start=1877
-  _globals['_CANCELOTPREQUEST']._serialized_end=1936
-  _globals['_CANCELOTPRESPONSE']._serialized_start=1938
-  _globals['_CANCELOTPRESPONSE']._serialized_end=1989
-  _globals['_REPORTDELIVERYREQUEST']._serialized_start=1992
-  _globals['_REPORTDELIVERYREQUEST']._serialized_end=2180
-  _globals['_REPORTDELIVERYRESPONSE']._serialized_start=2182
-  _globals['_REPORTDELIVERYRESPONSE']._serialized_end=2248
-  _globals['_GETUSAGEREQUEST']._serialized_start=2250
-  _globals['_GETUSAGEREQUEST']._serialized_end=2330
-  _globals['_GETUSAGERESPONSE']._serialized_start=2332
-  _globals['_GETUSAGERESPONSE']._serialized_end=2398
-  _globals['_OTPSERVICE']._serialized_start=2401
-  _globals['_OTPSERVICE']._serialized_end=3031
+  _globals['_SENDOTPREQUEST']._serialized_end=759
+  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_start=712
+  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_end=759
+  _globals['_SENDOTPRESPONSE']._serialized_start=762
+  _globals['_SENDOTPRESPONSE']._serialized_end=971
+  _globals['_SENDPREVIEW']._serialized_start=974
+  _globals['_SENDPREVIEW']._serialized_end=1182
+  _globals['_RESENDOTPREQUEST']._serialized_start=1184
+  _globals['_RESENDOTPREQUEST']._serialized_end=1311
+  _globals['_RESENDOTPRESPONSE']._serialized_start=1314
+  _globals['_RESENDOTPRESPONSE']._serialized_end=1481
+  _globals['_VERIFYOTPREQUEST']._serialized_start=1483
+  _globals['_VERIFYOTPREQUEST']._serialized_end=1593
+  _globals['_VERIFYOTPRESPONSE']._serialized_start=1595
+  _globals['_VERIFYOTPRESPONSE']._serialized_end=1646
+  _globals['_GETOTPREQUEST']._serialized_start=1648
+  _globals['_GETOTPREQUEST']._serialized_end=1704
+  _globals['_GETOTPRESPONSE']._serialized_start=1706
+  _globals['_GETOTPRESPONSE']._serialized_end=1754
+  _globals['_LISTOTPSREQUEST']._serialized_start=1756
+  _globals['_LISTOTPSREQUEST']._serialized_end=1837
+  _globals['_LISTOTPSRESPONSE']._serialized_start=1839
+  _globals['_LISTOTPSRESPONSE']._serialized_end=1915
+  _globals['_CANCELOTPREQUEST']._serialized_start=1917
+  _globals['_CANCELOTPREQUEST']._serialized_end=1976
+  _globals['_CANCELOTPRESPONSE']._serialized_start=1978
+  _globals['_CANCELOTPRESPONSE']._serialized_end=2029
+  _globals['_REPORTDELIVERYREQUEST']._serialized_start=2032
+  _globals['_REPORTDELIVERYREQUEST']._serialized_end=2220
+  _globals['_REPORTDELIVERYRESPONSE']._serialized_start=2222
+  _globals['_REPORTDELIVERYRESPONSE']._serialized_end=2288
+  _globals['_GETUSAGEREQUEST']._serialized_start=2290
+  _globals['_GETUSAGEREQUEST']._serialized_end=2370
+  _globals['_GETUSAGERESPONSE']._serialized_start=2372
+  _globals['_GETUSAGERESPONSE']._serialized_end=2438
+  _globals['_OTPSERVICE']._serialized_start=2441
+  _globals['_OTPSERVICE']._serialized_end=3071
 # @@protoc_insertion_point(module_scope)
