@@ -4,11 +4,11 @@ import json
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
-from typing import Literal
+from typing import Annotated, Literal
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 KEY_BYTES = 32
 """Length of each key."""
@@ -68,6 +68,8 @@ Json = BeforeValidator(_json)
 """A JSON value."""
 AreAreas = AfterValidator(_are_areas)
 """Country codes (ISO 3166-1 alpha-2, or 001 for numbers of no country) and number prefixes (E.164)."""
+HeaderValue = Annotated[str, Field(pattern=r"^[ -~]{0,200}$")]
+"""The value of a mail's header: printable ASCII."""
 ArePrefixes = AfterValidator(_are_prefixes)
 """Number prefixes (E.164)."""
 IsDatabase = AfterValidator(_is_database)

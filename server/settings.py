@@ -15,6 +15,7 @@ from server.setting_types import (
     AreAreas,
     ArePrefixes,
     Group,
+    HeaderValue,
     IsDatabase,
     Json,
     NumberType,
@@ -206,12 +207,10 @@ class Limit(Group):
         default=(), description="countries or number prefixes that sends are refused to, also within PULSA_LIMIT_AREAS"
     )
     number_types: Annotated[tuple[NumberType, ...], Words] = Field(
-        default=("mobile", "fixed_line_or_mobile"),
-        description="types of phone numbers that sends are allowed to, separated by commas",
+        default=("mobile", "fixed_line_or_mobile"), description="types of phone numbers that sends are allowed to"
     )
     extra_prefixes: Annotated[tuple[str, ...], ArePrefixes, Words] = Field(
-        default=(),
-        description="number prefixes (+88064) of mobile numbers that the installed phonenumberslite does not know yet",
+        default=(), description="prefixes (+88064) of mobile numbers that the installed phonenumberslite does not know"
     )
     wrong_guesses: int = Field(
         default=50,
@@ -381,6 +380,11 @@ class Smtp(Group):
     )
     sender: str = Field(default="", description="address in the From header")
     sender_name: str = Field(default="", description="display name in the From header")
+    reply_to: HeaderValue = Field(default="", description="Reply-To header, an address; unset: none")
+    feedback_id: HeaderValue = Field(default="", description="Feedback-ID header, for Gmail's reports; unset: none")
+    auto_response_suppress: HeaderValue = Field(
+        default="", description="X-Auto-Response-Suppress header, for Exchange, such as All; unset: none"
+    )
     username: str = Field(default="", description="login name; unset: no login")
     password: SecretStr = Field(default=SecretStr(""), description="password of the login")
     ca_file: Path | None = Field(default=None, description="PEM file of the relay's CA; unset: the system's CAs")

@@ -28,6 +28,7 @@ def valid_fields() -> dict[str, Any]:
         "billing_name": "Acme",
         "low_balance_threshold": 100,
         "alert_email": "alerts@example.com",
+        "time_zone": "Asia/Jakarta",
         "adjust_credits": -5,
         "reason": "A goodwill gesture.",
         "payload": b"{}",

@@ -151,10 +151,17 @@ class CreditService:
             request.organization_id,
             low_balance_threshold=request.low_balance_threshold if request.HasField("low_balance_threshold") else None,
             alert_email=request.alert_email if request.HasField("alert_email") else None,
+            locale=request.locale if request.HasField("locale") else None,
+            time_zone=request.time_zone if request.HasField("time_zone") else None,
             default_threshold=self._dependencies.pricing.low_balance_threshold,
             now=self._dependencies.pool.now(),
         )
-        return pb.UpdateAlertsResponse(balance=self._balance_message(alerts.balance), alert_email=alerts.alert_email)
+        return pb.UpdateAlertsResponse(
+            balance=self._balance_message(alerts.balance),
+            alert_email=alerts.alert_email,
+            locale=alerts.locale,
+            time_zone=alerts.time_zone,
+        )
 
     async def AdjustCredits(self, request: pb.AdjustCreditsRequest, call: Call) -> pb.AdjustCreditsResponse:
         """Add or remove credits; return the ledger entry and the current balance."""

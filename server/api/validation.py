@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from operator import attrgetter
 from typing import Any, Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from email_validator import EmailNotValidError, validate_email
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
@@ -68,6 +69,16 @@ def _is_email(value: str) -> bool:
     return True
 
 
+def _is_time_zone(value: str) -> bool:
+    if not _TIME_ZONE.fullmatch(value):
+        return False
+    try:
+        ZoneInfo(value or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
 def _is_day(value: str) -> bool:
     if not _DAY.fullmatch(value):
         return False
@@ -97,6 +108,7 @@ def _is_metadata(value: Mapping[str, str]) -> bool:
 
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME_ZONE = re.compile(r"(?=.{0,64}\Z)(?:[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+)*)?")
 _METADATA_KEY = re.compile(_CHARACTER + "{1,40}")
 _METADATA_VALUE = re.compile(_CHARACTER + "{0,200}")
 _TOP_UP_STATUSES = frozenset(TopUpStatus.values()) - {TopUpStatus.TOP_UP_STATUS_UNSPECIFIED}
@@ -138,6 +150,7 @@ RULES: Final[Mapping[str, Rule]] = {
         f"an e-mail address of at most {_MAXIMUM_EMAIL_LENGTH} characters, or empty",
         lambda value: not value or _is_email(value),
     ),
+    "time_zone": Rule("an IANA time zone of at most 64 characters such as Asia/Jakarta, or empty", _is_time_zone),
     "adjust_credits": Rule("-1000000000 to 1000000000, not 0", lambda value: 0 < abs(value) <= _MAXIMUM_CREDITS),
     "reason": _text(1, 500),
     "payload": Rule(f"at most {_MAXIMUM_PAYLOAD_BYTES} bytes", lambda value: len(value) <= _MAXIMUM_PAYLOAD_BYTES),

@@ -18,6 +18,10 @@ class Alerts:
     balance: Balance
     alert_email: str
     """Empty when no address is notified."""
+    locale: str
+    """Of the notices; empty: English."""
+    time_zone: str
+    """Of the notices, an IANA name; empty: UTC."""
 
 
 async def update_alerts(
@@ -26,10 +30,12 @@ async def update_alerts(
     *,
     low_balance_threshold: int | None,
     alert_email: str | None,
+    locale: str | None = None,
+    time_zone: str | None = None,
     default_threshold: int,
     now: datetime,
 ) -> Alerts:
-    """Set low_balance_threshold, alert_email (empty: no address), or both; None leaves a value unchanged.
+    """Set what is not None: the threshold, the address (empty: none), and the language and time zone of notices.
 
     A threshold that makes the balance low causes a notice, as a spend does. default_threshold is the threshold of an
     account that this call creates.
@@ -45,7 +51,10 @@ async def update_alerts(
             if low_balance_threshold is not None:
                 account.low_balance_threshold = low_balance_threshold
             await _write(connection, account, now=now)
-            return Alerts(balance_from_account(account), account.alert_email or "")
+            contact = {"organization_id": organization_id, "locale": locale, "time_zone": time_zone}
+            row = await (await connection.execute(SQL.write_contact, contact)).fetchone()
+            stored_locale, stored_zone = row or ("", "")
+            return Alerts(balance_from_account(account), account.alert_email or "", stored_locale, stored_zone)
 
     return await retry_transient(once)
 

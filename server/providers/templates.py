@@ -232,13 +232,14 @@ def _with_autofill(text: str, message: Message) -> str:
     return whole if segments(whole).count == 1 else text
 
 
-def _is_right_to_left(text: str) -> bool:
+def is_right_to_left(text: str) -> bool:
+    """Whether the text has letters that are written from right to left."""
     return any(bidirectional(character) in {"R", "AL"} for character in text)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
     """Fill in the placeholders. In right-to-left text the code is isolated, which keeps its digits in order."""
-    if _is_right_to_left(template):
+    if is_right_to_left(template):
         values = {**values, "code": f"\u2066{values['code']}\u2069"}
     return template.format_map(values)
 
@@ -258,7 +259,7 @@ def html_document(language: str, title: str, paragraphs: Sequence[str]) -> str:
     """A whole document of paragraphs in HTML, from right to left if they have such text."""
     return _HTML.format(
         language=escape(language),
-        direction="rtl" if _is_right_to_left("".join(paragraphs)) else "ltr",
+        direction="rtl" if is_right_to_left("".join(paragraphs)) else "ltr",
         title=escape(title),
         body="\n".join(paragraphs),
     )

@@ -172,8 +172,12 @@ class TopUps:
         top_up = self._new(purchase, quote, created_by=created_by)
         await insert_top_up(connection, top_up)
         await connection.execute(
-            SQL.set_default_alert_email,
-            {"organization_id": purchase.organization_id, "alert_email": purchase.billing_email},
+            SQL.set_contact,
+            {
+                "organization_id": purchase.organization_id,
+                "alert_email": purchase.billing_email,
+                "billing_name": purchase.billing_name,
+            },
         )
         return top_up
 
