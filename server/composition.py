@@ -35,6 +35,7 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import FRESH_FOR, Dispatcher
 from server.otps.delivery.outbox import job_for
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
+from server.otps.destinations import LIBRARY_TIME, check_areas, library_time
 from server.otps.guess_policy import GuessLimits
 from server.otps.recipients import RecipientResolver
 from server.otps.send import Sender
@@ -289,7 +290,7 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     for provider in providers.values():
         stack.push_async_callback(provider.close)
     prices = {channel: shared.pricing.channel_credits[channel] for channel in providers}
-    recipients = RecipientResolver(crypto, prices, _area_policy(settings))
+    recipients = RecipientResolver(crypto, prices, area_policy(settings))
     limits = _send_limits(settings, shared.memory)
     outcomes = Outcomes(
         pool,
@@ -446,12 +447,19 @@ def _send_limits(settings: Settings, memory: RequestMemory) -> SendLimits:
     )
 
 
-def _area_policy(settings: Settings) -> AreaPolicy:
+def area_policy(settings: Settings) -> AreaPolicy:
+    """Which numbers may be sent to; sets the metric of their age. Raises SettingsError for an area without numbers."""
+    LIBRARY_TIME.set(library_time().timestamp())
     limit = settings.limit
+    for name, areas in (("PULSA_LIMIT_AREAS", limit.areas), ("PULSA_LIMIT_BLOCKED_AREAS", limit.blocked_areas)):
+        with naming_setting(name):
+            check_areas(areas)
     return AreaPolicy(
         allowed=limit.areas,
         blocked=limit.blocked_areas,
         prefix_digits=limit.unverified_prefix_digits if limit.unverified_credits_per_prefix else 0,
+        number_types=frozenset(limit.number_types),
+        extra_prefixes=limit.extra_prefixes,
     )
 
 

@@ -4,10 +4,11 @@ import json
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
+from typing import Annotated, Literal
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 KEY_BYTES = 32
 """Length of each key."""
@@ -15,6 +16,21 @@ MAXIMUM_DIGEST_KEYS = 2
 """The current digest key, and during a rotation the one before or after it."""
 ADDRESS = r"^\S+:\d{1,5}$"
 """Pattern of `host:port`."""
+NumberType = Literal[
+    "mobile",
+    "fixed_line_or_mobile",
+    "fixed_line",
+    "satellite",
+    "voip",
+    "premium_rate",
+    "toll_free",
+    "shared_cost",
+    "personal_number",
+    "pager",
+    "uan",
+    "voicemail",
+]
+"""Types of phone numbers; `satellite` are mobile phones of no country."""
 _AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
 
 
@@ -40,12 +56,22 @@ def _are_areas(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _are_prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_AREA.fullmatch(prefix) and prefix.startswith("+") for prefix in value):
+        raise ValueError("must be number prefixes such as +88064")
+    return value
+
+
 Words = BeforeValidator(_words)
 """A list, separated by commas."""
 Json = BeforeValidator(_json)
 """A JSON value."""
 AreAreas = AfterValidator(_are_areas)
 """Country codes (ISO 3166-1 alpha-2, or 001 for numbers of no country) and number prefixes (E.164)."""
+HeaderValue = Annotated[str, Field(pattern=r"^[ -~]{0,200}$")]
+"""The value of a mail's header: printable ASCII."""
+ArePrefixes = AfterValidator(_are_prefixes)
+"""Number prefixes (E.164)."""
 IsDatabase = AfterValidator(_is_database)
 """A connection URL that psycopg accepts."""
 

@@ -14,9 +14,12 @@ from server.setting_types import (
     ADDRESS,
     MAXIMUM_DIGEST_KEYS,
     AreAreas,
+    ArePrefixes,
     Group,
+    HeaderValue,
     IsDatabase,
     Json,
+    NumberType,
     Words,
     key_bytes,
     key_ring,
@@ -203,6 +206,12 @@ class Limit(Group):
     )
     blocked_areas: Annotated[tuple[str, ...], AreAreas, Words] = Field(
         default=(), description="countries or number prefixes that sends are refused to, also within PULSA_LIMIT_AREAS"
+    )
+    number_types: Annotated[tuple[NumberType, ...], Words] = Field(
+        default=("mobile", "fixed_line_or_mobile"), description="types of phone numbers that sends are allowed to"
+    )
+    extra_prefixes: Annotated[tuple[str, ...], ArePrefixes, Words] = Field(
+        default=(), description="prefixes (+88064) of mobile numbers that the installed phonenumberslite does not know"
     )
     wrong_guesses: int = Field(
         default=50,
@@ -400,6 +409,11 @@ class Smtp(Group):
     )
     sender: str = Field(default="", description="address in the From header")
     sender_name: str = Field(default="", description="display name in the From header")
+    reply_to: HeaderValue = Field(default="", description="Reply-To header, an address; unset: none")
+    feedback_id: HeaderValue = Field(default="", description="Feedback-ID header, for Gmail's reports; unset: none")
+    auto_response_suppress: HeaderValue = Field(
+        default="", description="X-Auto-Response-Suppress header, for Exchange, such as All; unset: none"
+    )
     username: str = Field(default="", description="login name; unset: no login")
     password: SecretStr = Field(default=SecretStr(""), description="password of the login")
     ca_file: Path | None = Field(default=None, description="PEM file of the relay's CA; unset: the system's CAs")

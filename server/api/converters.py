@@ -166,7 +166,12 @@ def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
 
 def alerts_message(alerts: Alerts) -> alerts_pb2.Alerts:
     """Convert the alert settings."""
-    return alerts_pb2.Alerts(low_balance_threshold=alerts.balance.low_balance_threshold, alert_email=alerts.alert_email)
+    return alerts_pb2.Alerts(
+        low_balance_threshold=alerts.balance.low_balance_threshold,
+        alert_email=alerts.alert_email,
+        locale=alerts.locale,
+        time_zone=alerts.time_zone,
+    )
 
 
 def suspension_message(suspension: Suspension) -> suspension_pb2.Suspension:
@@ -231,6 +236,7 @@ def preview_message(preview: Preview) -> otp_service_pb2.SendPreview:
         credits=preview.credits,
         masked_destination=preview.masked_destination,
         segments=preview.segments,
+        autofill=preview.autofill,
     )
     if preview.refusal is not None:
         write_refusal(message, preview.refusal)

@@ -168,6 +168,8 @@ class CreditService:
             request.organization_id,
             low_balance_threshold=request.low_balance_threshold if request.HasField("low_balance_threshold") else None,
             alert_email=request.alert_email if request.HasField("alert_email") else None,
+            locale=request.locale if request.HasField("locale") else None,
+            time_zone=request.time_zone if request.HasField("time_zone") else None,
             default_threshold=self._dependencies.pricing.low_balance_threshold,
             now=self._dependencies.pool.now(),
         )

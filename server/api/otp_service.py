@@ -47,6 +47,7 @@ from server.errors import (
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.crypto import Crypto
 from server.otps.delivery.reports import report_delivery
+from server.otps.destinations import plain_digits
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
 from server.otps.recipients import RawDestination, ResendRequest, SendRequest
@@ -65,7 +66,6 @@ DEFAULT_MAX_ATTEMPTS: Final = 5
 _KNOWN_OPTIONS: Final = 1000
 _LAST_ID: Final = 2**128 - 1
 _CHANNELS: Final = {channel.field: channel for channel in Channel}
-_SEPARATORS: Final = str.maketrans("", "", " -")
 
 _rest_is_valid: Final = compile_check(
     pb.SendOtpRequest.DESCRIPTOR,
@@ -376,7 +376,7 @@ class OtpService:
         ttl = request.ttl
         key = (
             *(request.purpose, request.locale, request.code_length, request.max_attempts, request.web_otp_domain),
-            *(ttl.seconds, ttl.nanos, request.HasField("ttl")),
+            *(request.sms_app_hash, ttl.seconds, ttl.nanos, request.HasField("ttl")),
         )
         known = self._known_options.get(key)
         if known is not None and _rest_is_valid(request):
@@ -388,7 +388,7 @@ class OtpService:
             request.code_length or DEFAULT_CODE_LENGTH,
             timedelta(seconds=ttl.seconds, microseconds=ttl.nanos // 1000) if request.HasField("ttl") else DEFAULT_TTL,
             request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-            request.web_otp_domain,
+            request.web_otp_domain or (f"#{request.sms_app_hash}" if request.sms_app_hash else ""),
         )
         if len(self._known_options) == _KNOWN_OPTIONS:
             self._known_options.clear()
@@ -454,11 +454,12 @@ class OtpService:
     def _guess(self, time_zero: datetime, verify: _VerifyCall) -> Guess:
         request, call = verify
         call.validate(request)
+        code = request.code
         return Guess(
             organization_id=request.organization_id,
             otp_id=UUID(request.otp_id),
             request_id=UUID(request.request_id),
-            code=request.code.translate(_SEPARATORS),
+            code=code if code.isascii() and code.isdecimal() else plain_digits(code),
             context=request.context,
             deadline=_deadline(call, time_zero),
         )

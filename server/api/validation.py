@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from operator import attrgetter
 from typing import Any, Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from email_validator import EmailNotValidError, validate_email
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
@@ -68,6 +69,16 @@ def _is_email(value: str) -> bool:
     return True
 
 
+def _is_time_zone(value: str) -> bool:
+    if not _TIME_ZONE.fullmatch(value):
+        return False
+    try:
+        ZoneInfo(value or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
 def _is_day(value: str) -> bool:
     if not _DAY.fullmatch(value):
         return False
@@ -101,6 +112,7 @@ def _is_metadata(value: Mapping[str, str]) -> bool:
 
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME_ZONE = re.compile(r"(?=.{0,64}\Z)(?:[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+)*)?")
 _METADATA_KEY = re.compile(_CHARACTER + "{1,40}")
 _METADATA_VALUE = re.compile(_CHARACTER + "{0,200}")
 _TOP_UP_STATUSES = frozenset(TopUpStatus.values()) - {TopUpStatus.TOP_UP_STATUS_UNSPECIFIED}
@@ -142,6 +154,7 @@ RULES: Final[Mapping[str, Rule]] = {
         f"an e-mail address of at most {_MAXIMUM_EMAIL_LENGTH} characters, or empty",
         lambda value: not value or _is_email(value),
     ),
+    "time_zone": Rule("an IANA time zone of at most 64 characters such as Asia/Jakarta, or empty", _is_time_zone),
     "adjust_credits": Rule("-1000000000 to 1000000000, not 0", lambda value: 0 < abs(value) <= _MAXIMUM_CREDITS),
     "reason": _text(1, 500),
     "payload": Rule(f"at most {_MAXIMUM_PAYLOAD_BYTES} bytes", lambda value: len(value) <= _MAXIMUM_PAYLOAD_BYTES),
@@ -154,7 +167,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "sms": _NUMBER,
     "purpose": _matches("[a-z][a-z0-9_]{0,31}", '1 to 32 lower-case letters, digits and "_", beginning with a letter'),
     "locale": _matches(
-        r"(?=.{0,35}\Z)(?:[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8})*)?", "a BCP 47 tag of at most 35 characters, or empty"
+        r"(?=.{0,35}\Z)(?:[A-Za-z]{2,8}(?:(?:-|_#?)[A-Za-z0-9]{1,8})*)?",
+        "a BCP 47 tag of at most 35 characters, also as Java writes it (in_ID), or empty",
     ),
     "code_length": Rule("6 to 8, or 0 for 6", frozenset({0, 6, 7, 8}).__contains__),
     "ttl": Rule("30 s to 10 min, or unset", _lasts(30, 600)),
@@ -164,6 +178,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "web_otp_domain": _matches(
         rf"(?=.{{0,40}}\Z)(?:{_HOST_LABEL}(?:\.{_HOST_LABEL})*)?", "a host name of at most 40 characters, or empty"
     ),
+    "sms_app_hash": _matches("(?:[A-Za-z0-9+/]{11})?", '11 letters, digits, "+" and "/", or empty'),
     "metadata": Rule(
         f"at most {_MAXIMUM_METADATA_ENTRIES} entries, keys of 1 to 40 and values of at most 200 characters,"
         " without control characters",
@@ -171,7 +186,7 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
     "validate_only": _ANYTHING,
     "compact": _ANYTHING,
-    "code": _text(1, 16),
+    "code": _matches(rf"(?:{_CHARACTER}|[\t\r\n]){{1,32}}", "1 to 32 characters, of controls only tabs and line ends"),
     "wrong_code_as_result": _ANYTHING,
     "status": Rule("SENT, DELIVERED or FAILED", _REPORTED_STATUSES.__contains__),
     "failure_reason": _matches("[A-Za-z0-9_]{0,64}", 'at most 64 letters, digits and "_"'),
@@ -196,6 +211,10 @@ def _usage_days_hold(request: Any) -> bool:
 
 
 WHOLE_REQUEST: Final[Mapping[str, tuple[str, Rule]]] = {
+    "SendOtpRequest": (
+        "sms_app_hash",
+        Rule("empty when web_otp_domain is set", lambda request: not (request.sms_app_hash and request.web_otp_domain)),
+    ),
     "GetUsageRequest": (
         "end_date",
         Rule(f"from start_date to {_MAXIMUM_USAGE_DAYS} days after it", _usage_days_hold),

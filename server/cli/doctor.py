@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+import phonenumbers
 import psycopg
 
 from server.api.auth import TokenVerifier
 from server.cli.database import existing_database
 from server.clock import DatabaseClock, utc_now
-from server.composition import check_lease, open_stripe, required, signing_secrets
+from server.composition import area_policy, check_lease, open_stripe, required, signing_secrets
 from server.credits.pricing import load_pricing
 from server.credits.stripe.errors import StripeCallError
 from server.environment import SettingsError, load_settings, variables
+from server.otps.destinations import library_time
 from server.postgres.migrate import look
 from server.postgres.pool import APPLICATION_ROLE, BoundedConnection, read_time
 from server.providers.console import Console
@@ -27,6 +29,7 @@ from server.providers.templates import load_templates
 from server.settings import Settings
 
 _CLOCK_SECONDS: Final = 5.0
+_OLD_NUMBER_DAYS: Final = 60
 Check = Callable[[Settings], str]
 """Returns what is ok. Raises UserWarning for a warning, and another error for what must be changed."""
 
@@ -96,6 +99,15 @@ def _channels(settings: Settings) -> str:
     return ", ".join(f"{channel} through {provider.name}" for channel, provider in providers.items())
 
 
+def _numbers(settings: Settings) -> str:
+    area_policy(settings)
+    days = (utc_now() - library_time()).days
+    found = f"phonenumberslite {phonenumbers.__version__}, {days} days old"
+    if days > _OLD_NUMBER_DAYS:
+        raise UserWarning(f"{found}: numbers of ranges that opened since are refused; update it each month")
+    return found
+
+
 def _database(settings: Settings) -> str:
     with existing_database(settings, writes=True) as url:
         found = asyncio.run(look(url))
@@ -148,6 +160,7 @@ _CHECKS: Sequence[tuple[str, Check]] = (
     ("encryption", _encryption),
     ("pricing", _pricing),
     ("channels", _channels),
+    ("phone numbers", _numbers),
     ("database", _database),
     ("stripe", _stripe),
 )

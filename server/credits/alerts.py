@@ -24,19 +24,26 @@ class Alerts:
     balance: Balance
     alert_email: str
     """Empty when no address is notified."""
+    locale: str
+    """Of the notices; empty: English."""
+    time_zone: str
+    """Of the notices, an IANA name; empty: UTC."""
 
 
 async def read_alerts(pool: Pool, organization_id: str, *, default_threshold: int) -> Alerts:
     """Read the alert settings; without an account, default_threshold and no address."""
 
-    async def once() -> dict[str, Account]:
+    async def once() -> Alerts:
         async with acquire(pool) as connection:
-            return await read_accounts(connection, [organization_id])
+            contact = await connection.execute(SQL.read_contact, {"organization_id": organization_id})
+            locale, time_zone = await contact.fetchone() or ("", "")
+            accounts = await read_accounts(connection, [organization_id])
+        account = accounts.get(organization_id) or empty_account(
+            organization_id, low_balance_threshold=default_threshold, now=pool.now()
+        )
+        return Alerts(balance_from_account(account), account.alert_email or "", locale, time_zone)
 
-    account = (await retry_transient(once)).get(organization_id) or empty_account(
-        organization_id, low_balance_threshold=default_threshold, now=pool.now()
-    )
-    return Alerts(balance_from_account(account), account.alert_email or "")
+    return await retry_transient(once)
 
 
 async def update_alerts(
@@ -45,10 +52,12 @@ async def update_alerts(
     *,
     low_balance_threshold: int | None,
     alert_email: str | None,
+    locale: str | None = None,
+    time_zone: str | None = None,
     default_threshold: int,
     now: datetime,
 ) -> Alerts:
-    """Set low_balance_threshold, alert_email (empty: no address), or both; None leaves a value unchanged.
+    """Set what is not None: the threshold, the address (empty: none), and the language and time zone of notices.
 
     A threshold that makes the balance low causes a notice, as a spend does. default_threshold is the threshold of an
     account that this call creates.
@@ -64,7 +73,10 @@ async def update_alerts(
             if low_balance_threshold is not None:
                 account.low_balance_threshold = low_balance_threshold
             await _write(connection, account, now=now)
-            return Alerts(balance_from_account(account), account.alert_email or "")
+            contact = {"organization_id": organization_id, "locale": locale, "time_zone": time_zone}
+            row = await (await connection.execute(SQL.write_contact, contact)).fetchone()
+            stored_locale, stored_zone = row or ("", "")
+            return Alerts(balance_from_account(account), account.alert_email or "", stored_locale, stored_zone)
 
     return await retry_transient(once)
 

@@ -4,12 +4,16 @@ The table `notices` is an outbox. Every replica sends from it under a lease; eac
 """
 
 import asyncio
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from html import escape
+from pathlib import Path
+from typing import Any, Final
 from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import structlog
 from psycopg.rows import dict_row
@@ -18,12 +22,15 @@ from server.credits.pricing import CURRENCIES
 from server.postgres.pool import Pool, acquire, retry_transient
 from server.postgres.queries import load_queries
 from server.providers.provider import Outcome, OutcomeKind
+from server.providers.templates import Rendered, html_document, is_right_to_left, lookup_locales
 
 SQL = load_queries(__file__)
 _log = structlog.get_logger(__name__)
 
-SendMail = Callable[[str, str, str], Awaitable[Outcome]]
-"""Sends a mail (address, subject, text). Returns an outcome for every provider or network error, within the lease."""
+SendMail = Callable[[str, Rendered], Awaitable[Outcome]]
+"""Sends a mail to an address. Returns an outcome for every provider or network error, within the lease."""
+TEXTS: Final[Mapping[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+"""By language, then kind."""
 
 _LEASE = timedelta(minutes=5)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
@@ -42,6 +49,13 @@ class Notice:
     details: Mapping[str, Any]
     attempts: int
     """Includes the current attempt."""
+    create_time: datetime
+    billing_name: str = ""
+    """The organization's name on its invoices; empty: it has none."""
+    locale: str = ""
+    """Of the contact, as in a SendOtp; empty: English."""
+    time_zone: str = ""
+    """Of the contact, an IANA name; empty: UTC."""
 
 
 async def send_due_notices(pool: Pool, send_mail: SendMail, *, now: datetime, limit: int) -> int:
@@ -75,28 +89,40 @@ async def _remove_next(pool: Pool, *, before: datetime, limit: int) -> int:
     return len(found)
 
 
-def write_mail(notice: Notice) -> tuple[str, str]:
-    """The mail's subject and text, in English. Raises ValueError for an unknown kind."""
-    details = notice.details
-    available = f"{details['available_credits']:,} credits"
-    match notice.kind:
-        case "PAYMENT_CONFIRMED":
-            charge_unit = CURRENCIES[details["currency_code"]].charge_unit
-            total = f"{details['currency_code']} {Decimal(details['total']).quantize(charge_unit):,}"
-            text = f"""Thank you. Your payment of {total} for invoice {details["invoice_number"]} has arrived.
+def write_mail(notice: Notice) -> Rendered:
+    """The mail, in the contact's language and time zone. Raises KeyError for an unknown kind or missing details."""
+    language = next((each for each in lookup_locales(notice.locale) if each in TEXTS), "en")
+    texts = TEXTS[language][notice.kind]
+    organization = notice.organization_id
+    values = {
+        **{name: _number(value, language) for name, value in notice.details.items() if isinstance(value, int)},
+        "organization": f"{notice.billing_name} ({organization})" if notice.billing_name else organization,
+        "time": _time(notice),
+    }
+    if notice.kind == "PAYMENT_CONFIRMED":
+        code = notice.details["currency_code"]
+        total = Decimal(notice.details["total"]).quantize(CURRENCIES[code].charge_unit)
+        values |= {"total": f"{code} {_number(total, language)}", "invoice_number": notice.details["invoice_number"]}
+    if is_right_to_left(texts["text"]):
+        # Isolated, so that a name or a number does not change the order of the words around it.
+        values = {name: f"\u2068{value}\u2069" for name, value in values.items()}
+    subject, text = texts["subject"].format_map(values), texts["text"].lstrip().format_map(values)
+    paragraphs = [f"<p>{escape(paragraph)}</p>" for paragraph in text.strip().split("\n\n")]
+    return Rendered(subject, text, html_document(language, subject, paragraphs))
 
-{details["credits"]:,} credits were added to {notice.organization_id}, which now has {available}.
-"""
-            return f"Payment received: {details['credits']:,} credits added", text
-        case "BALANCE_LOW":
-            threshold = f"its alert threshold of {details['low_balance_threshold']:,}"
-            text = f"""{notice.organization_id} has {available} left, fewer than {threshold}.
 
-Once the credits are used up, no more codes are sent. Buy more on the Balance page in good time.
-"""
-            return "Your OTP credits are running low", text
-        case unknown:
-            raise ValueError(f"there is no mail for a notice of kind {unknown}")
+def _number(value: Decimal | int, language: str) -> str:
+    separators = {",": TEXTS[language]["thousands"], ".": TEXTS[language]["decimal"]}
+    return f"{value:,}".translate(str.maketrans(separators))
+
+
+def _time(notice: Notice) -> str:
+    name = notice.time_zone or "UTC"
+    try:
+        zone = ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError):  # this machine has no data on it
+        name, zone = "UTC", ZoneInfo("UTC")
+    return f"{notice.create_time.astimezone(zone):%Y-%m-%d %H:%M} ({name})"
 
 
 async def _send(pool: Pool, send_mail: SendMail, organization_id: str, notice_id: UUID, *, now: datetime) -> bool:
@@ -106,7 +132,7 @@ async def _send(pool: Pool, send_mail: SendMail, organization_id: str, notice_id
     if notice.attempts > _MAXIMUM_ATTEMPTS:  # no attempt recorded an outcome
         outcome = Outcome(OutcomeKind.NOT_SENT, provider="", failure_reason="broke_off")
     else:
-        outcome = await send_mail(notice.email, *write_mail(notice))
+        outcome = await send_mail(notice.email, write_mail(notice))
     await _record_outcome(pool, notice, outcome, now=now)
     return True
 
@@ -120,7 +146,8 @@ async def _claim(pool: Pool, organization_id: str, notice_id: UUID, *, now: date
     }
     async with acquire(pool) as connection:
         row = await (await connection.execute(SQL.claim_notice, claim)).fetchone()
-    return Notice(*row) if row else None
+        contact = await (await connection.execute(SQL.read_contact, claim)).fetchone() if row else None
+    return Notice(*row, *(contact or ())) if row else None
 
 
 async def _record_outcome(pool: Pool, notice: Notice, outcome: Outcome, *, now: datetime) -> None:

@@ -12,7 +12,12 @@ SET attempts = attempts + 1,
     next_attempt_time = %(lease_expire_time)s
 WHERE organization_id = %(organization_id)s AND notice_id = %(notice_id)s
     AND status = 'PENDING' AND next_attempt_time <= %(now)s
-RETURNING organization_id, notice_id, kind, email, details, attempts;
+RETURNING organization_id, notice_id, kind, email, details, attempts, create_time;
+
+-- read_contact
+SELECT billing_name, alert_locale, alert_time_zone
+FROM accounts
+WHERE organization_id = %(organization_id)s;
 
 -- record_outcome
 -- Only the latest attempt records its outcome: an attempt whose lease ended and that was claimed again matches no row.

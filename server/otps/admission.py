@@ -163,6 +163,7 @@ class SendOptions(NamedTuple):
     ttl: timedelta
     max_attempts: int
     web_otp_domain: str
+    """As Message.web_otp_domain."""
 
 
 class Send(NamedTuple):

@@ -73,7 +73,7 @@ class Guess:
     otp_id: UUID
     request_id: UUID
     code: str
-    """Without spaces and hyphens."""
+    """Its digits as 0 to 9, without spaces and dashes."""
     context: str
     deadline: datetime | None = None
     """The call's deadline: from then on the guess is refused, and nothing is counted."""

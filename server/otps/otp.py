@@ -62,6 +62,7 @@ class Otp:
     code_length: int
     context_digest: bytes
     web_otp_domain: str
+    """As Message.web_otp_domain."""
     metadata: dict[str, str]
     status: OtpStatus
     attempts: int

@@ -6,7 +6,7 @@ Resolved means parsed, allowed, priced and encrypted, for a send and its fallbac
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidTag
 from server.errors import ChannelNotConfigured, DestinationBlocked, InvalidDestination
 from server.otps.admission import SendOptions
 from server.otps.crypto import Crypto
-from server.otps.destinations import PARSERS, Destination
+from server.otps.destinations import PARSERS, PHONE_CHANNELS, Destination, parse_phone
 from server.otps.otp import Recipient
 from server.otps.sms_pumping import ALL_AREAS, AreaPolicy, country_of
 from server.providers.provider import Channel
@@ -120,6 +120,9 @@ class RecipientResolver:
         self._crypto = crypto
         self._channel_credits = channel_credits
         self._areas = areas
+        self._parsers = dict(PARSERS)
+        if areas.extra_prefixes:
+            self._parsers |= dict.fromkeys(PHONE_CHANNELS, partial(parse_phone, extra_prefixes=areas.extra_prefixes))
 
     def resolve(self, organization_id: str, raw: RawDestination) -> Recipient:
         """Validate a destination and build its recipient.
@@ -130,7 +133,7 @@ class RecipientResolver:
         if credits is None:
             raise ChannelNotConfigured(channel=raw.channel.value)
         try:
-            destination = PARSERS[raw.channel](raw.text)
+            destination = self._parsers[raw.channel](raw.text)
         except ValueError:
             raise InvalidDestination(field=raw.field) from None
         if not self._areas.allows(destination):

@@ -73,7 +73,7 @@ from server.postgres.pool import Pool, acquire, execute_alone, pipelined_transac
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel, Message
 from server.providers.sms_segments import segments
-from server.providers.templates import Templates, load_templates
+from server.providers.templates import Rendered, Templates, load_templates
 
 _SENDS: RowSource[Admitted] = RowSource(
     organization_id=(TEXT, attrgetter("send.organization_id")),
@@ -156,6 +156,8 @@ class Preview:
     """Empty for a destination that is not valid."""
     segments: int = 0
     """SMS segments of the message; 0 for other channels."""
+    autofill: bool = False
+    """Whether the SMS has the line by which phones and browsers fill the code in."""
     refusal: DomainError | None = None
 
 
@@ -298,9 +300,12 @@ class Sender:
             recipient = self._recipients.resolve(request.organization_id, request.destination)
             preview = replace(preview, credits=recipient.credits, masked_destination=recipient.masked_destination)
             send = self.prepare(request)
-            return replace(preview, segments=self._segments(send)), send
+            if recipient.channel is Channel.SMS:
+                rendered = self._render(send)
+                preview = replace(preview, segments=segments(rendered.text).count, autofill=rendered.autofill)
         except DomainError as error:
             return replace(preview, refusal=error), None
+        return preview, send
 
     async def _transact(self, sends: Sequence[Send], *, wait: bool) -> list[Decision | Locked]:
         if len(sends) == 1 and (cached := self._accounts.checkout(sends[0])):
@@ -403,10 +408,8 @@ class Sender:
             raise DestinationUnreadable
         return self._recipients.resolve(last.organization_id, RawDestination(last.channel, destination, "destination"))
 
-    def _segments(self, send: Send) -> int:
-        """SMS segments of the message, the same for every code of this length; 0 for other channels."""
-        if send.recipient.channel is not Channel.SMS:
-            return 0
+    def _render(self, send: Send) -> Rendered:
+        """The message with a code of zeros: every code of this length takes as many segments."""
         options, now = send.options, self._clock()
         message = Message(
             delivery_id=send.delivery_id,
@@ -420,7 +423,7 @@ class Sender:
             web_otp_domain=options.web_otp_domain,
             reference="",
         )
-        return segments(self._templates.render(message, now=now).text).count
+        return self._templates.render(message, now=now)
 
 
 def _decided(preview: Preview, decision: Decision) -> Preview:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from server.otps.admission import Admitted, AreaKey, Send, UnverifiedCredits
-from server.otps.destinations import Destination
+from server.otps.destinations import NO_COUNTRY, Destination
 from server.otps.otp import Delivery, Otp, OtpKey, OtpStatus
 from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, Array, RowSource, bigints, texts, uuids
 from server.postgres.pipeline import Executor, Rows
@@ -34,7 +34,7 @@ SQL = load_queries(__file__, spent=_SPENT)
 
 @dataclass(frozen=True, slots=True)
 class AreaPolicy:
-    """Which countries (ID) and prefixes (+62812) may be sent to, and how prefixes are counted."""
+    """Which countries (ID), prefixes (+62812) and types of numbers may be sent to, and how prefixes are counted."""
 
     allowed: Sequence[str] = ()
     """Empty: all areas."""
@@ -42,11 +42,17 @@ class AreaPolicy:
     """Refused, also inside an allowed area."""
     prefix_digits: int = 0
     """Numbers with the same first `prefix_digits` digits after the plus sign share a limit; 0: no limit per prefix."""
+    number_types: frozenset[str] = frozenset({"mobile", "fixed_line_or_mobile"})
+    """Of server.setting_types.NumberType. A message to a premium number or a satellite phone costs much."""
+    extra_prefixes: tuple[str, ...] = ()
+    """Prefixes of mobile numbers that the library does not know yet."""
 
     def allows(self, destination: Destination) -> bool:
         """Whether the destination may be sent to; always true for an e-mail address."""
-        if not country_of(destination):
+        if not destination.calling_prefix:
             return True
+        if destination.type not in self.number_types:
+            return False
         if any(_is_in(destination, area) for area in self.blocked):
             return False
         return not self.allowed or any(_is_in(destination, area) for area in self.allowed)
@@ -57,7 +63,7 @@ ALL_AREAS = AreaPolicy()
 
 def country_of(destination: Destination) -> str:
     """The area that a phone number is counted in: its country, or its calling code if it has none. Empty for e-mail."""
-    return destination.country or destination.calling_prefix
+    return destination.country if destination.country != NO_COUNTRY else destination.calling_prefix
 
 
 def _is_in(destination: Destination, area: str) -> bool:

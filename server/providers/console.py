@@ -5,6 +5,7 @@ from typing import TextIO
 from uuid import UUID
 
 from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.templates import Rendered
 
 
 class Console:
@@ -28,10 +29,10 @@ class Console:
             self._stream.flush()
         return Outcome(OutcomeKind.ACCEPTED, self.name, provider_message_id=str(message.delivery_id))
 
-    async def mail(self, address: str, subject: str, text: str) -> Outcome:
+    async def mail(self, address: str, rendered: Rendered) -> Outcome:
         """Print an e-mail that is not an OTP, and accept it."""
         if self._stream is not None:
-            self._stream.write(f"\n--- mail to {address}: {subject}\n{text}\n")
+            self._stream.write(f"\n--- mail to {address}: {rendered.subject}\n{rendered.text}\n")
             self._stream.flush()
         return Outcome(OutcomeKind.ACCEPTED, self.name)
 

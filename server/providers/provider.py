@@ -53,7 +53,7 @@ class Message(NamedTuple):
     lease_expire_time: datetime
     """From then on another replica may send it."""
     web_otp_domain: str
-    """The domain of the `@domain #code` line of an SMS; empty: no such line."""
+    """The domain of the `@domain #code` line of an SMS, or `#` and the hash of an Android app; empty: no such line."""
     reference: str
     """Identifies it in delivery reports: `<organization_id>/<delivery_id in hexadecimal>`, at most 97 characters."""
 

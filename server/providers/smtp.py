@@ -13,7 +13,6 @@ from email.header import Header
 from email.utils import formatdate
 from enum import Enum, auto
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +86,8 @@ class Mail:
     """Normalized, so it cannot contain a connection break."""
     message_id: str
     rendered: Rendered
+    headers: tuple[str, ...] = ()
+    """Further lines of the header, the same for every mail."""
 
 
 def compose(mail: Mail) -> bytes:
@@ -105,6 +106,7 @@ def compose(mail: Mail) -> bytes:
         f"Message-ID: <{mail.message_id}>",
         # RFC 3834: asks for no automatic replies.
         "Auto-Submitted: auto-generated",
+        *mail.headers,
         "MIME-Version: 1.0",
         f'Content-Type: multipart/alternative; boundary="{boundary}"',
         "",
@@ -151,6 +153,10 @@ class SmtpSettings:
     """PEM file of the CAs to trust instead of the system's, for a relay with a private CA."""
     timeout_seconds: float = 20.0
     """For the whole delivery: connect, login and all steps."""
+    reply_to: str = ""
+    """The address in Reply-To; empty, as the two below: no such header."""
+    feedback_id: str = ""
+    auto_response_suppress: str = ""
 
 
 @dataclass(slots=True)
@@ -172,6 +178,12 @@ class Smtp:
         self._clock = clock
         self._tls = ssl.create_default_context(cafile=settings.ca_file)
         self._domain = settings.sender.rpartition("@")[2]
+        headers = {
+            "Reply-To": settings.reply_to,
+            "Feedback-ID": settings.feedback_id,
+            "X-Auto-Response-Suppress": settings.auto_response_suppress,
+        }
+        self._headers = tuple(f"{name}: {value}" for name, value in headers.items() if value)
         self._idle: list[SMTP] = []
 
     async def deliver(self, message: Message) -> Outcome:
@@ -179,15 +191,16 @@ class Smtp:
         rendered = self._templates.render(message, now=self._clock())
         return await self._deliver(message.destination, rendered, str(message.delivery_id))
 
-    async def mail(self, address: str, subject: str, text: str) -> Outcome:
-        """Send a plain e-mail that is not an OTP, as `deliver` does."""
-        html = f"<p>{escape(text)}</p>".replace("\n", "<br>\n")
-        return await self._deliver(address, Rendered(subject, text, html), f"notice.{new_id()}")
+    async def mail(self, address: str, rendered: Rendered) -> Outcome:
+        """Send an e-mail that is not an OTP, as `deliver` does."""
+        return await self._deliver(address, rendered, f"notice.{new_id()}")
 
     async def _deliver(self, recipient: str, rendered: Rendered, mail_id: str) -> Outcome:
         attempt = _Attempt()
         settings = self._settings
-        mail = Mail(settings.sender, settings.sender_name, recipient, f"{mail_id}@{self._domain}", rendered)
+        mail = Mail(
+            settings.sender, settings.sender_name, recipient, f"{mail_id}@{self._domain}", rendered, self._headers
+        )
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 return await self._send(mail, attempt)

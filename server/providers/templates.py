@@ -2,9 +2,9 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from html import escape
 from pathlib import Path
 from string import Formatter
@@ -19,7 +19,10 @@ WEB_OTP_DOMAIN_LENGTH = 24
 """Longest WebOTP domain in characters with which every template fits one SMS segment."""
 
 _FIELDS = ("sms", "subject", "email")
-_PLACEHOLDERS = frozenset({"code", "minutes"})
+_PLACEHOLDERS = frozenset({"code", "time"})
+_UNITS = ("minutes", "seconds")
+# Deprecated codes of the IANA Language Subtag Registry (RFC 5646), which Java and Android still use.
+_PREFERRED_LANGUAGES: Mapping[str, str] = {"in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro"}
 _LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 _PURPOSE = re.compile(r"[a-z][a-z0-9_]*")
 # Phones also turn two words with a dot between them into a link.
@@ -28,24 +31,35 @@ _BUILT_IN = Path(__file__).parent / "messages"
 _FALLBACK_LOCALE = "en"
 
 _HTML = """<!doctype html>
-<html lang="{language}" dir="{direction}">
-<head><meta charset="utf-8"><title>{title}</title></head>
-<body style="font:16px/1.5 sans-serif;color:#222;max-width:32em;margin:2em auto;padding:0 1em">
+<html lang="{language}" dir="{direction}" style="color-scheme:light dark">
+<head><meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>{title}</title></head>
+<body style="font:16px/1.5 sans-serif;max-width:32em;margin:2em auto;padding:0 1em">
 {body}
 </body>
 </html>
 """
-_CODE_PARAGRAPH = '<p dir="ltr" style="font-size:32px;font-weight:bold;letter-spacing:6px;margin:.5em 0">{}</p>'
+# The paragraph is aligned as the text, the code alone is left to right.
+_CODE_PARAGRAPH = (
+    '<p style="font-size:32px;font-weight:bold;letter-spacing:6px;margin:.5em 0"><bdi dir="ltr">{}</bdi></p>'
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The texts of one purpose in one locale, with the placeholders `{code}` and `{minutes}`."""
+    """The texts of one purpose in one locale, with the placeholders `{code}` and `{time}`."""
 
     locale: str
     sms: str
     subject: str
     email: str
+    units: Mapping[str, str]
+    """How `{time}` is written in minutes and in seconds, with the placeholder `{n}`."""
+
+    def time(self, remaining: timedelta) -> str:
+        """The remaining time in whole minutes, or in seconds below a minute; never more than there is."""
+        seconds = max(0, int(remaining.total_seconds()))
+        minutes = seconds // 60
+        return self.units["minutes"].format(n=minutes) if minutes else self.units["seconds"].format(n=seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,8 @@ class Rendered:
     text: str
     html: str
     """Empty but for e-mail."""
+    autofill: bool = False
+    """Whether it has the line by which phones and browsers fill the code in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +85,34 @@ class Templates:
         """Render a message in its locale and for its purpose.
 
         A locale falls back to its language, then to English; a purpose to `default`, of the same locale. `now` is for
-        the remaining minutes.
+        the remaining time.
         """
         template = self._find(message.purpose, message.locale)
-        remaining = message.expire_time - now
-        values = {"code": message.code, "minutes": str(max(1, round(remaining.total_seconds() / 60)))}
+        values = {"code": message.code, "time": template.time(message.expire_time - now)}
         if message.channel is Channel.EMAIL:
             html = _html(template, values)
             return Rendered(template.subject, _fill(template.email, values), html)
-        return Rendered("", _append_web_otp(_fill(template.sms, values), message), "")
+        text = _fill(template.sms, values)
+        whole = _with_autofill(text, message)
+        return Rendered("", whole, "", autofill=whole is not text)
 
     def _find(self, purpose: str, locale: str) -> Template:
-        candidate = locale.lower().replace("_", "-")
-        while candidate not in self.by_locale:
-            # RFC 4647, section 3.4 (lookup): remove the last subtag until a locale with templates is left.
-            candidate = candidate.rpartition("-")[0] or _FALLBACK_LOCALE
-        templates = self.by_locale[candidate]
+        found = next((each for each in lookup_locales(locale) if each in self.by_locale), _FALLBACK_LOCALE)
+        templates = self.by_locale[found]
         return templates.get(purpose.lower(), templates[FALLBACK_PURPOSE])
+
+
+def lookup_locales(locale: str) -> Iterator[str]:
+    """The locale in lower case with hyphens, then shorter and shorter: RFC 4647, section 3.4 (lookup).
+
+    Reads Java's and Android's spelling too: `in_ID` yields `id-id` and `id`.
+    """
+    language, _, rest = locale.lower().replace("_", "-").replace("#", "").partition("-")
+    language = _PREFERRED_LANGUAGES.get(language, language)
+    candidate = f"{language}-{rest}" if rest else language
+    while candidate:
+        yield candidate
+        candidate = candidate.rpartition("-")[0]
 
 
 def load_templates(folder: Path | None) -> Templates:
@@ -96,31 +123,50 @@ def load_templates(folder: Path | None) -> Templates:
     if folder is not None and not folder.is_dir():
         raise ValueError(f"{folder}: the folder of message templates is not there")
     by_locale: dict[str, dict[str, Template]] = {}
+    units: dict[str, Mapping[str, str]] = {}
     for source in (_BUILT_IN, folder):
         for path in sorted(source.glob("*.toml")) if source else ():
-            locale = by_locale.setdefault(path.stem.lower().replace("_", "-"), {})
-            locale.update(_load_file(path))
+            name = next(lookup_locales(path.stem), "")
+            locale = by_locale.setdefault(name, {})
+            locale.update(_load_file(path, name, units))
             if FALLBACK_PURPOSE not in locale:
                 raise ValueError(f"{path}: needs a table [{FALLBACK_PURPOSE}] for every purpose without its own")
     return Templates(by_locale)
 
 
-def _load_file(path: Path) -> dict[str, Template]:
+def _load_file(path: Path, locale: str, known_units: dict[str, Mapping[str, str]]) -> dict[str, Template]:
+    """The templates of a file, by purpose; `known_units` are by locale, and get those of the file."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is not TOML in UTF-8: {error}") from error
     templates = {}
+    if "units" in tables:
+        known_units[locale] = _parse_units(path, tables.pop("units"))
+    units = next((known_units[each] for each in lookup_locales(locale) if each in known_units), None)
+    if units is None:
+        raise ValueError(f"{path}: needs a table [units] with {' and '.join(_UNITS)}")
     for purpose, table in tables.items():
         try:
-            templates[purpose] = _parse_template(path.stem, purpose, table)
+            templates[purpose] = _parse_template(path.stem, purpose, table, units)
             _check_one_segment(templates[purpose])
         except ValueError as error:
             raise ValueError(f"{path}: [{purpose}] {error}") from error
     return templates
 
 
-def _parse_template(locale: str, purpose: str, table: object) -> Template:
+def _parse_units(path: Path, table: object) -> Mapping[str, str]:
+    if not isinstance(table, Mapping) or set(table) != set(_UNITS):
+        raise ValueError(f"{path}: [units] must hold exactly {' and '.join(_UNITS)}")
+    if not all(
+        isinstance(unit, str) and unit.count("{n}") == unit.count("{") == unit.count("}") == 1
+        for unit in table.values()
+    ):
+        raise ValueError(f"{path}: [units] must be texts with {{n}}, such as {{n}} min")
+    return table
+
+
+def _parse_template(locale: str, purpose: str, table: object, units: Mapping[str, str]) -> Template:
     """Parse one table of a template file. Raises ValueError with the rule that it breaks."""
     if not _LOCALE.fullmatch(locale):
         raise ValueError("is in a file whose name is no locale, such as id.toml or pt-BR.toml")
@@ -130,7 +176,7 @@ def _parse_template(locale: str, purpose: str, table: object) -> Template:
         raise ValueError(f"must hold exactly {', '.join(_FIELDS)}")
     for field in _FIELDS:
         _check_text(field, table[field])
-    return Template(locale, table["sms"].strip(), table["subject"], table["email"].strip() + "\n")
+    return Template(locale, table["sms"].strip(), table["subject"], table["email"].strip() + "\n", units)
 
 
 def _check_text(field: str, text: object) -> None:
@@ -143,7 +189,7 @@ def _check_text(field: str, text: object) -> None:
         if used or "\n" in text:
             raise ValueError("subject must be one line without placeholders: mail servers log subjects")
     elif used != _PLACEHOLDERS:
-        raise ValueError(f"{field} must hold both {{code}} and {{minutes}}")
+        raise ValueError(f"{field} must hold both {{code}} and {{time}}")
 
 
 def _placeholders(field: str, text: str) -> set[str]:
@@ -153,14 +199,15 @@ def _placeholders(field: str, text: str) -> set[str]:
         raise ValueError(f"{field} has a brace that is no placeholder: {error}") from error
     names = {name for _, name, _, _ in parts if name is not None}
     if names - _PLACEHOLDERS or any(form or conversion for _, _, form, conversion in parts):
-        raise ValueError(f"{field} has a placeholder other than {{code}} and {{minutes}}")
+        raise ValueError(f"{field} has a placeholder other than {{code}} and {{time}}")
     return names
 
 
 def _check_one_segment(template: Template) -> None:
     """Raise ValueError unless the longest SMS fits one segment: an 8-digit code, 10 minutes, the longest domain."""
     code = "8" * 8
-    longest = _fill(template.sms, {"code": code, "minutes": "10"}) + _web_otp_line("d" * WEB_OTP_DOMAIN_LENGTH, code)
+    time = max((template.time(timedelta(seconds=seconds)) for seconds in (59, 600)), key=len)
+    longest = _fill(template.sms, {"code": code, "time": time}) + _autofill_line("d" * WEB_OTP_DOMAIN_LENGTH, code)
     result = segments(longest)
     if result.count > 1:
         raise ValueError(
@@ -169,26 +216,30 @@ def _check_one_segment(template: Template) -> None:
         )
 
 
-def _web_otp_line(domain: str, code: str) -> str:
-    """The last line, from which phones and browsers fill in the code: https://wicg.github.io/sms-one-time-codes/."""
-    return f"\n@{domain} #{code}"
+def _autofill_line(domain: str, code: str) -> str:
+    """The last line, by which phones and browsers fill the code in, or Android finds the app that reads it.
+
+    https://wicg.github.io/sms-one-time-codes/ and https://developers.google.com/identity/sms-retriever/verify
+    """
+    return f"\n{domain[1:]}" if domain.startswith("#") else f"\n@{domain} #{code}"
 
 
-def _append_web_otp(text: str, message: Message) -> str:
-    """Append the WebOTP line to an SMS, unless it would take a second segment: it is only a convenience."""
+def _with_autofill(text: str, message: Message) -> str:
+    """The SMS with its last line, unless that would take a second segment: it is only a convenience."""
     if message.channel is not Channel.SMS or not message.web_otp_domain:
         return text
-    whole = text + _web_otp_line(message.web_otp_domain, message.code)
+    whole = text + _autofill_line(message.web_otp_domain, message.code)
     return whole if segments(whole).count == 1 else text
 
 
-def _is_right_to_left(text: str) -> bool:
+def is_right_to_left(text: str) -> bool:
+    """Whether the text has letters that are written from right to left."""
     return any(bidirectional(character) in {"R", "AL"} for character in text)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
     """Fill in the placeholders. In right-to-left text the code is isolated, which keeps its digits in order."""
-    if _is_right_to_left(template):
+    if is_right_to_left(template):
         values = {**values, "code": f"\u2066{values['code']}\u2069"}
     return template.format_map(values)
 
@@ -201,9 +252,14 @@ def _html(template: Template, values: Mapping[str, str]) -> str:
         else f"<p>{escape(_fill(paragraph, values))}</p>"
         for paragraph in template.email.strip().split("\n\n")
     ]
+    return html_document(template.locale, template.subject, paragraphs)
+
+
+def html_document(language: str, title: str, paragraphs: Sequence[str]) -> str:
+    """A whole document of paragraphs in HTML, from right to left if they have such text."""
     return _HTML.format(
-        language=escape(template.locale),
-        direction="rtl" if _is_right_to_left(template.email) else "ltr",
-        title=escape(template.subject),
+        language=escape(language),
+        direction="rtl" if is_right_to_left("".join(paragraphs)) else "ltr",
+        title=escape(title),
         body="\n".join(paragraphs),
     )

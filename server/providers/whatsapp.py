@@ -6,6 +6,7 @@ from hashlib import sha256
 
 from server.providers.http import HttpClient, Json, NoReply, Reply, message_id
 from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.templates import lookup_locales
 
 # https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes. By code only: HTTP statuses and titles
 # change. A mistyped setting gets 100 or 33 (a wrong parameter or phone number id).
@@ -54,7 +55,7 @@ class WhatsApp:
     def __init__(self, settings: WhatsAppSettings) -> None:
         """Opens no connections."""
         self._settings = settings
-        self._languages = {language.lower(): language for language in settings.template_languages}
+        self._languages = {next(lookup_locales(language), ""): language for language in settings.template_languages}
         self._http = HttpClient(
             settings.base_url,
             timeout_seconds=settings.timeout_seconds,
@@ -95,12 +96,8 @@ class WhatsApp:
 
     def _language(self, locale: str) -> str:
         """The approved language that fits the locale best, or the default: Meta refuses any other."""
-        candidate = locale.lower().replace("-", "_")
-        while candidate:
-            if candidate in self._languages:
-                return self._languages[candidate]
-            candidate = candidate.rpartition("_")[0]
-        return self._settings.template_languages[0]
+        approved = (self._languages[each] for each in lookup_locales(locale) if each in self._languages)
+        return next(approved, self._settings.template_languages[0])
 
     def _outcome(self, reply: Reply) -> Outcome:
         body = reply.body or {}

@@ -1,12 +1,26 @@
 """Settings that only composition checks: each error is a SettingsError that names the right setting."""
 
+import re
 from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import REGISTRY
 
 from server.api.tls import TlsFiles
-from server.composition import _TLS_SETTINGS, check_lease, open_audit_keys, open_crypto, open_stripe, signing_secrets
+from server.cli import doctor
+from server.composition import (
+    _TLS_SETTINGS,
+    area_policy,
+    check_lease,
+    open_audit_keys,
+    open_crypto,
+    open_stripe,
+    signing_secrets,
+)
 from server.environment import SettingsError, load_settings
+from server.otps.destinations import LIBRARY_DATE
+from server.otps.sms_pumping import AreaPolicy
 from server.settings import Settings, Tls
 
 
@@ -32,6 +46,35 @@ def test_missing_keys_are_needed_and_not_malformed() -> None:
     assert open_audit_keys(Settings()) is None
     with pytest.raises(SettingsError, match=r"^PULSA_SECRET_KEYS: every key needs an id"):
         open_crypto(load_settings({"PULSA_SECRET_KEYS": f":{KEYS[0]}"}))
+
+
+@pytest.mark.parametrize("name", ["PULSA_LIMIT_AREAS", "PULSA_LIMIT_BLOCKED_AREAS"])
+@pytest.mark.parametrize("area", ["UK", "AX", "+999"])
+def test_an_area_without_numbers_stops_the_start_with_its_name(name: str, area: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name}: {re.escape(area)} matches no "):
+        area_policy(load_settings({name: f"ID,{area}"}))
+
+
+def test_the_types_and_the_new_ranges_of_numbers_are_settings() -> None:
+    policy = area_policy(load_settings({"PULSA_LIMIT_NUMBER_TYPES": "pager", "PULSA_LIMIT_EXTRA_PREFIXES": "+88064"}))
+
+    assert (policy.number_types, policy.extra_prefixes) == (frozenset({"pager"}), ("+88064",))
+    assert AreaPolicy() == area_policy(Settings())
+    for name, value in (("PULSA_LIMIT_NUMBER_TYPES", "landline"), ("PULSA_LIMIT_EXTRA_PREFIXES", "88064")):
+        with pytest.raises(SettingsError, match=rf"^{name}"):
+            load_settings({name: value})
+
+
+def test_doctor_and_a_metric_tell_how_old_the_data_on_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    day = datetime(LIBRARY_DATE.year, LIBRARY_DATE.month, LIBRARY_DATE.day, tzinfo=UTC)
+    monkeypatch.setattr(doctor, "utc_now", lambda: day + timedelta(days=60))
+    assert doctor._numbers(Settings()).endswith("60 days old")
+    monkeypatch.setattr(doctor, "utc_now", lambda: day + timedelta(days=61))
+    with pytest.raises(UserWarning, match="61 days old"):
+        doctor._numbers(Settings())
+    with pytest.raises(SettingsError, match=r"^PULSA_LIMIT_AREAS: UK"):
+        doctor._numbers(load_settings({"PULSA_LIMIT_AREAS": "UK"}))
+    assert REGISTRY.get_sample_value("pulsa_number_ranges_timestamp_seconds") == day.timestamp()
 
 
 KEYS = [f"{letter * 43}=" for letter in "AEI"]

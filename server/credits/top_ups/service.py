@@ -184,8 +184,12 @@ class TopUps:
         await insert_top_up(connection, top_up)
         await insert_request(connection, key, request, now=now)
         await connection.execute(
-            SQL.set_default_alert_email,
-            {"organization_id": purchase.organization_id, "alert_email": purchase.billing_email},
+            SQL.set_contact,
+            {
+                "organization_id": purchase.organization_id,
+                "alert_email": purchase.billing_email,
+                "billing_name": purchase.billing_name,
+            },
         )
         return top_up
 

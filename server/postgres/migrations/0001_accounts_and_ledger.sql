@@ -16,6 +16,8 @@ CREATE DOMAIN entry_credits AS bigint CONSTRAINT an_entry_changes_the_balance CH
 CREATE DOMAIN spending_rpc AS text
     CONSTRAINT rpc_is_known CHECK (VALUE IN ('SendOtp', 'ResendOtp', 'CreateTopUp', 'AdjustCredits'));
 
+-- billing_name, of the latest top-up, and the language and time zone of alert_email are for notices.
+--
 -- suspend_time is that of an operator's suspension, which every send reads with the row that it locks anyway; NULL without
 -- one.
 CREATE TABLE accounts (
@@ -25,6 +27,9 @@ CREATE TABLE accounts (
     low_balance_threshold bigint NOT NULL,
     low_balance_since timestamptz,
     alert_email text,
+    alert_locale text NOT NULL DEFAULT '',
+    alert_time_zone text NOT NULL DEFAULT '',
+    billing_name text NOT NULL DEFAULT '',
     stripe_customer_id text,
     window_start_time timestamptz NOT NULL,
     window_send_count bigint NOT NULL DEFAULT 0,

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from string import Formatter
 from typing import Any
 from uuid import uuid4
 
@@ -11,9 +12,10 @@ from psycopg.types.json import Jsonb
 
 from server.credits.alerts import update_alerts
 from server.credits.ledger import adjust_credits
-from server.credits.notices import SendMail, send_due_notices
+from server.credits.notices import TEXTS, SendMail, send_due_notices
 from server.postgres.pool import Pool, acquire
 from server.providers.provider import Outcome, OutcomeKind
+from server.providers.templates import Rendered
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -24,10 +26,10 @@ class Mailbox:
 
     kinds: list[OutcomeKind] = field(default_factory=list)
     """The outcomes of the next mails, ACCEPTED after the last of them."""
-    mails: list[tuple[str, str, str]] = field(default_factory=list)
+    mails: list[tuple[str, Rendered]] = field(default_factory=list)
 
-    async def send(self, email: str, subject: str, text: str) -> Outcome:
-        self.mails.append((email, subject, text))
+    async def send(self, email: str, rendered: Rendered) -> Outcome:
+        self.mails.append((email, rendered))
         await asyncio.sleep(0)
         return Outcome(self.kinds.pop(0) if self.kinds else OutcomeKind.ACCEPTED, "smtp", failure_reason="smtp_450")
 
@@ -74,9 +76,11 @@ async def test_a_low_balance_is_mailed_to_the_contact_once(pool: Pool) -> None:
         )
     assert await send_due(pool, mailbox.send, now=now) == 1
     assert await send_due(pool, mailbox.send, now=now + timedelta(days=1)) == 0
-    [(email, subject, text)] = mailbox.mails
-    assert (email, subject) == ("billing@example.com", "Your OTP credits are running low")
-    assert "acme has 50 credits left, fewer than its alert threshold of 100." in text
+    [(email, mail)] = mailbox.mails
+    assert (email, mail.subject) == ("billing@example.com", "Your OTP credits are running low")
+    assert (
+        f"acme has 50 credits left on {now:%Y-%m-%d %H:%M} (UTC), fewer than its alert threshold of 100." in mail.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,10 +99,68 @@ async def test_a_confirmed_payment_names_the_amount_the_invoice_and_the_credits(
     }
     await insert_notice(pool, "PAYMENT_CONFIRMED", details)
     await send_due(pool, mailbox.send, now=NOW)
-    [(_, subject, text)] = mailbox.mails
-    assert subject == "Payment received: 1,000 credits added"
-    assert f"Your payment of {shown} for invoice PULSA-0001 has arrived." in text
-    assert "1,000 credits were added to acme, which now has 1,050 credits." in text
+    [(_, mail)] = mailbox.mails
+    assert mail.subject == "Payment received: 1,000 credits added"
+    assert f"Your payment of {shown} for invoice PULSA-0001 arrived on 2026-11-22 12:00 (UTC)." in mail.text
+    assert "1,000 credits were added to acme, which now has 1,050 credits." in mail.text
+
+
+@pytest.mark.parametrize(
+    ("locale", "language", "direction", "total"),
+    [
+        ("in_ID", "id", "ltr", "USD 1.234,50"),
+        ("ar-EG", "ar", "rtl", "USD 1,234.50"),
+        ("fr", "en", "ltr", "USD 1,234.50"),
+    ],
+)
+async def test_a_notice_is_a_letter_to_the_organization_in_its_contacts_language_and_time(
+    pool: Pool, locale: str, language: str, direction: str, total: str
+) -> None:
+    mailbox = Mailbox()
+    await update_alerts(
+        pool,
+        "acme",
+        low_balance_threshold=None,
+        alert_email=None,
+        locale=locale,
+        time_zone="Asia/Jakarta",
+        default_threshold=0,
+        now=NOW,
+    )
+    async with acquire(pool) as connection:
+        await connection.execute("UPDATE accounts SET billing_name = 'Acme <b> & Sons'")
+    await insert_notice(
+        pool,
+        "PAYMENT_CONFIRMED",
+        {
+            "credits": 1000,
+            "available_credits": 1050,
+            "currency_code": "USD",
+            "total": "1234.5",
+            "invoice_number": "PULSA-1",
+        },
+    )
+    await send_due(pool, mailbox.send, now=NOW)
+    [(_, mail)] = mailbox.mails
+    assert "Acme <b> & Sons (acme)" in mail.text
+    assert "2026-11-22 19:00 (Asia/Jakarta)" in mail.text
+    assert total in mail.text
+    assert mail.html.startswith(f'<!doctype html>\n<html lang="{language}" dir="{direction}"')
+    assert "Acme &lt;b&gt; &amp; Sons (acme)" in mail.html
+    assert "<b>" not in mail.html
+
+
+def placeholders(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name}
+
+
+def test_every_language_has_every_notice() -> None:
+    for texts in TEXTS.values():
+        assert texts.keys() == TEXTS["en"].keys()
+        for kind in ("PAYMENT_CONFIRMED", "BALANCE_LOW"):
+            for field_name in ("subject", "text"):
+                names = placeholders(texts[kind][field_name])
+                assert names == placeholders(TEXTS["en"][kind][field_name])
 
 
 async def test_many_replicas_at_once_send_each_notice_once(pool: Pool) -> None:
@@ -144,7 +206,7 @@ async def test_a_notice_whose_lease_expired_is_sent_again_and_the_late_outcome_i
     await insert_low_balance(pool)
     called, answer = asyncio.Event(), asyncio.Event()
 
-    async def slow(_: str, __: str, ___: str) -> Outcome:
+    async def slow(_: str, __: Rendered) -> Outcome:
         called.set()
         await answer.wait()
         return Outcome(OutcomeKind.REJECTED_DESTINATION, "smtp")

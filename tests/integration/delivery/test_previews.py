@@ -45,6 +45,19 @@ async def test_a_preview_has_channel_price_destination_and_segments(
     assert await harness.preview(destination) == preview
 
 
+@pytest.mark.parametrize(("locale", "autofill"), [("en", True), ("ar", False)])
+async def test_a_preview_tells_whether_the_code_is_filled_in(
+    harness: DeliveryHarness,
+    locale: str,
+    autofill: bool,  # noqa: FBT001
+) -> None:
+    domain = "sign-in.accounts.shop.example.com"
+
+    preview = await harness.preview(SMS, locale=locale, web_otp_domain=domain)
+
+    assert (preview.autofill, preview.segments) == (autofill, 1)
+
+
 async def test_a_preview_writes_nothing_and_charges_nothing(harness: DeliveryHarness) -> None:
     request_id = uuid4()
     written = (

@@ -41,6 +41,16 @@ async def test_a_limit_accepts_exactly_its_number_of_sends(
     assert len(await spent(pool)) == expected[Accepted]
 
 
+@pytest.mark.parametrize(("number", "other"), [("+5491123456789", "+541123456789"), ("+970599123456", "+972599123456")])
+async def test_two_forms_of_one_number_share_a_cooldown(pool: Pool, number: str, other: str) -> None:
+    replica = Replica(pool, limits=replace(NO_LIMITS, cooldown=timedelta(seconds=30)))
+    await fund(pool, 10)
+    answers = await asyncio.gather(
+        *(replica.send(text, channel=Channel.SMS) for text in (number, other)), return_exceptions=True
+    )
+    assert Counter(map(type, answers)) == {Accepted: 1, ResendTooSoon: 1}
+
+
 async def wait_of(replica: Replica) -> timedelta:
     with pytest.raises(RetryLater) as refused:
         await replica.send("bob@example.com")

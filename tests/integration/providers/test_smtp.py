@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 
 import pytest
+from pydantic import ValidationError
 
 from server.clock import utc_now
 from server.providers.provider import Channel, Message, OutcomeKind
 from server.providers.smtp import Smtp, SmtpSettings
 from server.providers.templates import Templates
 from server.sandbox.relay import DROP, HANG, Relay
+from server.settings import Smtp as SmtpGroup
 
 MakeMessage = Callable[..., Message]
 
@@ -62,14 +65,31 @@ async def test_a_mail_has_text_and_html_and_the_headers_of_automatic_mail(
     assert mail["Message-ID"] == f"<{message.delivery_id}@pulsa.example>"
     assert (mail["From"], mail["To"]) == ('"Pulsa, Inc." <no-reply@pulsa.example>', "bob.smith@example.com")
     assert (mail["Subject"], mail["Auto-Submitted"]) == ("Your sign-in code", "auto-generated")
+    assert {"Reply-To", "Feedback-ID", "X-Auto-Response-Suppress"}.isdisjoint(mail.keys())
     assert mail["Date"].datetime is not None
     assert mail.get_content_type() == "multipart/alternative"
     assert text is not None
     assert "\n\n918273\n\n" in text.get_content().replace("\r\n", "\n")
     assert html is not None
-    assert ">918273</p>" in html.get_content()
+    assert ">918273</bdi></p>" in html.get_content()
     assert max(len(line) for line in relay.mails[0].content.split(b"\r\n")) <= 78
     assert not mail.defects
+
+
+async def test_a_mail_has_the_headers_of_the_settings(relay: Relay, templates: Templates, message: Message) -> None:
+    configured = replace(
+        settings(relay.port), reply_to="help@pulsa.example", feedback_id="otp:pulsa", auto_response_suppress="All"
+    )
+    smtp = Smtp(configured, templates, clock=utc_now)
+
+    await smtp.deliver(message)
+    await smtp.close()
+
+    mail = message_from_bytes(relay.mails[0].content, policy=policy.default)
+    assert (mail["Reply-To"], mail["Feedback-ID"]) == ("help@pulsa.example", "otp:pulsa")
+    assert mail["X-Auto-Response-Suppress"] == "All"
+    with pytest.raises(ValidationError):
+        SmtpGroup(feedback_id="otp\r\nBcc: eve@example.com")
 
 
 async def test_right_to_left_text_arrives_unchanged(

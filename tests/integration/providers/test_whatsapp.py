@@ -54,7 +54,8 @@ async def test_a_template_is_sent_as_meta_documents_it(
 
 
 @pytest.mark.parametrize(
-    ("locale", "language"), [("pt-br", "pt_BR"), ("pt", "en"), ("id_ID", "id"), ("", "en"), ("ar", "en")]
+    ("locale", "language"),
+    [("pt-br", "pt_BR"), ("pt", "en"), ("id_ID", "id"), ("in-ID", "id"), ("", "en"), ("ar", "en")],
 )
 async def test_only_an_approved_language_is_used(
     whatsapp: WhatsApp, sandbox: ProvidersSandbox, make_message: MakeMessage, locale: str, language: str

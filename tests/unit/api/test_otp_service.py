@@ -106,6 +106,36 @@ async def test_each_call_of_a_batch_gets_its_own_answer(verifier: FakeVerifier) 
     assert verifier.batches == [["123456", "123456", WRONG_CODE, "654321"]]
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *(
+            "676216",
+            "676 216",
+            "676-216",
+            "\u2066676216\u2069",
+            "٦٧٦٢١٦",
+            "۶۷۶۲۱۶",
+            "६७६२१६",
+            "676\u00a0216",
+            "676\u2013216",
+        ),
+        *("\ufeff676\u200b216\r\n", "\uff16\uff17\uff16\uff12\uff11\uff16", "\u202a6 7 6 2 1 6\u202c", "676\u2212216"),
+        "".join(f"{digit}\ufe0f\u20e3" for digit in "676216"),
+    ],
+)
+async def test_a_code_is_read_as_people_type_and_copy_it(verifier: FakeVerifier, typed: str) -> None:
+    assert await answers(verifier, typed) == [1]
+    assert verifier.batches == [["676216"]]
+
+
+@pytest.mark.parametrize("typed", ["G676216", "676.216", "67621²", "six"])
+async def test_what_is_no_digit_stays_in_the_code(verifier: FakeVerifier, typed: str) -> None:
+    await answers(verifier, typed)
+
+    assert verifier.batches == [[typed]]
+
+
 async def test_a_call_that_cannot_be_prepared_or_answered_fails_alone(verifier: FakeVerifier) -> None:
     first, unprepared, unanswered, last = await answers(verifier, "123456", "", UNREADABLE, "654321")
 

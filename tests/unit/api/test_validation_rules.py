@@ -2,6 +2,7 @@
 
 import string
 import unicodedata
+import zoneinfo
 from collections.abc import Callable
 from datetime import date
 from typing import Any
@@ -59,7 +60,7 @@ def host(value: str) -> bool:
 
 
 def language(value: str) -> bool:
-    first, *rest = value.split("-")
+    first, *rest = value.replace("_#", "-").replace("_", "-").split("-")
     valid = only(first, set(string.ascii_letters), 2, 8) and all(only(part, ALPHANUMERIC, 1, 8) for part in rest)
     return not value or (len(value) <= 35 and valid)
 
@@ -82,6 +83,7 @@ def destination(value: Message) -> bool:
     return name is not None and text(getattr(value, name), 1, 254 if name == "email" else 32)
 
 
+ZONES = zoneinfo.available_timezones()
 STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "organization_id": lambda value: only(value, ALPHANUMERIC | set("._:@-"), 1, 64),
     "request_id": uuid,
@@ -95,6 +97,7 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "currency_code": lambda value: only(value, set(string.ascii_uppercase), 3, 3),
     "billing_name": lambda value: text(value, 0, 120),
     "low_balance_threshold": lambda value: value in range(1_000_000_001),
+    "time_zone": lambda value: not value or value in ZONES,
     "adjust_credits": lambda value: value != 0 and value in range(-1_000_000_000, 1_000_000_001),
     "reason": lambda value: text(value, 1, 500),
     "payload": lambda value: len(value) <= 262_144,
@@ -108,10 +111,11 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "max_attempts": lambda value: value in range(11),
     "context": lambda value: text(value, 0, 256),
     "web_otp_domain": host,
+    "sms_app_hash": lambda value: not value or only(value, ALPHANUMERIC | set("+/"), 11, 11),
     "metadata": lambda value: (
         len(value) <= 10 and all(text(key, 1, 40) and text(note, 0, 200) for key, note in value.items())
     ),
-    "code": lambda value: text(value, 1, 16),
+    "code": lambda value: len(value) >= 1 and text(value.translate(dict.fromkeys(b"\t\r\n", "x")), 1, 32),
     "status": lambda value: value in (2, 3, 4),
     "failure_reason": lambda value: only(value, ALPHANUMERIC | {"_"}, 0, 64),
     "report_time": lambda value: -62_135_596_800 <= value.seconds < 253_402_300_800 and value.nanos in range(10**9),
@@ -132,7 +136,22 @@ STRINGS = (
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     | st.text(st.sampled_from("aZ09_-.:@+ é\x00\x7f\x85\n"), max_size=40)
     | st.builds(lambda letter, length: letter * length, st.sampled_from("aA0é\n."), st.sampled_from(LENGTHS))
-    | st.sampled_from(["IDR", "id-ID", "zh-Hant", "2026-02-28", "2026-02-29", "20260228", "2026-W01-1", "0000-01-01"])
+    | st.sampled_from(
+        [
+            "IDR",
+            "Asia/Jakarta",
+            "Asia/Nowhere",
+            "../etc/passwd",
+            "/etc/passwd",
+            "id-ID",
+            "zh-Hant",
+            "2026-02-28",
+            "2026-02-29",
+            "20260228",
+            "2026-W01-1",
+            "0000-01-01",
+        ]
+    )
     | st.uuids().flatmap(lambda value: st.sampled_from(uuid_spellings(str(value))))
 )
 DESTINATIONS = st.one_of(

@@ -165,9 +165,16 @@ def test_no_window_has_more_unverified_credits_than_the_limit(sends: list[tuple[
             windows |= after
 
 
+UNUSUAL = (
+    *("+979123456789", "+881612345678", "+870773111632", "+19002345678", "+628091234567", "+447012345678"),
+    *("+447640123456", "+80012345678", "+442070313000"),
+)
+
+
 def areas_of(destination: str, *, prefix_digits: int = 7) -> list[str]:
     channel = Channel.SMS if destination.startswith("+") else Channel.EMAIL
-    recipients = RecipientResolver(CRYPTO, {channel: 1}, AreaPolicy(prefix_digits=prefix_digits))
+    policy = AreaPolicy(prefix_digits=prefix_digits, number_types=frozenset({"mobile", "satellite"}))
+    recipients = RecipientResolver(CRYPTO, {channel: 1}, policy)
     return recipients.resolve("acme", RawDestination(channel, destination, "destination")).areas.split()
 
 
@@ -182,6 +189,11 @@ def test_numbers_with_one_prefix_share_an_area_that_does_not_reveal_their_digits
     assert areas_of("bob@example.com") == []
 
 
+def test_numbers_of_no_country_are_counted_by_their_calling_code() -> None:
+    assert areas_of("+881612345678", prefix_digits=0) == ["+881"]
+    assert areas_of("+870773111632", prefix_digits=0) == ["+870"]
+
+
 @pytest.mark.parametrize(
     ("policy", "number", "expected"),
     [
@@ -193,8 +205,12 @@ def test_numbers_with_one_prefix_share_an_area_that_does_not_reveal_their_digits
         (AreaPolicy(blocked=("ID",)), "+6281234567890", False),
         (AreaPolicy(blocked=("+628123",)), "+6281234567890", False),
         (AreaPolicy(allowed=("ID",), blocked=("+62812",)), "+6281234567890", False),
-        (AreaPolicy(blocked=("001",)), "+80012345678", False),
-        (AreaPolicy(allowed=("ID",)), "+80012345678", False),
+        (AreaPolicy(blocked=("001",), number_types=frozenset({"toll_free"})), "+80012345678", False),
+        (AreaPolicy(allowed=("ID",), number_types=frozenset({"toll_free"})), "+80012345678", False),
+        (AreaPolicy(allowed=("001",), number_types=frozenset({"toll_free"})), "+80012345678", True),
+        (AreaPolicy(), "+12025550123", True),
+        *((AreaPolicy(), number, False) for number in UNUSUAL),
+        (AreaPolicy(number_types=frozenset({"satellite"})), "+870773111632", True),
     ],
 )
 def test_a_number_is_allowed_by_its_country_and_prefix(policy: AreaPolicy, number: str, expected: bool) -> None:  # noqa: FBT001

@@ -12,7 +12,8 @@ from server.providers.templates import WEB_OTP_DOMAIN_LENGTH, Templates, load_te
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 PURPOSES = ("default", "login", "sign_up", "payment", "password_reset")
-GOOD = 'sms = "{code} {minutes}"\nsubject = "S"\nemail = "{code}\\n\\n{minutes}"\n'
+GOOD = 'sms = "{code} {time}"\nsubject = "S"\nemail = "{code}\\n\\n{time}"\n'
+UNITS = '[units]\nminutes = "{n} min"\nseconds = "{n} s"\n'
 
 MakeMessage = Callable[..., Message]
 
@@ -42,9 +43,11 @@ def test_every_built_in_text_is_one_message_with_its_web_otp_line_last(
 def test_a_domain_that_would_cost_a_second_message_loses_its_line(
     templates: Templates, make_message: MakeMessage
 ) -> None:
-    text = templates.render(make_message(locale="ar", domain="d" * 60), now=NOW).text
+    rendered = templates.render(make_message(locale="ar", domain="d" * 60), now=NOW)
+    text = rendered.text
 
     assert "@" not in text
+    assert not rendered.autofill
     assert segments(text).count == 1
 
 
@@ -57,6 +60,10 @@ def test_a_domain_that_would_cost_a_second_message_loses_its_line(
         ("fr-FR", "login", "123456 is your sign-in code"),
         ("", "", "123456 is your code"),
         ("-", "login", "123456 is your sign-in code"),
+        ("in", "login", "123456 adalah kode masuk"),
+        ("in-ID", "login", "123456 adalah kode masuk"),
+        ("in_ID", "login", "123456 adalah kode masuk"),
+        ("id_ID_#Latn", "login", "123456 adalah kode masuk"),
     ],
 )
 def test_a_locale_falls_back_to_its_language_then_english_and_a_purpose_to_the_default(
@@ -69,12 +76,27 @@ def test_a_locale_falls_back_to_its_language_then_english_and_a_purpose_to_the_d
 
 
 @pytest.mark.parametrize(
-    ("ttl", "minutes"), [(timedelta(seconds=20), "1"), (timedelta(seconds=299), "5"), (timedelta(minutes=10), "10")]
+    ("seconds", "locale", "time"),
+    [
+        (0.5, "en", "0 s"),
+        (30, "en", "30 s"),
+        (59.9, "en", "59 s"),
+        (60, "en", "1 min"),
+        (151, "en", "2 min"),
+        (299, "en", "4 min"),
+        (600, "en", "10 min"),
+        (30, "id", "30 detik"),
+        (151, "id", "2 menit"),
+        (30, "ar", "30 ث"),
+        (151, "ar", "2 د"),
+    ],
 )
-def test_the_text_has_the_remaining_minutes(
-    templates: Templates, make_message: MakeMessage, ttl: timedelta, minutes: str
+def test_the_text_promises_no_more_time_than_there_is(
+    templates: Templates, make_message: MakeMessage, seconds: float, locale: str, time: str
 ) -> None:
-    assert f"works for {minutes} min" in templates.render(make_message(ttl=ttl), now=NOW).text
+    for channel in (Channel.SMS, Channel.EMAIL):
+        message = make_message(channel=channel, ttl=timedelta(seconds=seconds), locale=locale)
+        assert f" {time}" in templates.render(message, now=NOW).text
 
 
 def test_right_to_left_text_isolates_the_code(templates: Templates, make_message: MakeMessage) -> None:
@@ -84,7 +106,9 @@ def test_right_to_left_text_isolates_the_code(templates: Templates, make_message
 
     assert "\u2066123456\u2069" in rendered.text
     assert 'dir="rtl"' in rendered.html
-    assert '<p dir="ltr"' in rendered.html
+    # The paragraph of the code is aligned as the text around it.
+    assert '<bdi dir="ltr">123456</bdi></p>' in rendered.html
+    assert rendered.html.count('dir="ltr"') == 1
 
 
 def test_an_email_has_the_code_in_its_text_and_html_and_not_in_its_subject(
@@ -94,22 +118,26 @@ def test_an_email_has_the_code_in_its_text_and_html_and_not_in_its_subject(
 
     assert rendered.subject == "Your sign-in code"
     assert "\n\n123456\n\n" in rendered.text
-    assert ">123456</p>" in rendered.html
+    assert ">123456</bdi></p>" in rendered.html
     assert "5 min" in rendered.html
+    assert 'name="color-scheme" content="light dark"' in rendered.html
+    assert "color:#" not in rendered.html
 
 
 def test_the_operators_texts_override_the_built_in_ones_and_are_escaped(
     tmp_path: Path, make_message: MakeMessage
 ) -> None:
     (tmp_path / "en.toml").write_text("[login]\n" + GOOD.replace('email = "', 'email = "<b> & {code}'))
-    (tmp_path / "pt-BR.toml").write_text("[default]\n" + GOOD.replace('sms = "', 'sms = "oi '))
+    (tmp_path / "pt-BR.toml").write_text(
+        UNITS.replace("} min", "} minutos") + "[default]\n" + GOOD.replace('sms = "', 'sms = "oi ')
+    )
 
     templates = load_templates(tmp_path)
 
     own = templates.render(make_message(channel=Channel.EMAIL), now=NOW)
     assert own.subject == "S"
     assert "<p>&lt;b&gt; &amp; 123456123456</p>" in own.html
-    assert templates.render(make_message(locale="pt-BR"), now=NOW).text == "oi 123456 5"
+    assert templates.render(make_message(locale="pt-BR"), now=NOW).text == "oi 123456 5 minutos"
     assert "create an account" in templates.render(make_message(purpose="sign_up"), now=NOW).text
 
 
@@ -118,9 +146,9 @@ def test_the_operators_texts_override_the_built_in_ones_and_are_escaped(
     [
         ("en.toml", "[login]\nsms = 1", "must hold exactly sms, subject, email"),
         ("en.toml", 'login = "x"', "must hold exactly"),
-        ("en.toml", "[login]\n" + GOOD.replace('sms = "{code} {minutes}"', "sms = 1"), "sms must be a text"),
-        ("en.toml", "[login]\n" + GOOD.replace("{code} ", ""), "sms must hold both {code} and {minutes}"),
-        ("en.toml", "[login]\n" + GOOD.replace("\\n{minutes}", ""), "email must hold both"),
+        ("en.toml", "[login]\n" + GOOD.replace('sms = "{code} {time}"', "sms = 1"), "sms must be a text"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", ""), "sms must hold both {code} and {time}"),
+        ("en.toml", "[login]\n" + GOOD.replace("\\n{time}", ""), "email must hold both"),
         ("en.toml", "[login]\n" + GOOD.replace('"S"', '"{code}"'), "subject must be one line without placeholders"),
         ("en.toml", "[login]\n" + GOOD.replace('"S"', '"S\\nBcc: x"'), "subject must be one line"),
         ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code.__class__} "), "a placeholder other than"),
@@ -129,11 +157,16 @@ def test_the_operators_texts_override_the_built_in_ones_and_are_escaped(
         ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} } "), "a brace that is no placeholder"),
         ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} https://x "), "holds a link"),
         ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} example.com "), "holds a link"),
-        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} " + "a" * 114), "must fit one segment"),
-        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} ó" + "a" * 23), "must fit one segment"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} " + "a" * 110), "must fit one segment"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code} ó" + "a" * 19), "must fit one segment"),
         ("en.toml", "[Log-in]\n" + GOOD, "is no purpose"),
-        ("english.toml", "[default]\n" + GOOD, "no locale"),
-        ("fr.toml", "[login]\n" + GOOD, "needs a table [default]"),
+        ("english.toml", UNITS + "[default]\n" + GOOD, "no locale"),
+        ("fr.toml", UNITS + "[login]\n" + GOOD, "needs a table [default]"),
+        ("fr.toml", "[default]\n" + GOOD, "needs a table [units] with minutes and seconds"),
+        ("fr.toml", "units = 1", "[units] must hold exactly minutes and seconds"),
+        ("fr.toml", UNITS.replace("{n} s", "s"), "[units] must be texts with {n}"),
+        ("fr.toml", UNITS.replace("{n} s", "{n.x} s"), "[units] must be texts with {n}"),
+        ("en.toml", "[login]\n" + GOOD.replace("{time}", "{minutes}"), "a placeholder other than"),
         ("en.toml", "[login", "is not TOML"),
     ],
 )
@@ -149,11 +182,28 @@ def test_an_invalid_template_is_refused_with_its_file_and_reason(
     assert str(raised.value).startswith(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("words", ["a" * 113, "ó" + "a" * 22])
+@pytest.mark.parametrize("words", ["a" * 109, "ó" + "a" * 18])
 def test_the_longest_text_that_fits_one_message_loads(tmp_path: Path, words: str) -> None:
     (tmp_path / "en.toml").write_text("[login]\n" + GOOD.replace("{code} ", "{code} " + words))
 
     load_templates(tmp_path)
+
+
+def test_a_file_named_by_an_old_language_code_serves_the_language(tmp_path: Path, make_message: MakeMessage) -> None:
+    (tmp_path / "iw_IL.toml").write_text(UNITS + "[default]\n" + GOOD)
+
+    rendered = load_templates(tmp_path).render(make_message(locale="he-IL"), now=NOW)
+
+    assert rendered.text == "123456 5 min"
+
+
+@pytest.mark.parametrize("locale", ["en", "id", "ar"])
+def test_the_hash_of_an_app_is_the_last_line(templates: Templates, make_message: MakeMessage, locale: str) -> None:
+    rendered = templates.render(make_message(locale=locale, domain="#FA+9qCX9VSu"), now=NOW)
+
+    assert rendered.text.splitlines()[-1] == "FA+9qCX9VSu"
+    assert rendered.autofill
+    assert segments(rendered.text).count == 1
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpulsa/credit/v1/alerts.proto\x12\x0fpulsa.credit.v1\"<\n\x06\x41lerts\x12\x1d\n\x15low_balance_threshold\x18\x01 \x01(\x03\x12\x13\n\x0b\x61lert_email\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpulsa/credit/v1/alerts.proto\x12\x0fpulsa.credit.v1\"_\n\x06\x41lerts\x12\x1d\n\x15low_balance_threshold\x18\x01 \x01(\x03\x12\x13\n\x0b\x61lert_email\x18\x02 \x01(\t\x12\x0e\n\x06locale\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pulsa.credit.v1.alerts_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ALERTS']._serialized_start=49
-  _globals['_ALERTS']._serialized_end=109
+  _globals['_ALERTS']._serialized_end=144
 # @@protoc_insertion_point(module_scope)

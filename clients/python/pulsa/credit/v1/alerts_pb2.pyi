@@ -24,19 +24,27 @@ class Alerts(_message.Message):
 
     LOW_BALANCE_THRESHOLD_FIELD_NUMBER: _builtins.int
     ALERT_EMAIL_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
     low_balance_threshold: _builtins.int
     """Credits below which the balance counts as low; 0: never."""
     alert_email: _builtins.str
     """The e-mail address that gets the notices; empty for none."""
+    locale: _builtins.str
+    """The language of the notices as a BCP 47 tag; empty for English."""
+    time_zone: _builtins.str
+    """The time zone of the notices, an IANA name; empty for UTC."""
     def __init__(
         self,
         *,
         low_balance_threshold: _builtins.int = ...,
         alert_email: _builtins.str = ...,
+        locale: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_email", b"alert_email", "low_balance_threshold", b"low_balance_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_email", b"alert_email", "locale", b"locale", "low_balance_threshold", b"low_balance_threshold", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -263,7 +263,7 @@ class CreateTopUpRequest(_message.Message):
     billing_email: _builtins.str
     """The address that gets the invoice and the notices: an e-mail address of at most 254 characters."""
     billing_name: _builtins.str
-    """The name on the invoice, at most 120 characters; empty for the organization_id."""
+    """The name on the invoice and in the notices, at most 120 characters; empty for the organization_id."""
     def __init__(
         self,
         *,
@@ -583,31 +583,49 @@ class UpdateAlertsRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     LOW_BALANCE_THRESHOLD_FIELD_NUMBER: _builtins.int
     ALERT_EMAIL_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     low_balance_threshold: _builtins.int
     """Credits below which the balance counts as low: 0 (never) to 1000000000."""
     alert_email: _builtins.str
     """The e-mail address that gets the notices, at most 254 characters; empty for none."""
+    locale: _builtins.str
+    """The language of the notices as a BCP 47 tag of at most 35 characters, also as Java and Android write it (in_ID);
+    empty for English.
+    """
+    time_zone: _builtins.str
+    """The time zone of the notices, an IANA name of at most 64 characters such as Asia/Jakarta; empty for UTC."""
     def __init__(
         self,
         *,
         organization_id: _builtins.str = ...,
         low_balance_threshold: _builtins.int | None = ...,
         alert_email: _builtins.str | None = ...,
+        locale: _builtins.str | None = ...,
+        time_zone: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alert_email", b"_alert_email", "_low_balance_threshold", b"_low_balance_threshold", "alert_email", b"alert_email", "low_balance_threshold", b"low_balance_threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alert_email", b"_alert_email", "_locale", b"_locale", "_low_balance_threshold", b"_low_balance_threshold", "_time_zone", b"_time_zone", "alert_email", b"alert_email", "locale", b"locale", "low_balance_threshold", b"low_balance_threshold", "time_zone", b"time_zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alert_email", b"_alert_email", "_low_balance_threshold", b"_low_balance_threshold", "alert_email", b"alert_email", "low_balance_threshold", b"low_balance_threshold", "organization_id", b"organization_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alert_email", b"_alert_email", "_locale", b"_locale", "_low_balance_threshold", b"_low_balance_threshold", "_time_zone", b"_time_zone", "alert_email", b"alert_email", "locale", b"locale", "low_balance_threshold", b"low_balance_threshold", "organization_id", b"organization_id", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alert_email: _TypeAlias = _typing.Literal["alert_email"]  # noqa: Y015
     _WhichOneofArgType__alert_email: _TypeAlias = _typing.Literal["_alert_email", b"_alert_email"]  # noqa: Y015
+    _WhichOneofReturnType__locale: _TypeAlias = _typing.Literal["locale"]  # noqa: Y015
+    _WhichOneofArgType__locale: _TypeAlias = _typing.Literal["_locale", b"_locale"]  # noqa: Y015
     _WhichOneofReturnType__low_balance_threshold: _TypeAlias = _typing.Literal["low_balance_threshold"]  # noqa: Y015
     _WhichOneofArgType__low_balance_threshold: _TypeAlias = _typing.Literal["_low_balance_threshold", b"_low_balance_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
+    _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alert_email) -> _WhichOneofReturnType__alert_email | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__locale) -> _WhichOneofReturnType__locale | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__low_balance_threshold) -> _WhichOneofReturnType__low_balance_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
 
 Global___UpdateAlertsRequest: _TypeAlias = UpdateAlertsRequest  # noqa: Y015
 

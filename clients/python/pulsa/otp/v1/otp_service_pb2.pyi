@@ -90,6 +90,7 @@ class SendOtpRequest(_message.Message):
     WEB_OTP_DOMAIN_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SMS_APP_HASH_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
@@ -97,7 +98,9 @@ class SendOtpRequest(_message.Message):
     purpose: _builtins.str
     """The purpose of the code: 1 to 32 lower-case letters, digits and "_", beginning with a letter, such as "login"."""
     locale: _builtins.str
-    """The language of the message as a BCP 47 tag of at most 35 characters; empty for the server's default."""
+    """The language of the message as a BCP 47 tag of at most 35 characters, also as Java and Android write it (in_ID);
+    empty for English.
+    """
     code_length: _builtins.int
     """Digits in the code: 6 to 8, or 0 for 6 (NIST SP 800-63B asks for at least 6)."""
     max_attempts: _builtins.int
@@ -105,9 +108,15 @@ class SendOtpRequest(_message.Message):
     context: _builtins.str
     """What the code approves, such as a payment's id: at most 256 characters. VerifyOtp must give the same."""
     web_otp_domain: _builtins.str
-    """A host name of at most 40 characters: adds the line by which browsers and phones fill the code in; empty for none."""
+    """A host name of at most 40 characters: adds the line by which browsers and phones fill the code in; empty for none.
+    The line is left out where it would cost a second SMS: above 24 characters in Arabic. `preview.autofill` tells.
+    """
     validate_only: _builtins.bool
     """True: only returns `preview`: what the send would cost, and whether it would be refused."""
+    sms_app_hash: _builtins.str
+    """The hash by which Android's SMS Retriever finds the app that reads the code: 11 letters, digits, "+" and "/", or
+    empty. Not with web_otp_domain: an SMS has one last line.
+    """
     @_builtins.property
     def destination(self) -> _destination_pb2.Destination:
         """The destination that the code is sent to first."""
@@ -142,10 +151,11 @@ class SendOtpRequest(_message.Message):
         web_otp_domain: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
+        sms_app_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_length", b"code_length", "context", b"context", "destination", b"destination", "fallbacks", b"fallbacks", "locale", b"locale", "max_attempts", b"max_attempts", "metadata", b"metadata", "organization_id", b"organization_id", "purpose", b"purpose", "request_id", b"request_id", "ttl", b"ttl", "validate_only", b"validate_only", "web_otp_domain", b"web_otp_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_length", b"code_length", "context", b"context", "destination", b"destination", "fallbacks", b"fallbacks", "locale", b"locale", "max_attempts", b"max_attempts", "metadata", b"metadata", "organization_id", b"organization_id", "purpose", b"purpose", "request_id", b"request_id", "sms_app_hash", b"sms_app_hash", "ttl", b"ttl", "validate_only", b"validate_only", "web_otp_domain", b"web_otp_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -213,6 +223,7 @@ class SendPreview(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     REFUSAL_MESSAGE_FIELD_NUMBER: _builtins.int
+    AUTOFILL_FIELD_NUMBER: _builtins.int
     channel: _channel_pb2.Channel.ValueType
     """The channel it would use."""
     credits: _builtins.int
@@ -225,6 +236,8 @@ class SendPreview(_message.Message):
     """Why it would be refused; unspecified when it would be accepted."""
     refusal_message: _builtins.str
     """The message of that error; empty when it would be accepted."""
+    autofill: _builtins.bool
+    """True when the SMS has the line by which browsers, phones or an app fill the code in."""
     def __init__(
         self,
         *,
@@ -234,10 +247,11 @@ class SendPreview(_message.Message):
         segments: _builtins.int = ...,
         refusal: _error_reason_pb2.ErrorReason.ValueType = ...,
         refusal_message: _builtins.str = ...,
+        autofill: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "credits", b"credits", "masked_destination", b"masked_destination", "refusal", b"refusal", "refusal_message", b"refusal_message", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autofill", b"autofill", "channel", b"channel", "credits", b"credits", "masked_destination", b"masked_destination", "refusal", b"refusal", "refusal_message", b"refusal_message", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -592,7 +606,9 @@ class VerifyOtpRequest(_message.Message):
     otp_id: _builtins.str
     """The OTP's UUID."""
     code: _builtins.str
-    """The code as the person typed it: 1 to 16 characters. Spaces and hyphens are ignored."""
+    """The code as the person typed or pasted it: 1 to 32 characters. Digits of every script are read; spaces, dashes,
+    line ends and invisible characters are ignored.
+    """
     context: _builtins.str
     """As given to SendOtp: at most 256 characters."""
     wrong_code_as_result: _builtins.bool
