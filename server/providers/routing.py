@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from pydantic import SecretStr
 
@@ -18,7 +18,8 @@ from server.providers.whatsapp import WhatsApp, WhatsAppSettings
 from server.setting_types import Group
 from server.settings import Settings
 
-_TRY_NEXT = frozenset({OutcomeKind.NOT_SENT, OutcomeKind.REJECTED_CONFIGURATION})
+TRY_NEXT: Final = frozenset({OutcomeKind.NOT_SENT, OutcomeKind.REJECTED_CONFIGURATION})
+"""The outcomes after which the next provider of a channel is asked."""
 
 
 class Route:
@@ -40,7 +41,7 @@ class Route:
         refusals = []
         for provider in self._providers:
             outcome = await provider.deliver(message)
-            if outcome.kind not in _TRY_NEXT:
+            if outcome.kind not in TRY_NEXT:
                 return outcome
             refusals.append(outcome)
         transient = [outcome for outcome in refusals if outcome.kind is OutcomeKind.NOT_SENT]

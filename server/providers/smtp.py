@@ -8,6 +8,7 @@ import asyncio
 import re
 import ssl
 from binascii import b2a_qp
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.header import Header
 from email.utils import formatdate
@@ -15,24 +16,16 @@ from enum import Enum, auto
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from aiosmtplib import SMTP, SMTPException, SMTPNotSupported, SMTPResponseException, SMTPServerDisconnected
 
 from server.clock import Clock
 from server.ids import new_id
-from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.provider import Message, Outcome, OutcomeKind, Subject, Verdict
 from server.providers.templates import Rendered, Templates
 
-_ENHANCED = re.compile(r"5\.(\d{1,3})\.(\d{1,3})\b")
-_CONFIGURATION_CODES = frozenset({530, 535})
-_DESTINATION_CODES = frozenset({550, 551, 552, 553})
-# 5.1.7 and 5.1.8 concern the sender's address; 5.7.x policy and authentication.
-_SENDER_STATUSES = frozenset({("1", "7"), ("1", "8")})
-_POLICY = "7"
-# 5.1.x concerns the address, 5.2.x the mailbox.
-_DESTINATION_SUBJECTS = frozenset({"1", "2"})
 _GO_AHEAD = 354
 _DONE = 250
 # 421: the server closes the connection; -1: its reply was not SMTP.
@@ -52,29 +45,58 @@ class Step(Enum):
     """The final dot was sent: without a reply, the server may or may not have accepted the message."""
 
 
-def kind_of_refusal(step: Step, code: int, text: str) -> OutcomeKind:
-    """The outcome of a reply other than success. Of `text`, only the enhanced status code is read."""
-    if 400 <= code < 500:  # noqa: PLR2004 - RFC 5321, section 4.2.1: transient
-        return OutcomeKind.NOT_SENT
-    if not 500 <= code < 600:  # noqa: PLR2004 - 5xx is permanent; any other code is not SMTP
-        return OutcomeKind.UNKNOWN if step is Step.CONTENT else OutcomeKind.NOT_SENT
-    return _kind_of_permanent(step, code, text)
+class Rule(NamedTuple):
+    """The verdict of the replies that match a pattern at some steps."""
+
+    steps: frozenset[Step]
+    pattern: re.Pattern[str]
+    """Of the reply's code and its enhanced status code (RFC 3463), if it has one."""
+    verdict: Verdict
 
 
-def _kind_of_permanent(step: Step, code: int, text: str) -> OutcomeKind:
-    """The outcome of a permanent refusal: of the recipient, or of the sender and its configuration."""
-    if step in {Step.CONNECT, Step.SENDER} or code in _CONFIGURATION_CODES:
-        return OutcomeKind.REJECTED_CONFIGURATION
-    if enhanced := _ENHANCED.match(text):
-        subject, detail = enhanced.groups()
-        if subject == _POLICY or (subject, detail) in _SENDER_STATUSES:
-            return OutcomeKind.REJECTED_CONFIGURATION
-        if subject in _DESTINATION_SUBJECTS:
-            return OutcomeKind.REJECTED_DESTINATION
-    # Without an enhanced status code that is listed: a refusal of RCPT concerns the recipient.
-    if code in _DESTINATION_CODES or step is Step.RECIPIENT:
-        return OutcomeKind.REJECTED_DESTINATION
-    return OutcomeKind.REJECTED_CONFIGURATION
+_RFC_5321 = "https://www.rfc-editor.org/rfc/rfc5321#section-4.2"
+_RFC_3463 = "https://www.rfc-editor.org/rfc/rfc3463#section-3"
+_BEFORE = frozenset({Step.CONNECT, Step.SENDER})
+_RECIPIENT = frozenset({Step.RECIPIENT})
+_MAIL = frozenset({Step.DATA, Step.CONTENT})
+_REPLY = re.compile(r"[245]\.\d{1,3}\.\d{1,3}\b")
+
+
+def _rule(steps: frozenset[Step], pattern: str, kind: OutcomeKind, about: Subject, source: str = _RFC_5321) -> Rule:
+    return Rule(steps, re.compile(pattern), Verdict(kind, about, source))
+
+
+RULES: Sequence[Rule] = (
+    # Before RCPT a relay knows only our account.
+    _rule(_BEFORE, "4..", OutcomeKind.NOT_SENT, Subject.PROVIDER),
+    _rule(_BEFORE, "5..", OutcomeKind.REJECTED_CONFIGURATION, Subject.ACCOUNT),
+    _rule(_RECIPIENT | _MAIL, "421", OutcomeKind.NOT_SENT, Subject.SESSION),
+    _rule(_RECIPIENT | _MAIL, "4..", OutcomeKind.NOT_SENT, Subject.DESTINATION),
+    # Of the sender, 5.1.7 and 5.1.8, and its login. Not of the account: some mailboxes answer so.
+    _rule(
+        _RECIPIENT | _MAIL,
+        r"530|535|5.. 5\.1\.[78]$",
+        OutcomeKind.REJECTED_CONFIGURATION,
+        Subject.ROUTE,
+        _RFC_3463,
+    ),
+    _rule(_RECIPIENT, "5..", OutcomeKind.REJECTED_DESTINATION, Subject.DESTINATION),
+    # 5.7.x is of policy, which here is about the content.
+    _rule(_MAIL, r"5.. 5\.7\.", OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE, _RFC_3463),
+    _rule(_MAIL, r"55[0-3]|5.. 5\.[12]\.", OutcomeKind.REJECTED_DESTINATION, Subject.DESTINATION, _RFC_3463),
+    _rule(_MAIL, "5..", OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE),
+    # Not SMTP.
+    _rule(frozenset({Step.CONTENT}), "", OutcomeKind.UNKNOWN, Subject.PROVIDER),
+    _rule(frozenset(Step), "", OutcomeKind.NOT_SENT, Subject.PROVIDER),
+)
+"""The first that matches counts."""
+
+
+def verdict_of_reply(step: Step, code: int, text: str) -> Verdict:
+    """The verdict of a reply other than success. Of `text`, only the enhanced status code is read."""
+    enhanced = _REPLY.match(text)
+    reply = f"{code} {enhanced[0]}" if enhanced else f"{code}"
+    return next(rule.verdict for rule in RULES if step in rule.steps and rule.pattern.match(reply))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,17 +297,26 @@ class Smtp:
 
     def _failure(self, error: SMTPException | OSError, step: Step) -> Outcome:
         if isinstance(error, SMTPResponseException):
-            kind = kind_of_refusal(step, error.code, error.message)
-            return Outcome(kind, self.name, failure_reason=f"smtp_{max(error.code, 0)}")
+            verdict = verdict_of_reply(step, error.code, error.message)
+            return Outcome(verdict.kind, self.name, failure_reason=f"smtp_{max(error.code, 0)}", about=verdict.about)
         if step is Step.CONTENT:
             reason = "timeout" if isinstance(error, TimeoutError) else "connection_lost"
             return Outcome(OutcomeKind.UNKNOWN, self.name, failure_reason=reason)
         if isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
-            return Outcome(OutcomeKind.REJECTED_CONFIGURATION, self.name, failure_reason="tls_refused")
+            return Outcome(
+                OutcomeKind.REJECTED_CONFIGURATION, self.name, failure_reason="tls_refused", about=Subject.ACCOUNT
+            )
         if isinstance(error, OSError):
             return Outcome(OutcomeKind.NOT_SENT, self.name, failure_reason="unreachable")
         if step is Step.SENDER:
             # The relay lacks SMTPUTF8, which only this address needs: not an error of the configuration.
-            return Outcome(OutcomeKind.REJECTED_DESTINATION, self.name, failure_reason="smtp_not_ascii")
+            return Outcome(
+                OutcomeKind.REJECTED_DESTINATION,
+                self.name,
+                failure_reason="smtp_not_ascii",
+                about=Subject.DESTINATION,
+            )
         # Raised by the library: the relay offers no STARTTLS, or no login method that the library supports.
-        return Outcome(OutcomeKind.REJECTED_CONFIGURATION, self.name, failure_reason="smtp_not_supported")
+        return Outcome(
+            OutcomeKind.REJECTED_CONFIGURATION, self.name, failure_reason="smtp_not_supported", about=Subject.ACCOUNT
+        )

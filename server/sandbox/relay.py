@@ -57,6 +57,10 @@ class Relay:
         """Answer this step with these replies, DROP or HANG, in this order; then with the usual reply again."""
         self._next[step].extend(replies)
 
+    def has_played(self, step: str) -> bool:
+        """Whether every planned reply to this step was given."""
+        return not self._next[step]
+
     async def reached(self, step: str) -> None:
         """Return once a client has reached this step."""
         await self._reached[step].wait()
