@@ -283,7 +283,14 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
         pool, batching=shared.batching, lease=lease, clock=clock, fallbacks=Fallbacks(recipients, limits)
     )
     dispatcher = Dispatcher(
-        providers, crypto, outcomes, concurrency=delivery.concurrency, queue=delivery.queue, clock=clock
+        providers,
+        crypto,
+        outcomes,
+        concurrency=delivery.concurrency,
+        queue=delivery.queue,
+        clock=clock,
+        # Only a mail relay may take minutes for its reply; its time-out is not bounded by the lease.
+        long_calls={Channel.EMAIL} if "smtp" in settings.channel.email else (),
     )
     stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
 

@@ -15,6 +15,7 @@ from server.setting_types import (
     AreAreas,
     Group,
     IsDatabase,
+    IsSender,
     Json,
     Words,
     key_bytes,
@@ -369,12 +370,25 @@ class Smtp(Group):
         default="starttls",
         description="starttls: upgrade after connecting; tls: from the first byte, usually port 465; none: plaintext",
     )
-    sender: str = Field(default="", description="address in the From header")
+    sender: Annotated[str, IsSender] = Field(
+        default="", description="address in the From header and the envelope; a domain beyond ASCII is sent as Punycode"
+    )
     sender_name: str = Field(default="", description="display name in the From header")
     username: str = Field(default="", description="login name; unset: no login")
     password: SecretStr = Field(default=SecretStr(""), description="password of the login")
     ca_file: Path | None = Field(default=None, description="PEM file of the relay's CA; unset: the system's CAs")
-    timeout_seconds: float = Field(default=20, gt=0, description="timeout of one e-mail, in seconds")
+    timeout_seconds: float = Field(
+        default=20,
+        gt=0,
+        description="timeout of one e-mail until its final dot, a free connection included, in seconds",
+    )
+    dot_timeout_seconds: float = Field(
+        default=60, gt=0, description="timeout of the relay's reply to the final dot, in seconds"
+    )
+    connections: int = Field(
+        default=50, ge=1, description="maximum connections to the relay per process; fewer if it refuses more"
+    )
+    idle_seconds: float = Field(default=30, gt=0, description="seconds after which an idle connection is closed")
 
 
 class Whatsapp(Group):

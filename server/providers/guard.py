@@ -27,7 +27,7 @@ SECONDS = Histogram(
     "pulsa_channel_seconds",
     "Duration of a provider call.",
     ["provider"],
-    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 60),
 )
 
 # Meta's spam limit, which every further attempt makes worse: opens the breaker after one failure.
@@ -127,7 +127,7 @@ class GuardSettings:
     """Longest wait for a concurrency slot."""
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
     timeout_seconds: float = 0.0
-    """Longest time of a call. A call that might outlast the delivery's lease does not begin."""
+    """Longest time of a call until its message has left. A call that might outlast the lease before does not begin."""
 
 
 class Guard:

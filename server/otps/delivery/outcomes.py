@@ -57,7 +57,7 @@ class Outcomes:
     ) -> None:
         """`lease` is that of renewed jobs and of fallbacks. Without `fallbacks`, none is sent after a failure."""
         self._pool = pool
-        self._lease = lease
+        self.lease = lease
         self._recipients = fallbacks.recipients if fallbacks else None
         self._limits = fallbacks.limits if fallbacks else SendLimits()
         self.linger_seconds = batching.linger_seconds
@@ -96,7 +96,7 @@ class Outcomes:
     async def _renew(self, jobs: Sequence[DeliveryJob], *, wait: bool) -> Sequence[DeliveryJob | None]:  # noqa: ARG002
         async def once() -> dict[DeliveryKey, DeliveryJob]:
             async with pipelined_transaction(self._pool) as pipeline:
-                return await outbox.renew(pipeline, jobs, lease=self._lease, now=self._clock())
+                return await outbox.renew(pipeline, jobs, lease=self.lease, now=self._clock())
 
         renewed = await retry_transient(once)
         return [renewed.get(job.key) for job in jobs]
@@ -173,9 +173,9 @@ class Outcomes:
                 resolution.fallbacks,
                 state,
                 now=now,
-                lease_expire_time=now + self._lease,
+                lease_expire_time=now + self.lease,
             )
-        return [job_for(admitted, lease=self._lease) for admitted in resolution.fallbacks]
+        return [job_for(admitted, lease=self.lease) for admitted in resolution.fallbacks]
 
 
 async def _record_leased(
