@@ -146,6 +146,7 @@ class OpenOtps:
 
     service: OtpService
     dispatcher: Dispatcher
+    outcomes: Outcomes
 
 
 async def open_shared(
@@ -317,7 +318,7 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     )
     service = OtpService(dependencies)
     stack.push_async_callback(service.drain)
-    return OpenOtps(service, dispatcher)
+    return OpenOtps(service, dispatcher, outcomes)
 
 
 def check_lease(settings: Settings) -> None:
@@ -364,6 +365,7 @@ def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: Open
             pool=shared.pool,
             crypto=shared.crypto,
             dispatcher=otps.dispatcher,
+            outcomes=otps.outcomes,
             lease=timedelta(seconds=settings.delivery.lease_seconds),
             periods=_retention_periods(settings),
             stripe_client=credits.stripe_client,

@@ -264,7 +264,7 @@ class Lines:
         return True
 
     async def _next(self) -> _Line | None:
-        """The next connection that is given back; None when there is room for a new one."""
+        """The next connection that is given back; None when there is a place for a new one."""
         waiter: asyncio.Future[_Line | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
@@ -279,7 +279,7 @@ class Lines:
             raise
 
     def _wake(self, line: _Line | None) -> bool:
-        """Hand a connection, or the room for a new one, to the delivery that waits longest; False when none waits."""
+        """Hand a connection, or None for a free place, to the delivery that waits longest; False without one."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():

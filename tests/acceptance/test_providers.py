@@ -163,7 +163,7 @@ async def test_replies_about_a_mailbox_or_a_session_touch_nobody_elses_mail(both
 
 async def test_whatsapp_refuses_one_person_and_the_fallback_goes(both: TwoOrganizations) -> None:
     both.sandbox.play("whatsapp", whatsapp_error(130472))
-    sent = await both.pulsa.send("a", whatsapp="+12025550140", fallbacks=[{"sms": "+12025550140"}])
+    sent = await both.pulsa.send("a", whatsapp="+12025550140", fallbacks=[{"destination": {"sms": "+12025550140"}}])
 
     async def ended() -> bool:
         otp = (await both.pulsa.call("GetOtp", "a", otp_id=sent.otp.otp_id)).otp

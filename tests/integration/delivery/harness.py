@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from server.clock import utc_now
 from server.credits.ledger import adjust_credits
-from server.jobs import take_over_deliveries
+from server.jobs import send_due_fallbacks, take_over_deliveries
 from server.otps.admission import Admitted, SendLimits, SendOptions
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
@@ -155,6 +155,13 @@ class DeliveryHarness:
         )
         await self.idle()
         return taken
+
+    async def fall_back(self, *, after: timedelta = timedelta()) -> int:
+        """Move the clock by `after`, run the job of due fallbacks once and wait for them; returns how many."""
+        self.clock.now += after
+        sent = await send_due_fallbacks(self.pool, self.outcomes, self.dispatcher, now=self.clock())
+        await self.idle()
+        return sent
 
     async def fund(self, credits: int, organization_id: str = ACME) -> None:
         await adjust_credits(
