@@ -34,6 +34,7 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import FRESH_FOR, Dispatcher
 from server.otps.delivery.outbox import job_for
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
+from server.otps.delivery.suppressions import Suppressions, Unsuppressed
 from server.otps.guess_policy import GuessLimits
 from server.otps.recipients import RecipientResolver
 from server.otps.send import Sender
@@ -147,6 +148,7 @@ class OpenOtps:
     service: OtpService
     dispatcher: Dispatcher
     outcomes: Outcomes
+    suppressions: Suppressions
 
 
 async def open_shared(
@@ -274,7 +276,12 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     clock = pool.now
     delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
     check_lease(settings)
-    providers = open_providers(settings, shared.templates, console=shared.console, clock=clock)
+    suppressions = Suppressions(pool, crypto, period=timedelta(days=delivery.suppression_days), clock=clock)
+    providers = open_providers(
+        settings, shared.templates, console=shared.console, clock=clock, mail_token=crypto.mail_token
+    )
+    if email := providers.get(Channel.EMAIL):
+        providers[Channel.EMAIL] = Unsuppressed(email, suppressions)
     for provider in providers.values():
         stack.push_async_callback(provider.close)
     prices = {channel: shared.pricing.channel_credits[channel] for channel in providers}
@@ -315,10 +322,11 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
         batching=shared.batching,
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,
+        suppressions=suppressions,
     )
     service = OtpService(dependencies)
     stack.push_async_callback(service.drain)
-    return OpenOtps(service, dispatcher, outcomes)
+    return OpenOtps(service, dispatcher, outcomes, suppressions)
 
 
 def check_lease(settings: Settings) -> None:
@@ -366,6 +374,7 @@ def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: Open
             crypto=shared.crypto,
             dispatcher=otps.dispatcher,
             outcomes=otps.outcomes,
+            suppressions=otps.suppressions,
             lease=timedelta(seconds=settings.delivery.lease_seconds),
             periods=_retention_periods(settings),
             stripe_client=credits.stripe_client,

@@ -32,7 +32,14 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.delivery.outbox import claim_due, find_due, find_due_fallbacks
 from server.otps.delivery.outcomes import Outcomes
-from server.otps.retention import erase_destinations, remove_guess_budgets, remove_otps, remove_unverified
+from server.otps.delivery.suppressions import Suppressions
+from server.otps.retention import (
+    erase_destinations,
+    remove_guess_budgets,
+    remove_otps,
+    remove_suppressions,
+    remove_unverified,
+)
 from server.postgres.pool import Pool, acquire, measure_clock
 from server.postgres.queries import load_queries
 
@@ -144,6 +151,7 @@ def periodic_jobs(
     crypto: Crypto,
     dispatcher: Dispatcher,
     outcomes: Outcomes,
+    suppressions: Suppressions,
     lease: timedelta,
     periods: RetentionPeriods,
     stripe_client: StripeClient,
@@ -166,6 +174,7 @@ def periodic_jobs(
             "deliveries", 1, lambda _: take_over_deliveries(pool, crypto, dispatcher, lease=lease, clock=pool.clock)
         ),
         PeriodicJob("fallbacks", 1, lambda now: send_due_fallbacks(pool, outcomes, dispatcher, now=now)),
+        PeriodicJob("suppressions", 2, suppressions.refresh),
         PeriodicJob("top-ups", 1, lambda now: top_ups.advance_due(now=now, limit=limit)),
         PeriodicJob("stripe events", 1, lambda now: inbox.process_due(now=now, limit=limit)),
         PeriodicJob(
@@ -267,6 +276,7 @@ def retention_jobs(pool: Pool, periods: RetentionPeriods) -> list[PeriodicJob]:
         ("otps", remove_otps, periods.records),
         ("guess budgets", remove_guess_budgets, periods.guess_window + margin),
         ("unverified credits", remove_unverified, periods.unverified_window + margin),
+        ("suppressions", remove_suppressions, margin),
         ("notices", remove_notices, periods.records),
         ("stripe events", remove_stripe_events, periods.records),
     ]

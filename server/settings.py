@@ -257,6 +257,7 @@ class Delivery(Group):
     refund_reported_failures: bool = Field(
         default=False, description="refund a delivery that is reported as failed after the provider had accepted it"
     )
+    suppression_days: int = Field(default=30, ge=1, description="days that an address gets no mail after a bounce")
     batch_size: int = Field(default=96, ge=1, le=5000, description="maximum calls per transaction")
     linger_ms: float = Field(
         default=20,
@@ -370,23 +371,19 @@ class Smtp(Group):
         default="starttls",
         description="starttls: upgrade after connecting; tls: from the first byte, usually port 465; none: plaintext",
     )
-    sender: Annotated[str, IsSender] = Field(
-        default="", description="address in the From header and the envelope; a domain beyond ASCII is sent as Punycode"
-    )
+    sender: Annotated[str, IsSender] = Field(default="", description="address in the From header and the envelope")
     sender_name: str = Field(default="", description="display name in the From header")
     username: str = Field(default="", description="login name; unset: no login")
     password: SecretStr = Field(default=SecretStr(""), description="password of the login")
     ca_file: Path | None = Field(default=None, description="PEM file of the relay's CA; unset: the system's CAs")
-    timeout_seconds: float = Field(
-        default=20,
-        gt=0,
-        description="timeout of one e-mail until its final dot, a free connection included, in seconds",
+    bounce_address: Annotated[str, IsSender] = Field(
+        default="",
+        description="envelope's sender; bounces@… becomes bounces+TOKEN@…, a token per mail; unset: the sender",
     )
-    dot_timeout_seconds: float = Field(
-        default=60, gt=0, description="timeout of the relay's reply to the final dot, in seconds"
-    )
+    timeout_seconds: float = Field(default=20, gt=0, description="timeout of a mail until its final dot, in seconds")
+    dot_timeout_seconds: float = Field(default=60, gt=0, description="timeout of the final dot's reply, in seconds")
     connections: int = Field(
-        default=50, ge=1, description="maximum connections to the relay per process; fewer if it refuses more"
+        default=50, ge=1, description="maximum connections per process; fewer if the relay refuses"
     )
     idle_seconds: float = Field(default=30, gt=0, description="seconds after which an idle connection is closed")
 

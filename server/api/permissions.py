@@ -40,6 +40,9 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "ListOtps": OTP_READ,
         "CancelOtp": OTP_SEND,
         "ReportDelivery": OTP_REPORT,
+        "ReportMail": OTP_REPORT,
+        "ListSuppressions": OTP_READ,
+        "LiftSuppression": OTP_SEND,
         "GetUsage": OTP_READ,
     },
 }

@@ -68,6 +68,14 @@ class ResendRequest(NamedTuple):
     deadline: datetime | None = None
 
 
+def parse_destination(raw: RawDestination) -> Destination:
+    """Validate a destination. Raises InvalidDestination."""
+    try:
+        return PARSERS[raw.channel](raw.text)
+    except ValueError:
+        raise InvalidDestination(field=raw.field) from None
+
+
 class RecipientResolver:
     """Resolves destinations to recipients, and encrypts and decrypts fallbacks."""
 
@@ -85,10 +93,7 @@ class RecipientResolver:
         credits = self._channel_credits.get(raw.channel)
         if credits is None:
             raise ChannelNotConfigured(channel=raw.channel.value)
-        try:
-            destination = PARSERS[raw.channel](raw.text)
-        except ValueError:
-            raise InvalidDestination(field=raw.field) from None
+        destination = parse_destination(raw)
         if not self._areas.allows(destination):
             raise DestinationBlocked(channel=raw.channel.value)
         normalized = destination.normalized

@@ -60,6 +60,11 @@ def remove_unverified(pool: Pool, *, before: datetime, limit: int) -> AsyncItera
     return _remove(pool, SQL.find_old_unverified, SQL.remove_unverified, before=before, limit=limit)
 
 
+def remove_suppressions(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
+    """Remove the suppressions that ended before `before`."""
+    return _remove(pool, SQL.find_old_suppressions, SQL.remove_suppressions, before=before, limit=limit)
+
+
 async def _erase_next(pool: Pool, *, before: datetime, limit: int) -> int:
     async with acquire(pool, seconds=pool.timeouts.job) as connection:
         (progress,) = await (await connection.execute(SQL.read_progress)).fetchall()

@@ -20,6 +20,8 @@ class Mail:
     """Normalized, so it cannot contain a connection break."""
     message_id: str
     rendered: Rendered
+    token: str = ""
+    """By which a report finds the delivery; empty: the mail is none."""
 
 
 def compose(mail: Mail) -> bytes:
@@ -38,6 +40,7 @@ def compose(mail: Mail) -> bytes:
         f"Message-ID: <{mail.message_id}>",
         # RFC 3834: asks for no automatic replies.
         "Auto-Submitted: auto-generated",
+        *([f"Pulsa-Delivery: {mail.token}"] if mail.token else ()),
         "MIME-Version: 1.0",
         f'Content-Type: multipart/alternative; boundary="{boundary}"',
         "",

@@ -9,7 +9,7 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -32,6 +32,7 @@ _DONE = 250
 # 421: the server closes the connection; -1: its reply was not SMTP.
 _BROKEN_CODES = frozenset({421, -1})
 _IDLE_CHECK_SECONDS = 2.0
+_LONGEST_BOUNCE_NAME = 24  # with "+" and a token 64, which RFC 5321, section 4.5.3.1.1, allows
 _GROWTH_SECONDS = 10.0
 """Between two attempts at more connections than the relay allowed."""
 
@@ -137,6 +138,8 @@ class SmtpSettings:
     """For the reply to the final dot: a relay may take that long to check and to store the mail."""
     connections: int = 50
     """The most that are open; fewer while the relay refuses more."""
+    bounce_address: str = ""
+    """The envelope's sender, which gets `+` and the mail's token before its `@`; empty: `sender`."""
     idle_seconds: float = 30.0
     """After which an idle connection is closed."""
 
@@ -317,8 +320,21 @@ class Smtp:
 
     name = "smtp"
 
-    def __init__(self, settings: SmtpSettings, templates: Templates, *, clock: Clock) -> None:
-        """Opens no connections. Raises OSError when `ca_file` cannot be read."""
+    def __init__(
+        self,
+        settings: SmtpSettings,
+        templates: Templates,
+        *,
+        clock: Clock,
+        mail_token: Callable[[UUID], str] | None = None,
+    ) -> None:
+        """Opens no connections. `mail_token` makes the token by which a report finds the delivery of a mail.
+
+        Raises OSError when `ca_file` cannot be read, and ValueError for a bounce address with too long a local part.
+        """
+        if len(settings.bounce_address.rpartition("@")[0]) > _LONGEST_BOUNCE_NAME:
+            raise ValueError(f"PULSA_SMTP_BOUNCE_ADDRESS: at most {_LONGEST_BOUNCE_NAME} characters before the @")
+        self._mail_token = mail_token
         self._settings = settings
         self._templates = templates
         self._clock = clock
@@ -331,17 +347,18 @@ class Smtp:
         When it is cancelled after the final dot, it returns UNKNOWN: the mail must not be sent again.
         """
         rendered = self._templates.render(message, now=self._clock())
-        return await self._deliver(message.destination, rendered, message.delivery_id)
+        token = self._mail_token(message.delivery_id) if self._mail_token else ""
+        return await self._deliver(message.destination, rendered, message.delivery_id, token)
 
     async def mail(self, address: str, subject: str, text: str) -> Outcome:
         """Send a plain e-mail that is not an OTP, as `deliver` does."""
         html = f"<p>{escape(text)}</p>".replace("\n", "<br>\n")
         return await self._deliver(address, Rendered(subject, text, html), new_id())
 
-    async def _deliver(self, recipient: str, rendered: Rendered, mail_id: UUID) -> Outcome:
+    async def _deliver(self, recipient: str, rendered: Rendered, mail_id: UUID, token: str = "") -> Outcome:
         attempt = _Attempt()
         settings = self._settings
-        mail = Mail(settings.sender, settings.sender_name, recipient, f"{mail_id}@{self._domain}", rendered)
+        mail = Mail(settings.sender, settings.sender_name, recipient, f"{mail_id}@{self._domain}", rendered, token)
         try:
             async with asyncio.timeout(settings.timeout_seconds) as bound:
                 return await self._send(mail, attempt, bound)
@@ -368,7 +385,7 @@ class Smtp:
         while True:
             line, is_new = await self._lines.take(attempt)
             try:
-                await self._transfer(line, mail.recipient, content, attempt, bound)
+                await self._transfer(line, mail, content, attempt, bound)
             except SMTPResponseException as refusal:
                 if refusal.code not in _BROKEN_CODES:
                     self._lines.give_back(line)
@@ -389,15 +406,16 @@ class Smtp:
                 return Outcome(OutcomeKind.ACCEPTED, self.name, provider_message_id=mail.message_id)
 
     async def _transfer(
-        self, line: _Line, destination: str, content: bytes, attempt: _Attempt, bound: asyncio.Timeout
+        self, line: _Line, mail: Mail, content: bytes, attempt: _Attempt, bound: asyncio.Timeout
     ) -> None:
         """MAIL, RCPT, DATA and content of RFC 5321. The library's `sendmail` does not say if the final dot was sent."""
         attempt.step = Step.SENDER
+        destination = mail.recipient
         options = [] if destination.isascii() else ["SMTPUTF8"]
         if options and not line.supports_extension("smtputf8"):
             raise SMTPNotSupported("SMTPUTF8")
         encoding = "utf-8" if options else "ascii"
-        await line.mail(self._settings.sender, options=options, encoding=encoding)
+        await line.mail(self._envelope_sender(mail), options=options, encoding=encoding)
         attempt.step = Step.RECIPIENT
         await line.rcpt(destination, encoding=encoding)
         attempt.step = Step.DATA
@@ -413,6 +431,10 @@ class Smtp:
         answer = await protocol.read_response()
         if answer.code != _DONE:
             raise SMTPResponseException(answer.code, answer.message)
+
+    def _envelope_sender(self, mail: Mail) -> str:
+        local, at, domain = self._settings.bounce_address.rpartition("@")
+        return f"{local}+{mail.token}{at}{domain}" if at and mail.token else mail.sender
 
     def _failure(self, error: SMTPException | OSError, step: Step) -> Outcome:
         if isinstance(error, SMTPResponseException):

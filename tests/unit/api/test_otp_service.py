@@ -76,6 +76,7 @@ async def responses(verifier: FakeVerifier, *codes: str, **fields: Any) -> list[
             batching=Batching(),
             cooldown=timedelta(),
             refund_accepted=False,
+            suppressions=cast("Any", None),
         )
     )
     call = Call(ANN, math.inf, compile_validation(REQUEST))

@@ -29,10 +29,11 @@ from pulsa.error.v1 import error_reason_pb2 as pulsa_dot_error_dot_v1_dot_error_
 from pulsa.otp.v1 import delivery_pb2 as pulsa_dot_otp_dot_v1_dot_delivery__pb2
 from pulsa.otp.v1 import destination_pb2 as pulsa_dot_otp_dot_v1_dot_destination__pb2
 from pulsa.otp.v1 import otp_pb2 as pulsa_dot_otp_dot_v1_dot_otp__pb2
+from pulsa.otp.v1 import suppression_pb2 as pulsa_dot_otp_dot_v1_dot_suppression__pb2
 from pulsa.otp.v1 import usage_pb2 as pulsa_dot_otp_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/otp_service.proto\x12\x0cpulsa.otp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\x1a!pulsa/error/v1/error_reason.proto\x1a\x1bpulsa/otp/v1/delivery.proto\x1a\x1epulsa/otp/v1/destination.proto\x1a\x16pulsa/otp/v1/otp.proto\x1a\x18pulsa/otp/v1/usage.proto\"\xbb\x03\n\x0eSendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x03 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12)\n\tfallbacks\x18\x04 \x03(\x0b\x32\x16.pulsa.otp.v1.Fallback\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06locale\x18\x06 \x01(\t\x12\x13\n\x0b\x63ode_length\x18\x07 \x01(\x05\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x63ontext\x18\n \x01(\t\x12\x16\n\x0eweb_otp_domain\x18\x0b \x01(\t\x12<\n\x08metadata\x18\x0c \x03(\x0b\x32*.pulsa.otp.v1.SendOtpRequest.MetadataEntry\x12\x15\n\rvalidate_only\x18\r \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\x0fSendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12*\n\x07preview\x18\x07 \x01(\x0b\x32\x19.pulsa.otp.v1.SendPreview\"\xbe\x01\n\x0bSendPreview\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12\x10\n\x08segments\x18\x04 \x01(\x05\x12,\n\x07refusal\x18\x05 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x17\n\x0frefusal_message\x18\x06 \x01(\t\"\x7f\n\x10ResendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"\xa7\x01\n\x11ResendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"\x8c\x01\n\x10VerifyOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x05 \x01(\t\x12\x1c\n\x14wrong_code_as_result\x18\x06 \x01(\x08\"{\n\x11VerifyOtpResponse\x12*\n\x06result\x18\x01 \x01(\x0e\x32\x1a.pulsa.otp.v1.VerifyResult\x12\x1e\n\x03otp\x18\x02 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x1a\n\x12\x61ttempts_remaining\x18\x03 \x01(\x05\"8\n\rGetOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"0\n\x0eGetOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"Q\n\x0fListOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x10ListOtpsResponse\x12\x1f\n\x04otps\x18\x01 \x03(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x10\x43\x61ncelOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xbc\x01\n\x15ReportDeliveryRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12,\n\x06status\x18\x03 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x04 \x01(\t\x12/\n\x0breport_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x16ReportDeliveryResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"P\n\x0fGetUsageRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nstart_date\x18\x02 \x01(\t\x12\x10\n\x08\x65nd_date\x18\x03 \x01(\t\"B\n\x10GetUsageResponse\x12.\n\x0c\x64\x61ily_usages\x18\x01 \x03(\x0b\x32\x18.pulsa.otp.v1.DailyUsage*g\n\x0cVerifyResult\x12\x1d\n\x19VERIFY_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERIFY_RESULT_VERIFIED\x10\x01\x12\x1c\n\x18VERIFY_RESULT_WRONG_CODE\x10\x02\x32\xf6\x04\n\nOtpService\x12\x46\n\x07SendOtp\x12\x1c.pulsa.otp.v1.SendOtpRequest\x1a\x1d.pulsa.otp.v1.SendOtpResponse\x12L\n\tResendOtp\x12\x1e.pulsa.otp.v1.ResendOtpRequest\x1a\x1f.pulsa.otp.v1.ResendOtpResponse\x12L\n\tVerifyOtp\x12\x1e.pulsa.otp.v1.VerifyOtpRequest\x1a\x1f.pulsa.otp.v1.VerifyOtpResponse\x12\x43\n\x06GetOtp\x12\x1b.pulsa.otp.v1.GetOtpRequest\x1a\x1c.pulsa.otp.v1.GetOtpResponse\x12I\n\x08ListOtps\x12\x1d.pulsa.otp.v1.ListOtpsRequest\x1a\x1e.pulsa.otp.v1.ListOtpsResponse\x12L\n\tCancelOtp\x12\x1e.pulsa.otp.v1.CancelOtpRequest\x1a\x1f.pulsa.otp.v1.CancelOtpResponse\x12[\n\x0eReportDelivery\x12#.pulsa.otp.v1.ReportDeliveryRequest\x1a$.pulsa.otp.v1.ReportDeliveryResponse\x12I\n\x08GetUsage\x12\x1d.pulsa.otp.v1.GetUsageRequest\x1a\x1e.pulsa.otp.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/otp_service.proto\x12\x0cpulsa.otp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\x1a!pulsa/error/v1/error_reason.proto\x1a\x1bpulsa/otp/v1/delivery.proto\x1a\x1epulsa/otp/v1/destination.proto\x1a\x16pulsa/otp/v1/otp.proto\x1a\x1epulsa/otp/v1/suppression.proto\x1a\x18pulsa/otp/v1/usage.proto\"\xbb\x03\n\x0eSendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x03 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12)\n\tfallbacks\x18\x04 \x03(\x0b\x32\x16.pulsa.otp.v1.Fallback\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06locale\x18\x06 \x01(\t\x12\x13\n\x0b\x63ode_length\x18\x07 \x01(\x05\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x63ontext\x18\n \x01(\t\x12\x16\n\x0eweb_otp_domain\x18\x0b \x01(\t\x12<\n\x08metadata\x18\x0c \x03(\x0b\x32*.pulsa.otp.v1.SendOtpRequest.MetadataEntry\x12\x15\n\rvalidate_only\x18\r \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\x0fSendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12*\n\x07preview\x18\x07 \x01(\x0b\x32\x19.pulsa.otp.v1.SendPreview\"\xbe\x01\n\x0bSendPreview\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12\x10\n\x08segments\x18\x04 \x01(\x05\x12,\n\x07refusal\x18\x05 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x17\n\x0frefusal_message\x18\x06 \x01(\t\"\x7f\n\x10ResendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"\xa7\x01\n\x11ResendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"\x8c\x01\n\x10VerifyOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x05 \x01(\t\x12\x1c\n\x14wrong_code_as_result\x18\x06 \x01(\x08\"{\n\x11VerifyOtpResponse\x12*\n\x06result\x18\x01 \x01(\x0e\x32\x1a.pulsa.otp.v1.VerifyResult\x12\x1e\n\x03otp\x18\x02 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x1a\n\x12\x61ttempts_remaining\x18\x03 \x01(\x05\"8\n\rGetOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"0\n\x0eGetOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"Q\n\x0fListOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x10ListOtpsResponse\x12\x1f\n\x04otps\x18\x01 \x03(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x10\x43\x61ncelOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xbc\x01\n\x15ReportDeliveryRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12,\n\x06status\x18\x03 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x04 \x01(\t\x12/\n\x0breport_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x16ReportDeliveryResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"\xaa\x01\n\x11ReportMailRequest\x12\x12\n\nmail_token\x18\x01 \x01(\t\x12,\n\x06status\x18\x02 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x03 \x01(\t\x12;\n\x12suppression_reason\x18\x04 \x01(\x0e\x32\x1f.pulsa.otp.v1.SuppressionReason\">\n\x12ReportMailResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"Y\n\x17ListSuppressionsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x18ListSuppressionsResponse\x12/\n\x0csuppressions\x18\x01 \x03(\x0b\x32\x19.pulsa.otp.v1.Suppression\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x16LiftSuppressionRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x02 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\")\n\x17LiftSuppressionResponse\x12\x0e\n\x06lifted\x18\x01 \x01(\x08\"P\n\x0fGetUsageRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nstart_date\x18\x02 \x01(\t\x12\x10\n\x08\x65nd_date\x18\x03 \x01(\t\"B\n\x10GetUsageResponse\x12.\n\x0c\x64\x61ily_usages\x18\x01 \x03(\x0b\x32\x18.pulsa.otp.v1.DailyUsage*g\n\x0cVerifyResult\x12\x1d\n\x19VERIFY_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERIFY_RESULT_VERIFIED\x10\x01\x12\x1c\n\x18VERIFY_RESULT_WRONG_CODE\x10\x02\x32\x8a\x07\n\nOtpService\x12\x46\n\x07SendOtp\x12\x1c.pulsa.otp.v1.SendOtpRequest\x1a\x1d.pulsa.otp.v1.SendOtpResponse\x12L\n\tResendOtp\x12\x1e.pulsa.otp.v1.ResendOtpRequest\x1a\x1f.pulsa.otp.v1.ResendOtpResponse\x12L\n\tVerifyOtp\x12\x1e.pulsa.otp.v1.VerifyOtpRequest\x1a\x1f.pulsa.otp.v1.VerifyOtpResponse\x12\x43\n\x06GetOtp\x12\x1b.pulsa.otp.v1.GetOtpRequest\x1a\x1c.pulsa.otp.v1.GetOtpResponse\x12I\n\x08ListOtps\x12\x1d.pulsa.otp.v1.ListOtpsRequest\x1a\x1e.pulsa.otp.v1.ListOtpsResponse\x12L\n\tCancelOtp\x12\x1e.pulsa.otp.v1.CancelOtpRequest\x1a\x1f.pulsa.otp.v1.CancelOtpResponse\x12[\n\x0eReportDelivery\x12#.pulsa.otp.v1.ReportDeliveryRequest\x1a$.pulsa.otp.v1.ReportDeliveryResponse\x12O\n\nReportMail\x12\x1f.pulsa.otp.v1.ReportMailRequest\x1a .pulsa.otp.v1.ReportMailResponse\x12\x61\n\x10ListSuppressions\x12%.pulsa.otp.v1.ListSuppressionsRequest\x1a&.pulsa.otp.v1.ListSuppressionsResponse\x12^\n\x0fLiftSuppression\x12$.pulsa.otp.v1.LiftSuppressionRequest\x1a%.pulsa.otp.v1.LiftSuppressionResponse\x12I\n\x08GetUsage\x12\x1d.pulsa.otp.v1.GetUsageRequest\x1a\x1e.pulsa.otp.v1.GetUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,44 +42,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SENDOTPREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_VERIFYRESULT']._serialized_start=2500
-  _globals['_VERIFYRESULT']._serialized_end=2603
-  _globals['_SENDOTPREQUEST']._serialized_start=291
-  _globals['_SENDOTPREQUEST']._serialized_end=734
-  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_start=687
-  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_end=734
-  _globals['_SENDOTPRESPONSE']._serialized_start=737
-  _globals['_SENDOTPRESPONSE']._serialized_end=946
-  _globals['_SENDPREVIEW']._serialized_start=949
-  _globals['_SENDPREVIEW']._serialized_end=1139
-  _globals['_RESENDOTPREQUEST']._serialized_start=1141
-  _globals['_RESENDOTPREQUEST']._serialized_end=1268
-  _globals['_RESENDOTPRESPONSE']._serialized_start=1271
-  _globals['_RESENDOTPRESPONSE']._serialized_end=1438
-  _globals['_VERIFYOTPREQUEST']._serialized_start=1441
-  _globals['_VERIFYOTPREQUEST']._serialized_end=1581
-  _globals['_VERIFYOTPRESPONSE']._serialized_start=1583
-  _globals['_VERIFYOTPRESPONSE']._serialized_end=1706
-  _globals['_GETOTPREQUEST']._serialized_start=1708
-  _globals['_GETOTPREQUEST']._serialized_end=1764
-  _globals['_GETOTPRESPONSE']._serialized_start=1766
-  _globals['_GETOTPRESPONSE']._serialized_end=1814
-  _globals['_LISTOTPSREQUEST']._serialized_start=1816
-  _globals['_LISTOTPSREQUEST']._serialized_end=1897
-  _globals['_LISTOTPSRESPONSE']._serialized_start=1899
-  _globals['_LISTOTPSRESPONSE']._serialized_end=1975
-  _globals['_CANCELOTPREQUEST']._serialized_start=1977
-  _globals['_CANCELOTPREQUEST']._serialized_end=2036
-  _globals['_CANCELOTPRESPONSE']._serialized_start=2038
-  _globals['_CANCELOTPRESPONSE']._serialized_end=2089
-  _globals['_REPORTDELIVERYREQUEST']._serialized_start=2092
-  _globals['_REPORTDELIVERYREQUEST']._serialized_end=2280
-  _globals['_REPORTDELIVERYRESPONSE']._serialized_start=2282
-  _globals['_REPORTDELIVERYRESPONSE']._serialized_end=2348
-  _globals['_GETUSAGEREQUEST']._serialized_start=2350
-  _globals['_GETUSAGEREQUEST']._serialized_end=2430
-  _globals['_GETUSAGERESPONSE']._serialized_start=2432
-  _globals['_GETUSAGERESPONSE']._serialized_end=2498
-  _globals['_OTPSERVICE']._serialized_start=2606
-  _globals['_OTPSERVICE']._serialized_end=3236
+  _globals['_VERIFYRESULT']._serialized_start=3104
+  _globals['_VERIFYRESULT']._serialized_end=3207
+  _globals['_SENDOTPREQUEST']._serialized_start=323
+  _globals['_SENDOTPREQUEST']._serialized_end=766
+  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_start=719
+  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_end=766
+  _globals['_SENDOTPRESPONSE']._serialized_start=769
+  _globals['_SENDOTPRESPONSE']._serialized_end=978
+  _globals['_SENDPREVIEW']._serialized_start=981
+  _globals['_SENDPREVIEW']._serialized_end=1171
+  _globals['_RESENDOTPREQUEST']._serialized_start=1173
+  _globals['_RESENDOTPREQUEST']._serialized_end=1300
+  _globals['_RESENDOTPRESPONSE']._serialized_start=1303
+  _globals['_RESENDOTPRESPONSE']._serialized_end=1470
+  _globals['_VERIFYOTPREQUEST']._serialized_start=1473
+  _globals['_VERIFYOTPREQUEST']._serialized_end=1613
+  _globals['_VERIFYOTPRESPONSE']._serialized_start=1615
+  _globals['_VERIFYOTPRESPONSE']._serialized_end=1738
+  _globals['_GETOTPREQUEST']._serialized_start=1740
+  _globals['_GETOTPREQUEST']._serialized_end=1796
+  _globals['_GETOTPRESPONSE']._serialized_start=1798
+  _globals['_GETOTPRESPONSE']._serialized_end=1846
+  _globals['_LISTOTPSREQUEST']._serialized_start=1848
+  _globals['_LISTOTPSREQUEST']._serialized_end=1929
+  _globals['_LISTOTPSRESPONSE']._serialized_start=1931
+  _globals['_LISTOTPSRESPONSE']._serialized_end=2007
+  _globals['_CANCELOTPREQUEST']._serialized_start=2009
+  _globals['_CANCELOTPREQUEST']._serialized_end=2068
+  _globals['_CANCELOTPRESPONSE']._serialized_start=2070
+  _globals['_CANCELOTPRESPONSE']._serialized_end=2121
+  _globals['_REPORTDELIVERYREQUEST']._serialized_start=2124
+  _globals['_REPORTDELIVERYREQUEST']._serialized_end=2312
+  _globals['_REPORTDELIVERYRESPONSE']._serialized_start=2314
+  _globals['_REPORTDELIVERYRESPONSE']._serialized_end=2380
+  _globals['_REPORTMAILREQUEST']._serialized_start=2383
+  _globals['_REPORTMAILREQUEST']._serialized_end=2553
+  _globals['_REPORTMAILRESPONSE']._serialized_start=2555
+  _globals['_REPORTMAILRESPONSE']._serialized_end=2617
+  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_start=2619
+  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_end=2708
+  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_start=2710
+  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_end=2810
+  _globals['_LIFTSUPPRESSIONREQUEST']._serialized_start=2812
+  _globals['_LIFTSUPPRESSIONREQUEST']._serialized_end=2909
+  _globals['_LIFTSUPPRESSIONRESPONSE']._serialized_start=2911
+  _globals['_LIFTSUPPRESSIONRESPONSE']._serialized_end=2952
+  _globals['_GETUSAGEREQUEST']._serialized_start=2954
+  _globals['_GETUSAGEREQUEST']._serialized_end=3034
+  _globals['_GETUSAGERESPONSE']._serialized_start=3036
+  _globals['_GETUSAGERESPONSE']._serialized_end=3102
+  _globals['_OTPSERVICE']._serialized_start=3210
+  _globals['_OTPSERVICE']._serialized_end=4116
 # @@protoc_insertion_point(module_scope)
