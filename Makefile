@@ -9,7 +9,7 @@ PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-faults generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
+.PHONY: help setup run demo test test-faults test-mail generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
 	bench-quick bench-compare bench-check soak bench-publish fuzz clean
 
 help:  ## List the targets
@@ -82,6 +82,17 @@ hops: .venv/ready  ## Count the files and functions that a call passes
 
 test-docs: .venv/ready  ## Run every command of README.md and docs/ as written, in a clean clone of HEAD
 	@$(RUN) -m tests.docs.run $(ARGS)
+
+MAIL := build/mail
+
+test-mail: .venv/ready $(MAIL)/ready  ## Send through Debian's Postfix, Exim and OpenSMTPD, unpacked into build/; needs apt and root
+	$(RUN) -m pytest tests/mail/relays.py $(ARGS)
+
+$(MAIL)/ready:
+	@mkdir -p $(MAIL) && cd $(MAIL) && apt-get download postfix exim4-daemon-light libidn12 opensmtpd
+	@cd $(MAIL) && for pair in postfix:postfix exim4-daemon-light:exim libidn12:exim opensmtpd:opensmtpd; do \
+		dpkg -x $${pair%%:*}_*.deb $${pair#*:} || exit 1; done
+	@touch $@
 
 test-faults: .venv/ready  ## Measure what callers notice of locks, silent hosts, outages and crashes, in about 20 minutes
 	@$(RUN) -m tests.faults.figures

@@ -35,6 +35,7 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import FRESH_FOR, Dispatcher
 from server.otps.delivery.outbox import job_for
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
+from server.otps.delivery.suppressions import Suppressions, Unsuppressed
 from server.otps.destinations import LIBRARY_TIME, check_areas, library_time
 from server.otps.guess_policy import GuessLimits
 from server.otps.recipients import RecipientResolver
@@ -150,6 +151,8 @@ class OpenOtps:
 
     service: OtpService
     dispatcher: Dispatcher
+    outcomes: Outcomes
+    suppressions: Suppressions
 
 
 async def open_shared(
@@ -286,7 +289,12 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     clock = pool.now
     delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
     check_lease(settings)
-    providers = open_providers(settings, shared.templates, console=shared.console, clock=clock)
+    suppressions = Suppressions(pool, crypto, period=timedelta(days=delivery.suppression_days), clock=clock)
+    providers = open_providers(
+        settings, shared.templates, console=shared.console, clock=clock, mail_token=crypto.mail_token
+    )
+    if email := providers.get(Channel.EMAIL):
+        providers[Channel.EMAIL] = Unsuppressed(email, suppressions)
     for provider in providers.values():
         stack.push_async_callback(provider.close)
     prices = {channel: shared.pricing.channel_credits[channel] for channel in providers}
@@ -302,7 +310,14 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
         fallbacks=Fallbacks(recipients, limits),
     )
     dispatcher = Dispatcher(
-        providers, crypto, outcomes, concurrency=delivery.concurrency, queue=delivery.queue, clock=clock
+        providers,
+        crypto,
+        outcomes,
+        concurrency=delivery.concurrency,
+        queue=delivery.queue,
+        clock=clock,
+        # Only a mail relay may take minutes for its reply; its time-out is not bounded by the lease.
+        long_calls={Channel.EMAIL} if "smtp" in settings.channel.email else (),
     )
     stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
 
@@ -327,12 +342,13 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
         batching=shared.batching,
         cooldown=limits.cooldown,
         refund_accepted=delivery.refund_reported_failures,
+        suppressions=suppressions,
         free_places=lambda: dispatcher.free_places,
         batch_items_at_once=settings.limit.batch_items_at_once,
     )
     service = OtpService(dependencies)
     stack.push_async_callback(service.drain)
-    return OpenOtps(service, dispatcher)
+    return OpenOtps(service, dispatcher, outcomes, suppressions)
 
 
 def check_lease(settings: Settings) -> None:
@@ -379,6 +395,8 @@ def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: Open
             pool=shared.pool,
             crypto=shared.crypto,
             dispatcher=otps.dispatcher,
+            outcomes=otps.outcomes,
+            suppressions=otps.suppressions,
             lease=timedelta(seconds=settings.delivery.lease_seconds),
             periods=_retention_periods(settings),
             stripe_client=credits.stripe_client,

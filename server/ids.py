@@ -9,6 +9,9 @@ from uuid import UUID
 ORGANIZATION_ID: Final = "[A-Za-z0-9._:@-]{1,64}"
 """The pattern of every organization_id, which callers choose."""
 
+MAIL_TOKEN: Final = "[a-z2-7]{39}"  # noqa: S105 - a pattern
+"""The pattern of the token by which a report finds the delivery of a mail."""
+
 _VERSION_7 = 0x7 << 76
 _GREGORIAN_MILLISECONDS = 12_219_292_800_000
 """From the beginning of versions 1 and 6, on 1582-10-15, to that of Unix time."""

@@ -30,13 +30,16 @@ from server.errors import DomainError, PaymentProviderUnavailable
 from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
-from server.otps.delivery.outbox import claim_due, find_due
+from server.otps.delivery.outbox import claim_due, find_due, find_due_fallbacks
+from server.otps.delivery.outcomes import Outcomes
+from server.otps.delivery.suppressions import Suppressions
 from server.otps.retention import (
     create_partitions,
     erase_destinations,
     remove_guess_budgets,
     remove_otps,
     remove_requests,
+    remove_suppressions,
     remove_unverified,
 )
 from server.postgres.pool import Pool, acquire, measure_clock
@@ -152,6 +155,8 @@ def periodic_jobs(
     pool: Pool,
     crypto: Crypto,
     dispatcher: Dispatcher,
+    outcomes: Outcomes,
+    suppressions: Suppressions,
     lease: timedelta,
     periods: RetentionPeriods,
     stripe_client: StripeClient,
@@ -173,6 +178,8 @@ def periodic_jobs(
         PeriodicJob(
             "deliveries", 1, lambda _: take_over_deliveries(pool, crypto, dispatcher, lease=lease, clock=pool.clock)
         ),
+        PeriodicJob("fallbacks", 1, lambda now: send_due_fallbacks(pool, outcomes, dispatcher, now=now)),
+        PeriodicJob("suppressions", 2, suppressions.refresh),
         PeriodicJob("top-ups", 1, lambda now: top_ups.advance_due(now=now, limit=limit)),
         PeriodicJob("stripe events", 1, lambda now: inbox.process_due(now=now, limit=limit)),
         PeriodicJob(
@@ -222,6 +229,19 @@ async def take_over_deliveries(
     return enqueued
 
 
+async def send_due_fallbacks(pool: Pool, outcomes: Outcomes, dispatcher: Dispatcher, *, now: datetime) -> int:
+    """Send the fallbacks of deliveries that failed later, or whose delay is over; returns how many.
+
+    Without free places in the dispatcher's queue, the job "deliveries" sends them.
+    """
+    sent = 0
+    for organization_id, delivery_ids in (await find_due_fallbacks(pool, now=now)).items():
+        jobs = await outcomes.fall_back(organization_id, delivery_ids)
+        dispatcher.enqueue(jobs)
+        sent += len(jobs)
+    return sent
+
+
 async def collect_undelivered_events(inbox: StripeInbox, *, now: datetime) -> int:
     """Store Stripe events whose webhooks were not delivered; returns how many were new.
 
@@ -263,6 +283,7 @@ def retention_jobs(pool: Pool, periods: RetentionPeriods) -> list[PeriodicJob]:
         ("requests", remove_requests, periods.requests + margin),
         ("guess budgets", remove_guess_budgets, periods.guess_window + margin),
         ("unverified credits", remove_unverified, periods.unverified_window + margin),
+        ("suppressions", remove_suppressions, margin),
         ("notices", remove_notices, periods.records),
         ("stripe events", remove_stripe_events, periods.records),
     ]

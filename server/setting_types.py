@@ -6,6 +6,7 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from typing import Annotated, Literal
 
+from email_validator import EmailNotValidError, validate_email
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -62,6 +63,20 @@ def _are_prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _is_sender(value: str) -> str:
+    if not value:
+        return value
+    try:
+        address = validate_email(value, check_deliverability=False, test_environment=True)
+    except EmailNotValidError:
+        address = None
+    if address is None or address.ascii_email is None:
+        raise ValueError("must be an address with an ASCII local part, such as no-reply@example.com, without a name")
+    return address.ascii_email
+
+
+IsSender = AfterValidator(_is_sender)
+"""The address of a sender of mail; its domain becomes ASCII (Punycode)."""
 Words = BeforeValidator(_words)
 """A list, separated by commas."""
 Json = BeforeValidator(_json)

@@ -18,6 +18,7 @@ from server.setting_types import (
     Group,
     HeaderValue,
     IsDatabase,
+    IsSender,
     Json,
     NumberType,
     Words,
@@ -272,6 +273,7 @@ class Delivery(Group):
     refund_reported_failures: bool = Field(
         default=False, description="refund a delivery that is reported as failed after the provider had accepted it"
     )
+    suppression_days: int = Field(default=30, ge=1, description="days that an address gets no mail after a bounce")
     batch_size: int = Field(default=96, ge=1, le=5000, description="maximum calls per transaction")
     linger_ms: float = Field(
         default=20,
@@ -407,7 +409,7 @@ class Smtp(Group):
         default="starttls",
         description="starttls: upgrade after connecting; tls: from the first byte, usually port 465; none: plaintext",
     )
-    sender: str = Field(default="", description="address in the From header")
+    sender: Annotated[str, IsSender] = Field(default="", description="address in the From header and the envelope")
     sender_name: str = Field(default="", description="display name in the From header")
     reply_to: HeaderValue = Field(default="", description="Reply-To header, an address; unset: none")
     feedback_id: HeaderValue = Field(default="", description="Feedback-ID header, for Gmail's reports; unset: none")
@@ -417,7 +419,16 @@ class Smtp(Group):
     username: str = Field(default="", description="login name; unset: no login")
     password: SecretStr = Field(default=SecretStr(""), description="password of the login")
     ca_file: Path | None = Field(default=None, description="PEM file of the relay's CA; unset: the system's CAs")
-    timeout_seconds: float = Field(default=20, gt=0, description="timeout of one e-mail, in seconds")
+    bounce_address: Annotated[str, IsSender] = Field(
+        default="",
+        description="envelope's sender; bounces@… becomes bounces+TOKEN@…, a token per mail; unset: the sender",
+    )
+    timeout_seconds: float = Field(default=20, gt=0, description="timeout of a mail until its final dot, in seconds")
+    dot_timeout_seconds: float = Field(default=60, gt=0, description="timeout of the final dot's reply, in seconds")
+    connections: int = Field(
+        default=50, ge=1, description="maximum connections per process; fewer if the relay refuses"
+    )
+    idle_seconds: float = Field(default=30, gt=0, description="seconds after which an idle connection is closed")
 
 
 class Whatsapp(Group):

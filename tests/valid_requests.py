@@ -58,6 +58,8 @@ def valid_fields() -> dict[str, Any]:
         "wrong_code_as_result": False,
         "status": DeliveryStatus.DELIVERY_STATUS_DELIVERED,
         "failure_reason": "",
+        "mail_token": "a" * 39,
+        "suppression_reason": 1,
         "report_time": Timestamp(seconds=1_790_000_000),
     }
 

@@ -21,7 +21,7 @@ from pulsa.credit.v1 import (
     top_up_pb2,
 )
 from pulsa.error.v1 import error_reason_pb2
-from pulsa.otp.v1 import delivery_pb2, otp_pb2, otp_service_pb2, usage_pb2
+from pulsa.otp.v1 import delivery_pb2, otp_pb2, otp_service_pb2, suppression_pb2, usage_pb2
 
 from server.credits.accounts import Suspension
 from server.credits.alerts import Alerts
@@ -30,11 +30,16 @@ from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.credits.pricing import Money, Pricing
 from server.credits.top_ups.state_machine import PAYABLE, UNFINISHED, TopUp, TopUpFlag, TopUpStatus
 from server.errors import DomainError, RetryLater
+from server.otps.delivery.suppressions import Suppression, SuppressionReason
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
 from server.otps.send import Preview
 from server.otps.usage import DailyUsage
 from server.providers.provider import Channel
 
+SUPPRESSION_REASONS: Final = {
+    suppression_pb2.SuppressionReason.Value(f"SUPPRESSION_REASON_{reason}"): reason for reason in SuppressionReason
+}
+"""By the number in the protos."""
 CHANNELS: Final[Mapping[Channel, channel_pb2.Channel.ValueType]] = {
     name: channel_pb2.Channel.Value(f"CHANNEL_{name}") for name in Channel
 }
@@ -127,6 +132,16 @@ def entry_message(entry: LedgerEntry) -> ledger_entry_pb2.LedgerEntry:
         reason=entry.reason,
         created_by=entry.created_by,
         create_time=timestamp(entry.create_time),
+    )
+
+
+def suppression_message(suppression: Suppression) -> suppression_pb2.Suppression:
+    """Convert a suppression."""
+    return suppression_pb2.Suppression(
+        masked_destination=suppression.masked_destination,
+        reason=suppression_pb2.SuppressionReason.Value(f"SUPPRESSION_REASON_{suppression.reason}"),
+        create_time=timestamp(suppression.create_time),
+        expire_time=timestamp(suppression.expire_time),
     )
 
 

@@ -16,9 +16,11 @@ from pulsa.otp.v1 import destination_pb2, otp_pb2
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
 from server.api.converters import (
+    SUPPRESSION_REASONS,
     moment,
     preview_message,
     reported_status,
+    suppression_message,
     usage_message,
     write_compact,
     write_delivery,
@@ -47,10 +49,11 @@ from server.errors import (
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.crypto import Crypto
 from server.otps.delivery.reports import report_delivery
+from server.otps.delivery.suppressions import SuppressionReason, Suppressions
 from server.otps.destinations import plain_digits
 from server.otps.guess_policy import Guess
 from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
-from server.otps.recipients import RawDestination, ResendRequest, SendRequest
+from server.otps.recipients import RawDestination, ResendRequest, SendRequest, parse_destination
 from server.otps.retention import erase_destination
 from server.otps.send import Accepted, Sender
 from server.otps.usage import read_usage
@@ -91,6 +94,7 @@ class OtpDependencies:
     cooldown: timedelta
     refund_accepted: bool
     """Whether a reported failure refunds the credits although the provider had accepted the message."""
+    suppressions: Suppressions
     free_places: Callable[[], int]
     """How many more deliveries can be sent soon; those beyond wait in the outbox."""
     batch_items_at_once: int = 10_000
@@ -152,6 +156,7 @@ class OtpService:
         self._templates_time: datetime | None = None
         """Of the flush that `_answer_templates` belong to."""
         self._refund_accepted = dependencies.refund_accepted
+        self._suppressions = dependencies.suppressions
         self._free_places = dependencies.free_places
         self._items = ConcurrencyLimit(dependencies.batch_items_at_once)
         self._sends: Batcher[_AnySend, bytes | Replayed] = Batcher(self._send_batch, dependencies.batching)
@@ -331,6 +336,42 @@ class OtpService:
         response = pb.ReportDeliveryResponse()
         write_delivery(response.delivery, delivery)
         return response
+
+    async def ReportMail(self, request: pb.ReportMailRequest, _: Call) -> pb.ReportMailResponse:
+        """Apply a report about a mail, suppress its address if it says so, and return the delivery."""
+        organization_id, delivery_id = await self._suppressions.organization_of(request.mail_token)
+        reason = SUPPRESSION_REASONS.get(request.suppression_reason)
+        delivery = await report_delivery(
+            self._pool,
+            organization_id,
+            delivery_id,
+            status=reported_status(request.status),
+            failure_reason=request.failure_reason,
+            refund_accepted=self._refund_accepted or reason is SuppressionReason.BOUNCE,
+            now=self._clock(),
+        )
+        if reason:
+            await self._suppressions.add(delivery, reason)
+        response = pb.ReportMailResponse()
+        write_delivery(response.delivery, delivery)
+        return response
+
+    async def ListSuppressions(self, request: pb.ListSuppressionsRequest, _: Call) -> pb.ListSuppressionsResponse:
+        """Return a page of suppressed addresses, newest first."""
+        tokens = PageTokens("ListSuppressions", request.organization_id, newest=_LAST_ID)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        before_id = UUID(int=tokens.read(request.page_token))
+        found = await self._suppressions.page(request.organization_id, before_id=before_id, limit=size + 1)
+        response = pb.ListSuppressionsResponse(suppressions=map(suppression_message, found[:size]))
+        if len(found) > size:
+            response.next_page_token = tokens.write(found[size - 1].suppression_id.int)
+        return response
+
+    async def LiftSuppression(self, request: pb.LiftSuppressionRequest, _: Call) -> pb.LiftSuppressionResponse:
+        """Let mail go to an address again."""
+        address = parse_destination(_destination(request.destination, "destination"))
+        lifted = await self._suppressions.lift(request.organization_id, address.normalized)
+        return pb.LiftSuppressionResponse(lifted=lifted)
 
     async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
         """Return the sends per day and channel."""

@@ -19,9 +19,10 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from pulsa.credit.v1.top_up_pb2 import TopUpStatus
 from pulsa.otp.v1.delivery_pb2 import DeliveryStatus
+from pulsa.otp.v1.suppression_pb2 import SuppressionReason
 
 from server.errors import FieldViolation, InvalidFields
-from server.ids import ORGANIZATION_ID
+from server.ids import MAIL_TOKEN, ORGANIZATION_ID
 
 # Control characters would corrupt logs and messages, PostgreSQL rejects NUL, and surrogates are not characters.
 _CHARACTER: Final = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]"
@@ -190,6 +191,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "wrong_code_as_result": _ANYTHING,
     "status": Rule("SENT, DELIVERED or FAILED", _REPORTED_STATUSES.__contains__),
     "failure_reason": _matches("[A-Za-z0-9_]{0,64}", 'at most 64 letters, digits and "_"'),
+    "mail_token": _matches(MAIL_TOKEN, "39 letters and digits"),
+    "suppression_reason": Rule("BOUNCE, COMPLAINT or unspecified", frozenset(SuppressionReason.values()).__contains__),
     "report_time": Rule("a valid google.protobuf.Timestamp, or unset", _is_moment),
 }
 """Rules by field name, for every field of a request except Pulsa's own messages: their fields have rules."""
@@ -198,7 +201,8 @@ MOST_REPEATED: Final[Mapping[str, int]] = {"fallbacks": 3, "requests": 1000}
 """The maximum number of elements of a repeated field of Pulsa's own messages, by field name."""
 
 REQUIRED: Final = frozenset(
-    f"pulsa.otp.v1.{name}.destination" for name in ("SendOtpRequest", "Fallback", "EraseDestinationRequest")
+    f"pulsa.otp.v1.{name}.destination"
+    for name in ("SendOtpRequest", "Fallback", "EraseDestinationRequest", "LiftSuppressionRequest")
 )
 """Full names of fields of Pulsa's own messages that must be set."""
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from server.api.permissions import PERMISSIONS
 from server.credits.top_ups.state_machine import TRANSITIONS
 from server.environment import variables
+from server.providers import http, smtp, twilio, vonage, whatsapp
+from server.providers.provider import OutcomeKind, Verdict
+from server.providers.routing import TRY_NEXT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +32,12 @@ def reference(arguments: argparse.Namespace) -> None:
 
 
 def with_current_tables(text: str) -> str:
-    """Return the text with its sections `settings`, `permissions` and `top-up-states` generated from the code."""
+    """Return the text with its sections, such as `settings`, generated from the code."""
     contents = {
         "settings": _table(_settings()),
         "permissions": _table(_permissions()),
         "top-up-states": _state_diagram(),
+        "provider-codes": _table(_provider_codes()),
     }
     for name, content in contents.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
@@ -67,3 +71,50 @@ def _permissions() -> Iterator[Sequence[str]]:
     for service, rpcs in PERMISSIONS.items():
         for rpc, permission in rpcs.items():
             yield service.rpartition(".")[2], rpc, f"`{permission}`"
+
+
+_MONEY = {
+    OutcomeKind.REJECTED_DESTINATION: "refunded",
+    OutcomeKind.REJECTED_CONFIGURATION: "refunded, unless the next provider sends",
+    OutcomeKind.NOT_SENT: "refunded, unless a later attempt sends",
+    OutcomeKind.UNKNOWN: "stays charged, until a report says that it failed",
+}
+_LAST_STEPS = {
+    OutcomeKind.REJECTED_DESTINATION: "a fallback",
+    OutcomeKind.REJECTED_CONFIGURATION: "a fallback",
+    OutcomeKind.NOT_SENT: "again, then a fallback",
+    OutcomeKind.UNKNOWN: "wait for a report",
+}
+
+
+def provider_verdicts() -> Iterator[tuple[str, str, Verdict]]:
+    """Each documented verdict, with its provider and its code or reply."""
+    for name, codes in (("twilio", twilio.VERDICTS), ("vonage", vonage.VERDICTS), ("whatsapp", whatsapp.VERDICTS)):
+        for code, verdict in codes.items():
+            yield name, code, verdict
+    yield "twilio", "any other code, in an HTTP 201", twilio.CREATED_AS_FAILED
+    yield "vonage", "any other status", vonage.OTHER
+    for code, (_, verdict) in http.STATUS_VERDICTS.items():
+        yield "twilio, vonage, whatsapp", code, verdict
+    for rule in smtp.RULES:
+        steps = ", ".join(step.name for step in smtp.Step if step in rule.steps)
+        yield "smtp", f"`{rule.pattern.pattern or 'any other reply'}` at {steps}".replace("|", "\\|"), rule.verdict
+
+
+def _provider_codes() -> Iterator[Sequence[str]]:
+    yield "Provider", "Code", "It is about", "Money", "Next step", "Source"
+    yield ("---",) * 6
+    rows: dict[tuple[str, Verdict, str], list[str]] = {}
+    for provider, code, verdict in provider_verdicts():
+        # The order of SMTP's rules matters, so each has a row.
+        rows.setdefault((provider, verdict, code if provider == "smtp" else ""), []).append(code)
+    for (provider, verdict, _), codes in rows.items():
+        next_step = "the next provider, then " if verdict.kind in TRY_NEXT else ""
+        yield (
+            provider,
+            ", ".join(codes).replace(", ".join(map(str, range(200, 300))), "200 to 299"),
+            verdict.about.value,
+            _MONEY[verdict.kind],
+            next_step + _LAST_STEPS[verdict.kind],
+            f"<{verdict.source}>",
+        )

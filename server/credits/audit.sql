@@ -119,7 +119,8 @@ WHERE (%(organization_id)s::text IS NULL
 LIMIT %(limit)s;
 
 -- finding_outbox_without_delivery
--- What is in the outbox waits for an outcome: otherwise a message is sent a second time, or without a charge.
+-- What is in the outbox waits for an outcome, or for the time of its fallbacks: otherwise a message is sent a second
+-- time, or without a charge.
 SELECT outbox.organization_id, concat(
     'the outbox has delivery ', outbox.delivery_id, ', which is ', coalesce(delivery.status, 'missing')
 )
@@ -128,6 +129,7 @@ LEFT JOIN deliveries AS delivery ON delivery.organization_id = outbox.organizati
     AND delivery.delivery_id = outbox.delivery_id AND delivery.otp_id = outbox.otp_id
 WHERE (%(organization_id)s::text IS NULL OR outbox.organization_id = %(organization_id)s)
     AND delivery.status IS DISTINCT FROM 'QUEUED'
+    AND (delivery.status IS NULL OR outbox.fall_back_time IS NULL OR outbox.next_attempt_time <> 'infinity')
 LIMIT %(limit)s;
 
 -- finding_refund_without_send

@@ -6,8 +6,10 @@ and looked up by keyed digest, so that a stolen database reveals no destination 
 
 import hmac
 import os
+from base64 import b32decode, b32encode
 from collections.abc import Mapping
 from hashlib import blake2b
+from uuid import UUID
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -18,6 +20,7 @@ from server.otps.otp import DIGEST_BYTES, Otp
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
+_TOKEN_MAC_BYTES = 8
 _VERSION_2 = "2:"
 """Begins the code_key_id of an OTP whose code has version 2. The id of a key contains no colon."""
 
@@ -43,6 +46,7 @@ class Crypto:
         }
         self._contexts = {_VERSION_2 + key_id: _keyed(secret, b"pulsa context") for key_id, secret in secrets.items()}
         self._ciphers = {key_id: AESGCM(_derive(secret, b"pulsa seal")) for key_id, secret in secrets.items()}
+        self._token_keys = {key_id: _keyed(secret, b"pulsa mail token") for key_id, secret in secrets.items()}
         self._current_prefix = _prefix(self.current_key_id)
         self._digest_keys = {key_id: _DigestKey(key_id, secret) for key_id, secret in digest_secrets.items()}
         self._other_digest_key = self._digest_keys[self.digest_key_ids[0]] if len(digest_secrets) > 1 else None
@@ -105,6 +109,19 @@ class Crypto:
         rest = sealed[1 + sealed[0] :]
         nonce, ciphertext = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
         return self._ciphers[key_id].decrypt(nonce, ciphertext, organization_id.encode()).decode()
+
+    def mail_token(self, delivery_id: UUID) -> str:
+        """The signed token of a mail (ids.MAIL_TOKEN): names the delivery, and does not show its organization."""
+        mac = _mac(self._token_keys[self.current_key_id], delivery_id.bytes)[:_TOKEN_MAC_BYTES]
+        return b32encode(delivery_id.bytes + mac).decode().rstrip("=").lower()
+
+    def open_mail_token(self, token: str) -> UUID:
+        """The delivery's id. Raises ValueError for a token that no key of the ring has signed."""
+        content = b32decode(token.upper() + "=")
+        name, mac = content[:-_TOKEN_MAC_BYTES], content[-_TOKEN_MAC_BYTES:]
+        if not any(hmac.compare_digest(_mac(key, name)[:_TOKEN_MAC_BYTES], mac) for key in self._token_keys.values()):
+            raise ValueError("no key has signed it")
+        return UUID(bytes=name)
 
     @staticmethod
     def sealed_with(sealed: bytes) -> str:

@@ -4,7 +4,7 @@ Resolved means parsed, allowed, priced and encrypted, for a send and its fallbac
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import chain
@@ -112,6 +112,16 @@ def _identity(options: SendOptions) -> str:
     return f"{purpose}\0{locale}\0{code_length}\0{ttl.total_seconds()}\0{max_attempts}\0{web_otp_domain}"
 
 
+def parse_destination(
+    raw: RawDestination, parsers: Mapping[Channel, Callable[[str], Destination]] = PARSERS
+) -> Destination:
+    """Validate a destination. Raises InvalidDestination."""
+    try:
+        return parsers[raw.channel](raw.text)
+    except ValueError:
+        raise InvalidDestination(field=raw.field) from None
+
+
 class RecipientResolver:
     """Resolves destinations to recipients, and encrypts and decrypts fallbacks."""
 
@@ -132,10 +142,7 @@ class RecipientResolver:
         credits = self._channel_credits.get(raw.channel)
         if credits is None:
             raise ChannelNotConfigured(channel=raw.channel.value)
-        try:
-            destination = self._parsers[raw.channel](raw.text)
-        except ValueError:
-            raise InvalidDestination(field=raw.field) from None
+        destination = parse_destination(raw, self._parsers)
         if not self._areas.allows(destination):
             raise DestinationBlocked(channel=raw.channel.value)
         normalized = destination.normalized

@@ -11,11 +11,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from server.errors import InvalidDestination
 from server.ids import first_id
 from server.otps.crypto import Crypto
-from server.otps.destinations import PARSERS
-from server.otps.recipients import RawDestination
+from server.otps.recipients import RawDestination, parse_destination
 from server.postgres.pool import Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
@@ -43,10 +41,7 @@ async def erase_destination(pool: Pool, crypto: Crypto, organization_id: str, ra
     pulsa.otp.v1.OtpService.EraseDestination says what that is and what remains. A repeat finds what is new since then.
     Raises InvalidDestination.
     """
-    try:
-        normalized = PARSERS[raw.channel](raw.text).normalized
-    except ValueError:
-        raise InvalidDestination(field=raw.field) from None
+    normalized = parse_destination(raw).normalized
     digests = list(filter(None, (crypto.digest(normalized), crypto.other_digest(normalized))))
     values = {"organization_id": organization_id, "digests": digests}
     count = 0
@@ -54,6 +49,7 @@ async def erase_destination(pool: Pool, crypto: Crypto, organization_id: str, ra
         count += step
     async with transaction(pool) as connection:
         await connection.execute(SQL.remove_guess_budgets_of, values)
+        await connection.execute(SQL.remove_suppressions_of, values)
     return count
 
 
@@ -98,6 +94,11 @@ def remove_guess_budgets(pool: Pool, *, before: datetime, limit: int) -> AsyncIt
 def remove_unverified(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
     """Remove the unverified credits of areas whose window began before `before`."""
     return _remove(pool, SQL.find_old_unverified, SQL.remove_unverified, before=before, limit=limit)
+
+
+def remove_suppressions(pool: Pool, *, before: datetime, limit: int) -> AsyncIterator[int]:
+    """Remove the suppressions that ended before `before`."""
+    return _remove(pool, SQL.find_old_suppressions, SQL.remove_suppressions, before=before, limit=limit)
 
 
 async def _erase_next(pool: Pool, *, before: datetime, limit: int) -> int:

@@ -48,6 +48,10 @@ WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(delivery_ids
 DELETE FROM guess_budgets
 WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s);
 
+-- remove_suppressions_of
+DELETE FROM suppressions
+WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(digests)s);
+
 -- remove_week
 SELECT remove_week(%(table)s, %(before)s);
 
@@ -101,3 +105,14 @@ WHERE organization_id = %(organization_id)s AND area IN (
         AND window_start_time < %(before)s
     FOR UPDATE SKIP LOCKED
 );
+
+-- find_old_suppressions
+SELECT organization_id, destination_digest, expire_time
+FROM suppressions
+WHERE expire_time >= %(after)s AND expire_time < %(before)s
+ORDER BY expire_time
+LIMIT %(limit)s;
+
+-- remove_suppressions
+DELETE FROM suppressions
+WHERE organization_id = %(organization_id)s AND destination_digest = ANY(%(ids)s) AND expire_time < %(before)s;

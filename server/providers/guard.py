@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from server.clock import Clock
-from server.providers.provider import Message, Outcome, OutcomeKind, Provider
+from server.providers.provider import Message, Outcome, OutcomeKind, Provider, Subject
 
 LEASE_MARGIN: Final = timedelta(seconds=2)
 """Between the latest end of a provider call and the end of the lease: to store the outcome, and as clocks differ."""
@@ -27,19 +27,13 @@ SECONDS = Histogram(
     "pulsa_channel_seconds",
     "Duration of a provider call.",
     ["provider"],
-    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 60),
 )
 
-# Refusals that concern one country, template or pair of numbers: the breaker does not count them, as other messages can
-# be sent.
-_NOT_COUNTED = frozenset(
-    {"twilio_21408", "twilio_30007", "whatsapp_131056"}
-    | {f"whatsapp_{code}" for code in (132000, 132001, 132005, 132007, 132008, 132012, 132015, 132016)}
-)
 # Meta's spam limit, which every further attempt makes worse: opens the breaker after one failure.
 _OPENS_IMMEDIATELY = frozenset({"whatsapp_131048"})
-# A refused destination shows that the provider works.
-_SUCCESSES = frozenset({OutcomeKind.ACCEPTED, OutcomeKind.REJECTED_DESTINATION})
+# Such an answer shows that the provider works.
+_WORKS = frozenset({Subject.DESTINATION, Subject.ROUTE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,7 @@ class BreakerSettings:
     """When a circuit breaker opens, and for how long."""
 
     failures_to_open: int = 5
-    """Failures in a row after which it opens: REJECTED_CONFIGURATION, NOT_SENT and UNKNOWN."""
+    """Failures in a row after which it opens: outcomes about our account or the provider that are not ACCEPTED."""
     cooldown_seconds: float = 30.0
     """After this one message is sent as a probe. The provider's Retry-After applies if it is longer."""
 
@@ -86,10 +80,12 @@ class Breaker:
         )
 
     def record(self, outcome: Outcome) -> None:
-        """Count the outcome of a provider call."""
+        """Count the outcome of a provider call. One about a session says nothing of the provider."""
         self._probing = False
-        if outcome.kind in _SUCCESSES or outcome.failure_reason in _NOT_COUNTED:
+        if outcome.kind is OutcomeKind.ACCEPTED or outcome.about in _WORKS:
             self._close()
+            return
+        if outcome.about is Subject.SESSION:
             return
         self._failures += 1
         enough = self._failures >= self._settings.failures_to_open
@@ -108,6 +104,7 @@ class Breaker:
                 provider=self._provider_name,
                 outcome=cause.kind.value,
                 reason=cause.failure_reason,
+                about=cause.about.value,
                 cooldown_seconds=cooldown_seconds,
             )
         self._cause = cause
@@ -130,7 +127,7 @@ class GuardSettings:
     """Longest wait for a concurrency slot."""
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
     timeout_seconds: float = 0.0
-    """Longest time of a call. A call that might outlast the delivery's lease does not begin."""
+    """Longest time of a call until its message has left. A call that might outlast the lease before does not begin."""
 
 
 class Guard:

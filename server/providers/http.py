@@ -1,20 +1,20 @@
 """HTTP client of the providers: POSTs a request, and tells whether a failed one may have reached the provider."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import aiohttp
 
-from server.providers.provider import OutcomeKind
+from server.providers.provider import OutcomeKind, Subject, Verdict
 
 _BODY_LIMIT_BYTES = 64 * 1024
 _KEEP_ALIVE_SECONDS = 15
 _RETRY_AFTER_LIMIT_SECONDS = 3600.0
 _MESSAGE_ID_LIMIT = 200
-_TOO_MANY_REQUESTS = 429
+_STATUSES = "https://www.rfc-editor.org/rfc/rfc9110#section-15"
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -35,6 +35,20 @@ class NoReply:
 
     kind: OutcomeKind
     failure_reason: str
+
+
+STATUS_VERDICTS: Mapping[str, tuple[Sequence[int], Verdict]] = {
+    "HTTP 400, 422": ((400, 422), Verdict(OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE, _STATUSES)),
+    "HTTP 429": ((429,), Verdict(OutcomeKind.NOT_SENT, Subject.ACCOUNT, _STATUSES)),
+    # 407, 408 and 413 are of a proxy on the way.
+    "any other HTTP 3xx or 4xx": (
+        range(300, 500),
+        Verdict(OutcomeKind.REJECTED_CONFIGURATION, Subject.ACCOUNT, _STATUSES),
+    ),
+    # The provider failed while it processed the request, or its success cannot be parsed.
+    "any other HTTP status": (range(1000), Verdict(OutcomeKind.UNKNOWN, Subject.PROVIDER, _STATUSES)),
+}
+"""By the name and the statuses of a class, for a response without an error code that is listed: the first that fits."""
 
 
 class HttpClient:
@@ -93,14 +107,9 @@ class HttpClient:
         return self._session
 
 
-def kind_of_status(status: int) -> OutcomeKind:
-    """The outcome of a request by its HTTP status, for a response without an error code that is listed."""
-    if status == _TOO_MANY_REQUESTS:
-        return OutcomeKind.NOT_SENT
-    if 300 <= status < 500:  # noqa: PLR2004 - RFC 9110's classes
-        return OutcomeKind.REJECTED_CONFIGURATION
-    # The provider failed while it processed the request, or its success cannot be parsed.
-    return OutcomeKind.UNKNOWN
+def verdict_of_status(status: int) -> Verdict:
+    """The verdict of a response by its HTTP status alone."""
+    return next(verdict for statuses, verdict in STATUS_VERDICTS.values() if status in statuses)
 
 
 def message_id(value: object) -> str:

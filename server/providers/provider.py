@@ -1,4 +1,4 @@
-"""The Provider protocol: a provider gets a Message and returns an Outcome of one of five kinds."""
+"""The Provider protocol: a provider gets a Message and returns an Outcome of one of five kinds, about one thing."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -27,11 +27,37 @@ class OutcomeKind(StrEnum):
     REJECTED_DESTINATION = "REJECTED_DESTINATION"
     """Definitely not sent, and never will be to this destination: refunded."""
     REJECTED_CONFIGURATION = "REJECTED_CONFIGURATION"
-    """Definitely not sent, nor is any message until an operator fixes the configuration: next provider, or refunded."""
+    """Definitely not sent, and this provider refuses a repeat too: next provider, or refunded."""
     NOT_SENT = "NOT_SENT"
     """Definitely not sent, but a retry may work: retried until the OTP expires."""
     UNKNOWN = "UNKNOWN"
     """May have been sent: never retried, and stays charged unless a delivery report says that it failed."""
+
+
+class Subject(StrEnum):
+    """What an outcome is about. Only the last two can open the circuit breaker: the others concern few messages."""
+
+    DESTINATION = "this destination"
+    ROUTE = "this sender and route"
+    """The sender in the destination's country, the template, or the content: other messages may go."""
+    SESSION = "this session"
+    """One connection to the relay, or one too many."""
+    ACCOUNT = "our account"
+    PROVIDER = "the provider"
+
+
+class Verdict(NamedTuple):
+    """What a provider's code means."""
+
+    kind: OutcomeKind
+    about: Subject
+    source: str
+    """The URL of the page that documents the code."""
+
+
+def verdicts(kind: OutcomeKind, about: Subject, *codes: int, source: str) -> dict[str, Verdict]:
+    """The verdicts of codes that mean the same; `{code}` in `source` becomes the code."""
+    return {str(code): Verdict(kind, about, source.format(code=code)) for code in codes}
 
 
 class Message(NamedTuple):
@@ -68,6 +94,7 @@ class Outcome(NamedTuple):
     failure_reason: str = ""
     """A stable identifier for operators and callers, such as `twilio_21211`; empty for ACCEPTED."""
     retry_after_seconds: float | None = None
+    about: Subject = Subject.PROVIDER
 
 
 class Provider(Protocol):

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 from pydantic import SecretStr
 
@@ -18,7 +19,8 @@ from server.providers.whatsapp import WhatsApp, WhatsAppSettings
 from server.setting_types import Group
 from server.settings import Settings
 
-_TRY_NEXT = frozenset({OutcomeKind.NOT_SENT, OutcomeKind.REJECTED_CONFIGURATION})
+TRY_NEXT: Final = frozenset({OutcomeKind.NOT_SENT, OutcomeKind.REJECTED_CONFIGURATION})
+"""The outcomes after which the next provider of a channel is asked."""
 
 
 class Route:
@@ -40,7 +42,7 @@ class Route:
         refusals = []
         for provider in self._providers:
             outcome = await provider.deliver(message)
-            if outcome.kind not in _TRY_NEXT:
+            if outcome.kind not in TRY_NEXT:
                 return outcome
             refusals.append(outcome)
         transient = [outcome for outcome in refusals if outcome.kind is OutcomeKind.NOT_SENT]
@@ -53,16 +55,22 @@ class Route:
 
 
 def open_providers(
-    settings: Settings, templates: Templates, *, console: Console | None, clock: Clock
+    settings: Settings,
+    templates: Templates,
+    *,
+    console: Console | None,
+    clock: Clock,
+    mail_token: Callable[[UUID], str] | None = None,
 ) -> dict[Channel, Provider]:
     """The provider, or the Route of providers, of each channel that has one; each provider is behind a Guard.
 
-    Opens no connections. `console` is the console provider of a development machine, None elsewhere. Raises ValueError,
-    which names the setting, when a provider lacks a required setting.
+    Opens no connections. `mail_token` makes the token of a delivery's mail; without it mails carry none. `console` is
+    the console provider of a development machine, None elsewhere. Raises ValueError, which names the setting, when a
+    provider lacks a required setting.
     """
     openers: Mapping[str, Callable[[], Provider]] = {
         "console": lambda: _required_console(console),
-        "smtp": lambda: _open_smtp(settings, templates, clock),
+        "smtp": lambda: _open_smtp(settings, templates, clock, mail_token),
         "whatsapp": lambda: WhatsApp(
             WhatsAppSettings(**_group_values(settings, "whatsapp", "phone_number_id", "access_token", "template_name"))
         ),
@@ -116,8 +124,11 @@ def open_mailer(
     return _open_smtp(settings, templates, clock)
 
 
-def _open_smtp(settings: Settings, templates: Templates, clock: Clock) -> Smtp:
-    return Smtp(SmtpSettings(**_group_values(settings, "smtp", "host", "sender")), templates, clock=clock)
+def _open_smtp(
+    settings: Settings, templates: Templates, clock: Clock, mail_token: Callable[[UUID], str] | None = None
+) -> Smtp:
+    values = SmtpSettings(**_group_values(settings, "smtp", "host", "sender"))
+    return Smtp(values, templates, clock=clock, mail_token=mail_token)
 
 
 def _required_console(console: Console | None) -> Console:

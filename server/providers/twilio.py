@@ -7,16 +7,25 @@ from urllib.parse import urlencode
 import aiohttp
 
 from server.clock import Clock
-from server.providers.http import HttpClient, NoReply, Reply, kind_of_status, message_id
-from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.http import HttpClient, NoReply, Reply, message_id, verdict_of_status
+from server.providers.provider import Message, Outcome, OutcomeKind, Subject, Verdict, verdicts
 from server.providers.templates import Templates
 
-# https://www.twilio.com/docs/api/errors. Only codes that mean something else than their HTTP status.
-_KINDS: Mapping[int | None, OutcomeKind] = {
-    **dict.fromkeys((21211, 21610, 21612, 21614, 30005, 30006), OutcomeKind.REJECTED_DESTINATION),
-    **dict.fromkeys((20003, 21408, 21606, 21608, 30007), OutcomeKind.REJECTED_CONFIGURATION),
-    20429: OutcomeKind.NOT_SENT,
+_SOURCE = "https://www.twilio.com/docs/api/errors/{code}"
+_DESTINATION = (21211, 21265, 21266, 21268, 21610, 21614, 21635, 30005, 30006, 30450)
+# Of the sender in that country; 21408 of a country, 21608 of one number, 30007 of a carrier.
+_ROUTE = (21408, 21606, 21608, 21612, 21659, 21703, 30007)
+VERDICTS: Mapping[str, Verdict] = {
+    **verdicts(OutcomeKind.REJECTED_DESTINATION, Subject.DESTINATION, *_DESTINATION, source=_SOURCE),
+    **verdicts(OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE, *_ROUTE, source=_SOURCE),
+    **verdicts(OutcomeKind.REJECTED_CONFIGURATION, Subject.ACCOUNT, 20003, source=_SOURCE),
+    **verdicts(OutcomeKind.NOT_SENT, Subject.ACCOUNT, 20429, source=_SOURCE),
 }
+"""The codes that mean something else than their HTTP status, as Twilio makes new codes of old ones."""
+CREATED_AS_FAILED = Verdict(
+    OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE, "https://www.twilio.com/docs/messaging/api/message-resource"
+)
+"""Of a code that is not listed, in a message that failed while it was created."""
 _CREATED = 201
 _LONGEST_VALIDITY_SECONDS = 36000
 
@@ -89,8 +98,11 @@ class Twilio:
         if reply.status == _CREATED and sid and code is None:
             return Outcome(OutcomeKind.ACCEPTED, self.name, provider_message_id=sid)
         reason = f"twilio_http_{reply.status}" if code is None else f"twilio_{code}"
-        kind = _KINDS.get(code, kind_of_status(reply.status))
-        return Outcome(kind, self.name, sid, reason, reply.retry_after_seconds)
+        default = (
+            CREATED_AS_FAILED if reply.status == _CREATED and code is not None else verdict_of_status(reply.status)
+        )
+        verdict = VERDICTS.get(str(code), default)
+        return Outcome(verdict.kind, self.name, sid, reason, reply.retry_after_seconds, verdict.about)
 
 
 def _with_reference(url: str, reference: str) -> str:

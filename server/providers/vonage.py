@@ -4,20 +4,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.clock import Clock
-from server.providers.http import HttpClient, NoReply, Reply, kind_of_status, message_id
-from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.http import HttpClient, NoReply, Reply, message_id, verdict_of_status
+from server.providers.provider import Message, Outcome, OutcomeKind, Subject, Verdict, verdicts
 from server.providers.sms_segments import Encoding, segments
 from server.providers.templates import Templates
 
-# https://developer.vonage.com/en/messaging/sms/guides/troubleshooting-sms. Strings, as in the response, which has HTTP
-# status 200 for errors too. 9: the operator's balance at Vonage is empty.
+_SOURCE = "https://developer.vonage.com/en/messaging/sms/guides/troubleshooting-sms"
 _ACCEPTED = "0"
-_KINDS: Mapping[str, OutcomeKind] = {
-    **dict.fromkeys(("1", "10"), OutcomeKind.NOT_SENT),
-    "5": OutcomeKind.UNKNOWN,
-    **dict.fromkeys(("6", "7"), OutcomeKind.REJECTED_DESTINATION),
-    **dict.fromkeys(("2", "3", "4", "8", "9", "15"), OutcomeKind.REJECTED_CONFIGURATION),
+VERDICTS: Mapping[str, Verdict] = {
+    **verdicts(OutcomeKind.NOT_SENT, Subject.ACCOUNT, 1, 10, source=_SOURCE),
+    **verdicts(OutcomeKind.UNKNOWN, Subject.PROVIDER, 5, source=_SOURCE),
+    **verdicts(OutcomeKind.REJECTED_DESTINATION, Subject.DESTINATION, 6, 7, 33, source=_SOURCE),
+    # 15: the sender in that country; 3 and 29 may concern one number.
+    **verdicts(OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE, 3, 15, 29, source=_SOURCE),
+    # 9: the operator's balance at Vonage is empty.
+    **verdicts(OutcomeKind.REJECTED_CONFIGURATION, Subject.ACCOUNT, 2, 4, 8, 9, source=_SOURCE),
 }
+"""By `status`: the HTTP status is 200 for errors too."""
+OTHER = Verdict(OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE, _SOURCE)
+"""Of a status that is not listed: each but 0 is a refusal."""
 _LONGEST_STATUS = 3
 _SHORTEST_TTL_MS = 20_000
 
@@ -80,16 +85,12 @@ class Vonage:
         part = parts[0] if isinstance(parts, list) and parts and isinstance(parts[0], dict) else {}
         status = part.get("status")
         if not isinstance(status, str) or not status.isdecimal() or len(status) > _LONGEST_STATUS:
-            kind = kind_of_status(reply.status)
-            return Outcome(
-                kind,
-                self.name,
-                failure_reason=f"vonage_http_{reply.status}",
-                retry_after_seconds=reply.retry_after_seconds,
-            )
+            verdict, reason = verdict_of_status(reply.status), f"vonage_http_{reply.status}"
+            return Outcome(verdict.kind, self.name, "", reason, reply.retry_after_seconds, verdict.about)
         provider_id = message_id(part.get("message-id"))
         if status == _ACCEPTED:
             return Outcome(OutcomeKind.ACCEPTED, self.name, provider_id)
-        # Every status but 0 is a refusal. One that is not listed more often concerns the account than the number.
-        kind = _KINDS.get(status, OutcomeKind.REJECTED_CONFIGURATION)
-        return Outcome(kind, self.name, provider_id, f"vonage_{status}", reply.retry_after_seconds)
+        verdict = VERDICTS.get(status, OTHER)
+        return Outcome(
+            verdict.kind, self.name, provider_id, f"vonage_{status}", reply.retry_after_seconds, verdict.about
+        )

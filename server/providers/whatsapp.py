@@ -4,26 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from server.providers.http import HttpClient, Json, NoReply, Reply, message_id
-from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.http import HttpClient, Json, NoReply, Reply, message_id, verdict_of_status
+from server.providers.provider import Message, Outcome, OutcomeKind, Subject, Verdict, verdicts
 from server.providers.templates import lookup_locales
 
-# https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes. By code only: HTTP statuses and titles
-# change. A mistyped setting gets 100 or 33 (a wrong parameter or phone number id).
-_DESTINATION = (131026, 131021, 131030, 130497, 131049)
-_CONFIGURATION = (
-    *(0, 3, 10, 33, 100, 190, *range(200, 300), 368),
-    *(131005, 131008, 131009, 131031, 131037, 131042, 131045),
-    *(132000, 132001, 132005, 132007, 132008, 132012, 132015, 132016, 133010),
-)
-_TRANSIENT = (2, 4, 80007, 130429, 131016, 131048, 131056, 131057)
-_KINDS: Mapping[int, OutcomeKind] = {
-    **dict.fromkeys(_DESTINATION, OutcomeKind.REJECTED_DESTINATION),
-    **dict.fromkeys(_CONFIGURATION, OutcomeKind.REJECTED_CONFIGURATION),
-    **dict.fromkeys(_TRANSIENT, OutcomeKind.NOT_SENT),
-    # Meta's general errors do not say whether the message was sent. A code that is not listed is UNKNOWN too.
-    **dict.fromkeys((1, 131000, 135000), OutcomeKind.UNKNOWN),
+_SOURCE = "https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes"
+_DESTINATION = (470, 130472, 130497, 131021, 131026, 131030, 131047, 131049, 131050, 131051, 131053)
+# 100 and 131009 are of a wrong parameter, often the recipient; 131008 and 132000 to 132016 of the template.
+_ROUTE = (100, 131008, 131009, 132000, 132001, 132005, 132007, 132008, 132012, 132015, 132016)
+_ACCOUNT = (0, 3, 10, 33, 190, *range(200, 300), 368, 131005, 131031, 131037, 131042, 131045, 133010)
+VERDICTS: Mapping[str, Verdict] = {
+    **verdicts(OutcomeKind.REJECTED_DESTINATION, Subject.DESTINATION, *_DESTINATION, source=_SOURCE),
+    **verdicts(OutcomeKind.REJECTED_CONFIGURATION, Subject.ROUTE, *_ROUTE, source=_SOURCE),
+    **verdicts(OutcomeKind.REJECTED_CONFIGURATION, Subject.ACCOUNT, *_ACCOUNT, source=_SOURCE),
+    **verdicts(OutcomeKind.NOT_SENT, Subject.DESTINATION, 131056, source=_SOURCE),
+    **verdicts(OutcomeKind.NOT_SENT, Subject.ACCOUNT, 4, 80007, 130429, 131048, 131057, source=_SOURCE),
+    **verdicts(OutcomeKind.NOT_SENT, Subject.PROVIDER, 2, 131016, source=_SOURCE),
+    # Meta's general errors do not say whether the message was sent.
+    **verdicts(OutcomeKind.UNKNOWN, Subject.PROVIDER, 1, 131000, 135000, source=_SOURCE),
 }
+"""By `error.code`, whatever the title. A code that is not listed is judged by the HTTP status."""
 _PAIR_LIMIT = 131056
 _PAIR_LIMIT_SECONDS = 6.0
 
@@ -102,11 +102,14 @@ class WhatsApp:
     def _outcome(self, reply: Reply) -> Outcome:
         body = reply.body or {}
         error = body.get("error")
+        by_status = verdict_of_status(reply.status)
         if isinstance(error, dict) and isinstance(code := error.get("code"), int):
             retry_after = _PAIR_LIMIT_SECONDS if code == _PAIR_LIMIT else reply.retry_after_seconds
-            return Outcome(_KINDS.get(code, OutcomeKind.UNKNOWN), self.name, "", f"whatsapp_{code}", retry_after)
+            verdict = VERDICTS.get(str(code), by_status)
+            return Outcome(verdict.kind, self.name, "", f"whatsapp_{code}", retry_after, verdict.about)
         messages = body.get("messages")
         first = messages[0] if isinstance(messages, list) and messages else None
         if error is None and isinstance(first, dict) and (provider_id := message_id(first.get("id"))):
             return Outcome(OutcomeKind.ACCEPTED, self.name, sha256(provider_id.encode()).hexdigest())
-        return Outcome(OutcomeKind.UNKNOWN, self.name, failure_reason=f"whatsapp_http_{reply.status}")
+        reason = f"whatsapp_http_{reply.status}"
+        return Outcome(by_status.kind, self.name, "", reason, reply.retry_after_seconds, by_status.about)

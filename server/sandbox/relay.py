@@ -21,6 +21,7 @@ _REPLIES = {
     "DATA": "354 go ahead",
     "CONTENT": "250 2.0.0 queued",
     "RSET": "250 2.0.0 ok",
+    "QUIT": "221 2.0.0 bye",
 }
 
 
@@ -49,6 +50,11 @@ class Relay:
         self.port = 0
         self.delay_seconds = 0.0
         """Before the reply to the final dot."""
+        self.maximum_connections = 1_000_000
+        """Further ones are refused with 421."""
+        self.mails_per_session = 1_000_000
+        """After which MAIL is refused with 421."""
+        self.open = self.most_open = self.refused = self.quits = 0
         self._next: defaultdict[str, deque[str]] = defaultdict(deque)
         self._reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._server: asyncio.Server | None = None
@@ -56,6 +62,10 @@ class Relay:
     def play(self, step: str, *replies: str) -> None:
         """Answer this step with these replies, DROP or HANG, in this order; then with the usual reply again."""
         self._next[step].extend(replies)
+
+    def has_played(self, step: str) -> bool:
+        """Whether every planned reply to this step was given."""
+        return not self._next[step]
 
     async def reached(self, step: str) -> None:
         """Return once a client has reached this step."""
@@ -75,25 +85,40 @@ class Relay:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.open >= self.maximum_connections:
+            self.refused += 1
+            self.play("GREETING", "421 4.7.0 too many connections")
         self.connections += 1
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):  # the client disconnected, or was disconnected
                 await self._converse(reader, writer)
         finally:  # also when the event loop ends meanwhile
+            self.open -= 1
             writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._reply("GREETING", reader, writer)
+        if (await self._reply("GREETING", reader, writer)).startswith("421"):
+            return
         envelope: list[str] = []
         began = time.monotonic()
+        left = self.mails_per_session
         while True:
             line = (await reader.readuntil(b"\r\n")).decode().strip()
             verb = line[:4].upper()
+            if verb == "QUIT":
+                self.quits += 1
             if verb == "MAIL":
+                left -= 1
+                if left < 0:
+                    self.play("MAIL", "421 4.7.0 too many mails in this session")
                 envelope, began = [], began or time.monotonic()
             if verb in {"MAIL", "RCPT"}:
                 envelope.append(line)
             reply = await self._reply(verb, reader, writer)
+            if reply[:3] in {"221", "421"}:
+                return
             if verb == "DATA" and reply.startswith("354"):
                 content = await reader.readuntil(b"\r\n.\r\n")
                 await asyncio.sleep(self.delay_seconds)

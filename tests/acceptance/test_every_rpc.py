@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -14,6 +15,7 @@ from pulsa.error.v1.error_reason_pb2 import ErrorReason
 from pulsa.errors import PulsaError
 
 from server.api.permissions import ALL_PERMISSIONS, PERMISSIONS
+from server.otps.crypto import Crypto
 from server.sandbox.stripe.webhooks import sign
 from tests.acceptance.deployment import WEBHOOK_SECRET, Deployment
 from tests.callers import RPCS, reason_of, refusal_of
@@ -21,7 +23,7 @@ from tests.unit.api.test_validation_rules import requests
 from tests.valid_requests import valid_fields, valid_request
 
 PERMISSION_OF = {rpc: permission for rpcs in PERMISSIONS.values() for rpc, permission in rpcs.items()}
-FOR_NO_ORGANIZATION = {"RecordStripeEvent"}
+FOR_NO_ORGANIZATION = {"RecordStripeEvent", "ReportMail"}
 NOT_FOUND = {"top_up_id": "TOP_UP_NOT_FOUND", "otp_id": "OTP_NOT_FOUND", "delivery_id": "DELIVERY_NOT_FOUND"}
 # Every value of these fields is well-formed.
 NEVER_MALFORMED = {"credits", "validate_only", "compact", "wrong_code_as_result"}
@@ -81,6 +83,14 @@ async def send_and_verify(pulsa: Deployment) -> dict[str, Message]:
         "GetOtp": await pulsa.call("GetOtp", otp_id=otp_id),
         "ListOtps": await pulsa.call("ListOtps"),
         "ReportDelivery": await pulsa.call("ReportDelivery", delivery_id=delivery_id, status=3),
+        "ReportMail": await pulsa.call(
+            "ReportMail",
+            mail_token=Crypto({"test": b"k" * 32}, digest_secrets={"test": b"k" * 32}).mail_token(UUID(delivery_id)),
+            status=3,
+            suppression_reason=2,
+        ),
+        "ListSuppressions": await pulsa.call("ListSuppressions"),
+        "LiftSuppression": await pulsa.call("LiftSuppression", destination={"email": "jane@mail.example"}),
         "GetUsage": await pulsa.call("GetUsage", start_date=today, end_date=today),
         "EraseDestination": await pulsa.call("EraseDestination", destination={"sms": "+6281234567890"}),
     }

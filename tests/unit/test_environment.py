@@ -38,6 +38,22 @@ def test_environment_variables_override_a_commands_defaults_and_empty_ones_do_no
     assert own == {"environment": "development", "log": {"level": "warning", "format": "console"}}
 
 
+def test_the_senders_domain_is_sent_as_punycode() -> None:
+    settings = load_settings({"PULSA_SMTP_SENDER": "no-reply@bücher.example"})
+
+    assert settings.smtp.sender == "no-reply@xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize(
+    "sender", ["no reply@pulsa.example", "Pulsa <no-reply@pulsa.example>", "jürgen@pulsa.example", "pulsa.example"]
+)
+def test_a_sender_that_is_no_address_ends_the_start_with_one_line(sender: str) -> None:
+    with pytest.raises(SettingsError, match=r"PULSA_SMTP_SENDER: .*must be an address") as refused:
+        load_settings({"PULSA_SMTP_SENDER": sender})
+
+    assert "\n" not in str(refused.value)
+
+
 def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("sk_test_file\n")

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -20,6 +21,8 @@ from server.otps.delivery.outcomes import Outcomes
 from server.otps.otp import OtpStatus
 from server.providers.provider import Channel, Outcome, OutcomeKind, Provider
 
+_LAST_OUTCOMES_SECONDS: Final = 5.0
+"""How long a drain waits for the outcomes of the calls that it cancelled."""
 FRESH_FOR: Final = timedelta(seconds=1)
 """A job that waited longer has its lease renewed before it is sent."""
 
@@ -47,17 +50,20 @@ class Dispatcher:
         queue: int,
         clock: Clock,
         fresh_for: timedelta = FRESH_FOR,
+        long_calls: Collection[Channel] = (),
     ) -> None:
         """`queue` is the longest length of the queue.
 
         A job that waited longer than `fresh_for` has its lease renewed before it is sent, and is not sent when another
-        replica has taken it over. `fresh_for` must be shorter than any lease.
+        replica has taken it over. `fresh_for` must be shorter than any lease. The calls of the channels in `long_calls`
+        may outlast a lease, which is renewed meanwhile.
         """
         self._providers = providers
         self._crypto = crypto
         self._outcomes = outcomes
         self._queue_limit = queue
         self._fresh_for = fresh_for
+        self._long_calls = long_calls
         self._clock = clock
         self._free_slots = concurrency
         self._full_batch = concurrency / 2  # results that are stored without lingering
@@ -95,6 +101,15 @@ class Dispatcher:
         except TimeoutError:
             _log.warning("deliveries left in the outbox", count=len(self._queue))
         self._queue_limit = 0
+        self._queue.clear()
+        await self._cancel()
+        if self._results:
+            # A cancelled call whose message may have been sent ends with an outcome: no other replica may repeat it.
+            self._start(self._record)
+            await asyncio.wait(self._tasks, timeout=min(timeout_seconds, _LAST_OUTCOMES_SECONDS))
+            await self._cancel()
+
+    async def _cancel(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -144,12 +159,25 @@ class Dispatcher:
                 if renewed is None:
                     return None
                 job = renewed
+            if job.send.recipient.channel in self._long_calls:
+                return await self._deliver_long(job)
             return DeliveryResult(job, await self._deliver(job))
         except (DatabaseUnavailable, AccountBusy) as error:
             _log.warning("a delivery was left in the outbox", reason=error.reason)
         except Exception as error:  # noqa: BLE001 - a worker must survive any job; the delivery stays in the outbox
             _log.error("a delivery job failed", trace=safe_traceback(error))
         return None
+
+    async def _deliver_long(self, job: DeliveryJob) -> DeliveryResult:
+        """As `_deliver`; the lease is renewed while the call lives."""
+        call = asyncio.create_task(self._deliver(job))
+        try:
+            while not (await asyncio.wait([call], timeout=self._outcomes.lease.total_seconds() / 3))[0]:
+                with suppress(DatabaseUnavailable, AccountBusy):  # the next turn tries again
+                    job = await self._outcomes.renew(job) or job
+        except asyncio.CancelledError:
+            call.cancel()  # it returns an outcome nevertheless when the message may have been sent
+        return DeliveryResult(job, await call)
 
     async def _deliver(self, job: DeliveryJob) -> Outcome:
         if (status := job.otp_status(self._clock())) is not OtpStatus.PENDING:

@@ -17,6 +17,7 @@ from server.otps.otp import (
     DELIVERY_COLUMNS,
     OTP_COLUMNS,
     Delivery,
+    DeliveryStatus,
     Otp,
     OtpKey,
     OtpRecord,
@@ -179,6 +180,31 @@ async def claim_due(
             ids = [job.send.delivery_id for job in jobs]
             await connection.execute(SQL.set_lease, {**key, "delivery_ids": ids, "lease_expire_time": now + lease})
     return jobs
+
+
+async def find_due_fallbacks(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict[str, list[UUID]]:
+    """Find deliveries of each organization whose fallbacks are due, longest overdue first, `limit` in all."""
+    found: dict[str, list[UUID]] = {}
+    async with acquire(pool) as connection:
+        cursor = await connection.execute(SQL.find_due_fallbacks, {"now": now, "limit": limit})
+        for organization_id, delivery_id in await cursor.fetchall():
+            found.setdefault(organization_id, []).append(delivery_id)
+    return found
+
+
+async def lock_due_fallbacks(
+    connection: Executor, organization_id: str, delivery_ids: Sequence[UUID], *, now: datetime
+) -> list[tuple[DeliveryJob, DeliveryStatus]]:
+    """Lock those deliveries whose fallbacks are still due; returns their jobs, without destination, and statuses."""
+    wanted = {"organization_id": organization_id, "delivery_ids": list(delivery_ids), "now": now}
+    rows = await (await connection.execute(SQL.lock_due_fallbacks, wanted)).fetchall()
+    found = []
+    for row in rows:
+        delivery = delivery_from_row(row[_OUTBOX_COLUMNS:_END_OF_DELIVERY])
+        otp = otp_from_row(row[_END_OF_DELIVERY:])
+        job = stored_job(otp, delivery, "", lease_expire_time=now, read_time=now, fallbacks_sealed=row[0])
+        found.append((job, delivery.status))
+    return found
 
 
 async def renew(

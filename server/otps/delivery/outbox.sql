@@ -49,3 +49,25 @@ WHERE outbox.organization_id = leased.organization_id
     AND otps.otp_id >= %(first_otp_id)s
     AND otps.organization_id = ANY(%(organization_ids)s) -- shard
 RETURNING outbox.organization_id, outbox.delivery_id, otps.status;
+
+-- find_due_fallbacks
+SELECT organization_id, delivery_id
+FROM outbox
+WHERE fall_back_time <= %(now)s
+ORDER BY fall_back_time
+LIMIT %(limit)s;
+
+-- lock_due_fallbacks
+-- Under the account's lock, so that no other replica has them.
+SELECT outbox.fallbacks_sealed, outbox.attempts,
+    {delivery:delivery}, {otp:otp}
+FROM outbox
+JOIN deliveries AS delivery ON delivery.organization_id = outbox.organization_id
+    AND delivery.delivery_id = outbox.delivery_id
+JOIN otps AS otp ON otp.organization_id = outbox.organization_id AND otp.otp_id = outbox.otp_id
+WHERE outbox.organization_id = %(organization_id)s
+    AND delivery.organization_id = %(organization_id)s
+    AND otp.organization_id = %(organization_id)s
+    AND outbox.delivery_id = ANY(%(delivery_ids)s)
+    AND outbox.fall_back_time <= %(now)s
+FOR UPDATE OF outbox;

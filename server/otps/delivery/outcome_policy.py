@@ -10,6 +10,7 @@ from server.errors import RetryLater
 from server.otps.admission import Admitted, Refused, Send, SendLimits, State, admit
 from server.otps.delivery.outbox import DeliveryJob, DeliveryKey
 from server.otps.otp import DeliveryStatus
+from server.otps.recipients import Fallback
 from server.providers.provider import Outcome, OutcomeKind
 
 _STATUSES = {
@@ -87,17 +88,35 @@ def resolve_failed(failed: Sequence[FailedDelivery], state: State, *, now: datet
     cooldown and the organization's rate limit: the caller made one request. A fallback beyond another limit is skipped.
     No fallback is sent when the account cannot pay for it or the OTP is no longer pending.
     """
-    limits = replace(limits, cooldown=timedelta(), sends_per_organization_per_minute=0)
     resolution = Resolution()
     for failure in failed:
         resolution.refunds.append(_refund(failure.result, state, now))
-        for send in failure.fallbacks:
-            (decision,) = admit([send], state, now=now, limits=limits)
-            if isinstance(decision, Admitted):
-                resolution.fallbacks.append(decision)
-            if not isinstance(decision, Refused) or not isinstance(decision.error, RetryLater):
-                break
+        if admitted := admit_fallback(failure.fallbacks, state, now=now, limits=limits):
+            resolution.fallbacks.append(admitted)
     return resolution
+
+
+def admit_fallback(sends: Iterable[Send], state: State, *, now: datetime, limits: SendLimits) -> Admitted | None:
+    """Admit the first of a delivery's fallbacks that can be admitted, as `resolve_failed` says; None without one."""
+    limits = replace(limits, cooldown=timedelta(), sends_per_organization_per_minute=0)
+    for send in sends:
+        (decision,) = admit([send], state, now=now, limits=limits)
+        if isinstance(decision, Admitted):
+            return decision
+        if not isinstance(decision, Refused) or not isinstance(decision.error, RetryLater):
+            break
+    return None
+
+
+def fall_back_time(job: DeliveryJob, fallback: Fallback) -> datetime:
+    """When the next fallback of a delivery that may have been sent is due without a report of a failure.
+
+    The OTP's end when it has no delay of its own: until then a failure may be reported.
+    """
+    admitted = job.admitted
+    if fallback.after_seconds is None:
+        return admitted.expire_time
+    return min(admitted.expire_time, admitted.create_time + timedelta(seconds=fallback.after_seconds))
 
 
 def _refund(result: DeliveryResult, state: State, now: datetime) -> LedgerEntry:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import structlog
 
@@ -17,6 +18,8 @@ from server.otps.delivery.outbox import DeliveryJob, DeliveryKey, job_for
 from server.otps.delivery.outcome_policy import (
     DeliveryResult,
     FailedDelivery,
+    admit_fallback,
+    fall_back_time,
     one_result_per_delivery,
     resolve_failed,
 )
@@ -60,7 +63,7 @@ class Outcomes:
         Without `fallbacks`, none is sent after a failure.
         """
         self._pool = pool
-        self._lease = lease
+        self.lease = lease
         self._recipients = fallbacks.recipients if fallbacks else None
         self._limits = fallbacks.limits if fallbacks else SendLimits()
         self.linger_seconds = batching.linger_seconds
@@ -100,7 +103,7 @@ class Outcomes:
     async def _renew(self, jobs: Sequence[DeliveryJob], *, wait: bool) -> Sequence[DeliveryJob | None]:  # noqa: ARG002
         async def once() -> dict[DeliveryKey, DeliveryJob]:
             async with pipelined_transaction(self._pool) as pipeline:
-                return await outbox.renew(pipeline, jobs, lease=self._lease, now=self._clock())
+                return await outbox.renew(pipeline, jobs, lease=self.lease, now=self._clock())
 
         renewed = await retry_transient(once)
         return [renewed.get(job.key) for job in jobs]
@@ -124,12 +127,72 @@ class Outcomes:
             if failed:
                 fallbacks = await self._fail(pipeline, failed)
             if final:
+                await self._keep_fallbacks(pipeline, [result.job for result in final])
                 keys = _keys([result.job for result in final])
                 await pipeline.execute(SQL.remove_from_outbox, keys)
                 await _record_final(pipeline, final, keys, now=now)
             if postponed:
                 await _postpone(pipeline, postponed)
         return fallbacks
+
+    async def _keep_fallbacks(self, pipeline: Pipeline, jobs: Sequence[DeliveryJob]) -> None:
+        """Keep the outbox rows of deliveries that may still need a fallback, until that is due."""
+        with_fallbacks = [job for job in jobs if job.send.fallbacks_sealed is not None]
+        waiting = [(job, time) for job in with_fallbacks if (time := self._fall_back_time(job))]
+        if waiting:
+            values = {**_keys([job for job, _ in waiting]), "fall_back_times": times(time for _, time in waiting)}
+            await pipeline.execute(SQL.keep_fallbacks, values)
+
+    def _fall_back_time(self, job: DeliveryJob) -> datetime | None:
+        """When the next fallback is due if the delivery does not fail; None without a readable one."""
+        if self._recipients is None:
+            return None
+        fallbacks = self._recipients.open_fallbacks(job.send.organization_id, job.send.fallbacks_sealed)
+        return fall_back_time(job, fallbacks[0]) if fallbacks else None
+
+    async def fall_back(self, organization_id: str, delivery_ids: Sequence[UUID]) -> list[DeliveryJob]:
+        """Charge and record the fallbacks of an organization's deliveries that are due.
+
+        For those that a report says have failed, or whose fallback is due after its delay. None is sent when the OTP is
+        not pending any more or the credits do not suffice. Returns their jobs, for the dispatcher. Raises
+        DatabaseUnavailable.
+        """
+
+        async def once() -> list[DeliveryJob]:
+            async with pipelined_transaction(self._pool) as pipeline:
+                return await self._fall_back(pipeline, organization_id, delivery_ids)
+
+        return await retry_transient(once)
+
+    async def _fall_back(
+        self, pipeline: Pipeline, organization_id: str, delivery_ids: Sequence[UUID]
+    ) -> list[DeliveryJob]:
+        accounts = await lock_accounts(pipeline, {organization_id})
+        now = self._clock()
+        due: list[DeliveryJob] = []
+        waiting: list[tuple[DeliveryJob, datetime]] = []
+        for job, status in await outbox.lock_due_fallbacks(pipeline, organization_id, delivery_ids, now=now):
+            time = self._fall_back_time(job)
+            # A report that it was sent came before the provider's answer, and could not read the delay.
+            if status is not DeliveryStatus.FAILED and time and time > now:
+                waiting.append((job, time))
+            else:
+                due.append(job)
+        await _postpone_fallbacks(pipeline, waiting)
+        if due:
+            await pipeline.execute(SQL.remove_fallbacks, _keys(due))
+        fallbacks = [list(self._fallback_sends(job)) for job in due]
+        sends = [send for each in fallbacks for send in each]
+        if not sends:
+            return []
+        state = await read_state(pipeline, sends, since=now - DAY)
+        state.accounts = accounts
+        now = self._clock()
+        admitted = [admit_fallback(each, state, now=now, limits=self._limits) for each in fallbacks]
+        accepted = [one for one in admitted if one]
+        if accepted:
+            await record(pipeline, accepted, state, now=now, lease_expire_time=now + self.lease)
+        return [job_for(one, lease=self.lease) for one in accepted]
 
     def _fallback_sends(self, job: DeliveryJob) -> Iterator[Send]:
         """The fallbacks of a delivery as sends, in order, each with the fallbacks that come after it.
@@ -177,9 +240,9 @@ class Outcomes:
                 resolution.fallbacks,
                 state,
                 now=now,
-                lease_expire_time=now + self._lease,
+                lease_expire_time=now + self.lease,
             )
-        return [job_for(admitted, lease=self._lease) for admitted in resolution.fallbacks]
+        return [job_for(admitted, lease=self.lease) for admitted in resolution.fallbacks]
 
 
 async def _record_leased(
@@ -222,6 +285,12 @@ async def _record_final(
             "now": now,
         },
     )
+
+
+async def _postpone_fallbacks(connection: Executor, waiting: Sequence[tuple[DeliveryJob, datetime]]) -> None:
+    if waiting:
+        values = {**_keys([job for job, _ in waiting]), "fall_back_times": times(time for _, time in waiting)}
+        await connection.execute(SQL.postpone_fallbacks, values)
 
 
 async def _postpone(connection: Executor, postponed: Sequence[tuple[DeliveryResult, datetime]]) -> None:

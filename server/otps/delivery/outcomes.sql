@@ -3,7 +3,35 @@ DELETE FROM outbox
 USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS final (organization_id, delivery_id)
 WHERE outbox.organization_id = final.organization_id
     AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
-    AND outbox.delivery_id = final.delivery_id;
+    AND outbox.delivery_id = final.delivery_id
+    AND outbox.fall_back_time IS NULL;
+
+-- keep_fallbacks
+-- A report may have come before the outcome, and set the time.
+UPDATE outbox
+SET fall_back_time = waiting.fall_back_time, next_attempt_time = 'infinity'
+FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(fall_back_times)s::timestamptz[])
+    AS waiting (organization_id, delivery_id, fall_back_time)
+WHERE outbox.organization_id = waiting.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND outbox.delivery_id = waiting.delivery_id
+    AND outbox.fall_back_time IS NULL;
+
+-- postpone_fallbacks
+UPDATE outbox
+SET fall_back_time = waiting.fall_back_time
+FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(fall_back_times)s::timestamptz[])
+    AS waiting (organization_id, delivery_id, fall_back_time)
+WHERE outbox.organization_id = waiting.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND outbox.delivery_id = waiting.delivery_id;
+
+-- remove_fallbacks
+DELETE FROM outbox
+USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS due (organization_id, delivery_id)
+WHERE outbox.organization_id = due.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND outbox.delivery_id = due.delivery_id;
 
 -- remove_leased
 -- Only while this replica holds the lease: a replica that took over has changed next_attempt_time, and may be sending.

@@ -108,7 +108,10 @@ async def _apply(
             "earlier_changes": Jsonb(delivery.earlier_changes) if delivery.earlier_changes else None,
         },
     )
-    await connection.execute(SQL.remove_from_outbox, key)
+    if status is not DeliveryStatus.DELIVERED:
+        # A periodic job sends the fallback, or looks when it is due.
+        await connection.execute(SQL.fall_back, {**key, "now": now})
+    await connection.execute(SQL.remove_from_outbox, {**key, "keep": status is not DeliveryStatus.DELIVERED})
     if delivery.refunded:
         await append_entry(
             connection,

@@ -26,9 +26,15 @@ SET status = %(status)s, refunded = %(refunded)s, failure_reason = %(failure_rea
     earlier_changes = %(earlier_changes)s
 WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND otp_id >= %(first_otp_id)s;
 
+-- fall_back
+UPDATE outbox
+SET fall_back_time = %(now)s, next_attempt_time = 'infinity'
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s AND fallbacks_sealed IS NOT NULL;
+
 -- remove_from_outbox
 DELETE FROM outbox
-WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s;
+WHERE organization_id = %(organization_id)s AND delivery_id = %(delivery_id)s
+    AND NOT (%(keep)s AND fallbacks_sealed IS NOT NULL);
 
 -- find_deliveries
 SELECT delivery_id

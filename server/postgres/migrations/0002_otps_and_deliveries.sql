@@ -101,6 +101,10 @@ INSERT INTO erased_destinations (last_otp_id) VALUES ('00000000-0000-0000-0000-0
 -- A row for each delivery without a final outcome. It is separate from deliveries so that recording an outcome changes
 -- no index of that large table. next_attempt_time is the lease: the replica that moved it into the future runs the
 -- delivery.
+--
+-- fall_back_time is when the fallbacks of a delivery that was sent, or may have been, are looked at again: for a failure
+-- that is reported later, and after the delay of a fallback. Such a row has next_attempt_time 'infinity', so that no
+-- replica sends the delivery itself again.
 CREATE TABLE outbox (
     organization_id text NOT NULL,
     delivery_id uuid NOT NULL,
@@ -108,11 +112,30 @@ CREATE TABLE outbox (
     fallbacks_sealed bytea,
     attempts smallint NOT NULL DEFAULT 0,
     next_attempt_time timestamptz NOT NULL,
+    fall_back_time timestamptz,
     PRIMARY KEY (organization_id, delivery_id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
 -- Finds due deliveries without reading the outbox, which every replica does each second. Most rows have the same lease: a
 -- new row goes to the index's end, and the rows of a batch share an entry.
 CREATE INDEX outbox_by_time ON outbox (next_attempt_time);
+-- Finds the fallbacks that are due. Rows of deliveries that wait for their outcome are not in it: a send does not write it.
+CREATE INDEX outbox_by_fall_back_time ON outbox (fall_back_time) WHERE fall_back_time IS NOT NULL;
+
+-- Addresses that refused an organization's mail for good, or whose owner complained: it gets no mail of that
+-- organization until then.
+CREATE TABLE suppressions (
+    organization_id text NOT NULL,
+    suppression_id uuid NOT NULL,
+    destination_digest bytea NOT NULL,
+    masked_destination text NOT NULL,
+    reason text NOT NULL,
+    create_time timestamptz NOT NULL,
+    expire_time timestamptz NOT NULL,
+    PRIMARY KEY (organization_id, destination_digest),
+    CONSTRAINT reason_is_known CHECK (reason IN ('BOUNCE', 'COMPLAINT'))
+) WITH (vacuum_truncate = off);
+CREATE INDEX suppressions_by_time ON suppressions (create_time);
+CREATE INDEX suppressions_that_end ON suppressions (expire_time);
 
 -- Wrong guesses per destination, across all its OTPs: the time of each, so that the budget holds for every interval of
 -- its length. With a count per fixed window, an interval across two windows could have nearly twice as many.

@@ -1,7 +1,7 @@
 """Sends and their deliveries between a real PostgreSQL and stand-ins of the providers, each over its own protocol."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from server.clock import utc_now
 from server.credits.ledger import adjust_credits
-from server.jobs import take_over_deliveries
+from server.jobs import send_due_fallbacks, take_over_deliveries
 from server.otps.admission import Admitted, SendLimits, SendOptions
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
@@ -90,6 +90,7 @@ class DeliveryHarness:
     fresh_for: timedelta = timedelta(seconds=1)
     clock: ManualClock = field(default_factory=lambda: ManualClock(datetime.now(UTC)))
     crypto: Crypto = field(default_factory=lambda: Crypto({"first": b"1" * 32}, digest_secrets={"d1": b"2" * 32}))
+    long_calls: Collection[Channel] = ()
     dispatches: bool = True
     """False: nothing that is accepted reaches the dispatcher, and all of it stays in the outbox."""
     recipients: RecipientResolver = field(init=False)
@@ -123,6 +124,7 @@ class DeliveryHarness:
             concurrency=self.concurrency,
             queue=self.queue,
             fresh_for=self.fresh_for,
+            long_calls=self.long_calls,
             clock=self.clock,
         )
 
@@ -153,6 +155,13 @@ class DeliveryHarness:
         )
         await self.idle()
         return taken
+
+    async def fall_back(self, *, after: timedelta = timedelta()) -> int:
+        """Move the clock by `after`, run the job of due fallbacks once and wait for them; returns how many."""
+        self.clock.now += after
+        sent = await send_due_fallbacks(self.pool, self.outcomes, self.dispatcher, now=self.clock())
+        await self.idle()
+        return sent
 
     async def fund(self, credits: int, organization_id: str = ACME) -> None:
         await adjust_credits(

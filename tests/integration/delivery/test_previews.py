@@ -18,6 +18,7 @@ from server.api.otp_service import OtpDependencies, OtpService
 from server.api.validation import compile_validation
 from server.errors import DomainError, InvalidDestination
 from server.otps.admission import SendLimits
+from server.otps.delivery.suppressions import Suppressions
 from server.otps.guess_policy import GuessLimits
 from server.otps.recipients import RawDestination
 from server.otps.send import Preview
@@ -161,6 +162,7 @@ def dependencies_of(harness: DeliveryHarness) -> OtpDependencies:
         cooldown=timedelta(),
         refund_accepted=False,
         free_places=lambda: 1000,
+        suppressions=Suppressions(harness.pool, harness.crypto, period=timedelta(days=30), clock=harness.clock),
     )
 
 

@@ -5,16 +5,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from server.clock import utc_now
-from server.providers.provider import Channel, Message, OutcomeKind
+from server.providers.provider import Channel, Message, OutcomeKind, Subject
 from server.providers.smtp import Smtp, SmtpSettings
 from server.providers.templates import Templates
 from server.sandbox.relay import DROP, HANG, Relay
 from server.settings import Smtp as SmtpGroup
+from tests.waiting import until
 
 MakeMessage = Callable[..., Message]
 
@@ -25,10 +27,9 @@ DESTINATION = OutcomeKind.REJECTED_DESTINATION
 CONFIGURATION = OutcomeKind.REJECTED_CONFIGURATION
 
 
-def settings(port: int, timeout_seconds: float = 5) -> SmtpSettings:
-    return SmtpSettings(
-        "127.0.0.1", "no-reply@pulsa.example", "Pulsa, Inc.", port, "none", timeout_seconds=timeout_seconds
-    )
+def settings(port: int, timeout_seconds: float = 5, **changes: Any) -> SmtpSettings:
+    defaults = {"timeout_seconds": timeout_seconds, "dot_timeout_seconds": timeout_seconds}
+    return SmtpSettings("127.0.0.1", "no-reply@pulsa.example", "Pulsa, Inc.", port, "none", **(defaults | changes))
 
 
 @pytest.fixture
@@ -184,8 +185,8 @@ async def test_a_transient_refusal_at_any_step_is_not_sent(
         ("554", DESTINATION, CONFIGURATION),
         ("530 5.7.0", CONFIGURATION, CONFIGURATION),
         ("535", CONFIGURATION, CONFIGURATION),
-        ("550 5.7.1", CONFIGURATION, CONFIGURATION),
-        ("554 5.7.26", CONFIGURATION, CONFIGURATION),
+        ("550 5.7.1", DESTINATION, CONFIGURATION),
+        ("554 5.7.26", DESTINATION, CONFIGURATION),
         ("550 5.1.8", CONFIGURATION, CONFIGURATION),
         ("553 5.1.7", CONFIGURATION, CONFIGURATION),
     ],
@@ -242,16 +243,118 @@ async def test_concurrent_mails_use_connections_of_their_own(
     assert (relay.connections, len(relay.mails)) == (10, 10)
 
 
-async def test_a_canceled_delivery_closes_its_connection(smtp: Smtp, relay: Relay, message: Message) -> None:
-    relay.play("CONTENT", HANG)
+@pytest.mark.parametrize("step", ["DATA", "CONTENT"])
+async def test_a_canceled_delivery_closes_its_connection_and_is_unknown_after_the_final_dot(
+    smtp: Smtp, relay: Relay, message: Message, step: str
+) -> None:
+    relay.play(step, HANG)
     delivery = asyncio.create_task(smtp.deliver(message))
-    await relay.reached("CONTENT")
+    await relay.reached(step)
+    await asyncio.sleep(0)
     delivery.cancel()
     await asyncio.wait([delivery])
 
-    assert delivery.cancelled()
+    if step == "DATA":
+        assert delivery.cancelled()
+    else:
+        assert (delivery.result().kind, delivery.result().failure_reason) == (OutcomeKind.UNKNOWN, "shutdown")
     assert (await smtp.deliver(message)).kind is OutcomeKind.ACCEPTED
     assert relay.connections == 2
+
+
+async def test_a_relay_may_take_longer_for_the_final_dot_than_for_all_before(
+    relay: Relay, templates: Templates, message: Message
+) -> None:
+    smtp = Smtp(settings(relay.port, 1.0, dot_timeout_seconds=30), templates, clock=utc_now)
+    relay.delay_seconds = 1.2
+
+    outcome = await smtp.deliver(message)
+    await smtp.close()
+
+    assert outcome.kind is OutcomeKind.ACCEPTED
+
+
+async def test_mails_wait_for_one_of_the_connections_that_the_relay_allows(
+    smtp: Smtp, relay: Relay, make_message: MakeMessage
+) -> None:
+    relay.maximum_connections = 10
+
+    outcomes = await asyncio.gather(*(smtp.deliver(make_message(Channel.EMAIL)) for _ in range(200)))
+
+    assert {outcome.kind for outcome in outcomes} == {OutcomeKind.ACCEPTED}
+    assert relay.refused <= 40  # of the first 50; none is asked for again so soon
+    assert len(relay.mails) == 200
+
+
+async def test_the_bound_of_connections_is_kept(relay: Relay, templates: Templates, make_message: MakeMessage) -> None:
+    smtp = Smtp(settings(relay.port, connections=3), templates, clock=utc_now)
+
+    outcomes = await asyncio.gather(*(smtp.deliver(make_message(Channel.EMAIL)) for _ in range(30)))
+    await smtp.close()
+
+    assert {outcome.kind for outcome in outcomes} == {OutcomeKind.ACCEPTED}
+    assert relay.most_open == 3
+
+
+async def test_a_mail_that_gets_no_connection_in_time_says_nothing_of_the_relay(
+    relay: Relay, templates: Templates, make_message: MakeMessage
+) -> None:
+    smtp = Smtp(settings(relay.port, 0.5, connections=1, dot_timeout_seconds=30), templates, clock=utc_now)
+    relay.play("CONTENT", HANG)
+    first = asyncio.create_task(smtp.deliver(make_message(Channel.EMAIL)))
+    await relay.reached("CONTENT")
+
+    outcome = await smtp.deliver(make_message(Channel.EMAIL))
+    first.cancel()
+    await asyncio.wait([first])
+
+    assert (outcome.kind, outcome.failure_reason, outcome.about) == (OutcomeKind.NOT_SENT, "busy", Subject.SESSION)
+    assert (await smtp.deliver(make_message(Channel.EMAIL))).kind is OutcomeKind.ACCEPTED
+    await smtp.close()
+
+
+async def test_a_relay_with_a_limit_of_mails_in_a_session_gets_a_new_session(
+    smtp: Smtp, relay: Relay, message: Message
+) -> None:
+    relay.mails_per_session = 10
+
+    kinds = {(await smtp.deliver(message)).kind for _ in range(35)}
+
+    assert kinds == {OutcomeKind.ACCEPTED}
+    assert (relay.connections, len(relay.mails)) == (4, 35)
+
+
+async def test_a_refusal_on_the_only_connection_is_about_the_provider(
+    smtp: Smtp, relay: Relay, message: Message
+) -> None:
+    relay.play("GREETING", "421 4.7.0 too many connections")
+
+    outcome = await smtp.deliver(message)
+
+    assert (outcome.failure_reason, outcome.about) == ("smtp_421", Subject.PROVIDER)
+
+
+async def test_connections_end_with_quit_when_they_are_idle_and_at_the_end(
+    relay: Relay, templates: Templates, message: Message
+) -> None:
+    smtp = Smtp(settings(relay.port, idle_seconds=0.05), templates, clock=utc_now)
+    await smtp.deliver(message)
+    await until(lambda: relay.quits == 1)
+    await smtp.deliver(message)
+    await smtp.close()
+
+    assert (relay.quits, relay.connections) == (2, 2)
+
+
+async def test_an_error_before_the_mail_has_left_means_not_sent(
+    relay: Relay, templates: Templates, message: Message
+) -> None:
+    smtp = Smtp(replace(settings(relay.port), sender="no-reply@pulsa.exämple"), templates, clock=utc_now)
+
+    outcome = await smtp.deliver(message)
+    await smtp.close()
+
+    assert (outcome.kind, outcome.failure_reason, outcome.about) == (CONFIGURATION, "crashed", Subject.ROUTE)
 
 
 async def test_a_closed_port_means_not_sent(templates: Templates, message: Message) -> None:

@@ -20,7 +20,11 @@ MakeMessage = Callable[..., Message]
 Security = Literal["starttls", "tls", "none"]
 
 
-def login(_server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, given: object) -> AuthResult:
+LOGINS: list[str] = []
+
+
+def login(_server: SMTP, _session: Session, _envelope: Envelope, mechanism: str, given: object) -> AuthResult:
+    LOGINS.append(mechanism)
     return AuthResult(success=isinstance(given, LoginPassword) and given.password == b"right", handled=False)
 
 
@@ -112,6 +116,7 @@ async def test_a_refused_login_is_a_wrong_configuration(
     kind: OutcomeKind,
     reason: str,
 ) -> None:
+    LOGINS.clear()
     async with serving("starttls", self_signed, auth=True) as port:
         settings = SmtpSettings(
             "127.0.0.1", "a@pulsa.example", "", port, "starttls", username, password, self_signed[0], 5
@@ -120,3 +125,4 @@ async def test_a_refused_login_is_a_wrong_configuration(
             outcome = await smtp.deliver(message)
 
     assert (outcome.kind, outcome.failure_reason) == (kind, reason)
+    assert len(LOGINS) == bool(username)  # a wrong password is not tried by a second mechanism

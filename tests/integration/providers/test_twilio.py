@@ -11,8 +11,8 @@ from server.providers.twilio import Twilio, TwilioSettings
 from server.sandbox.providers import Answer, ProvidersSandbox, json_answer, twilio_error
 
 MakeMessage = Callable[..., Message]
-DESTINATION = (21211, 21610, 21612, 21614, 30005, 30006)
-CONFIGURATION = (20003, 21408, 21606, 21608, 30007)
+DESTINATION = (21211, 21265, 21266, 21268, 21610, 21614, 21635, 30005, 30006, 30450)
+CONFIGURATION = (20003, 21408, 21606, 21608, 21612, 21659, 21703, 30007)
 ECHO = "The 'To' number +6281234567890 is not valid for 918273"
 
 
@@ -98,7 +98,7 @@ async def test_a_documented_error_code_decides_whatever_the_http_status(
         *((status, OutcomeKind.UNKNOWN) for status in (200, 500, 502, 503, 504)),
     ],
 )
-@pytest.mark.parametrize("body", ['{"code": 29999}', "<html>+6281234567890</html>", "", "[1]", '{"code": [1]}'])
+@pytest.mark.parametrize("body", ["<html>+6281234567890</html>", "", "[1]", '{"code": [1]}', '{"code": 29999}'])
 async def test_the_http_status_decides_without_a_documented_error_code(
     twilio: Twilio, sandbox: ProvidersSandbox, make_message: MakeMessage, status: int, kind: OutcomeKind, body: str
 ) -> None:
@@ -135,11 +135,14 @@ async def test_a_success_without_a_message_id_is_unknown(
     assert (await twilio.deliver(make_message())).kind is OutcomeKind.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"), [(30005, OutcomeKind.REJECTED_DESTINATION), (39999, OutcomeKind.REJECTED_CONFIGURATION)]
+)
 async def test_a_message_that_is_created_as_failed_is_a_rejection(
-    twilio: Twilio, sandbox: ProvidersSandbox, make_message: MakeMessage
+    twilio: Twilio, sandbox: ProvidersSandbox, make_message: MakeMessage, code: int, kind: OutcomeKind
 ) -> None:
-    sandbox.play("twilio", json_answer({"sid": "SM1", "status": "failed", "error_code": 30005}, status=201))
+    sandbox.play("twilio", json_answer({"sid": "SM1", "status": "failed", "error_code": code}, status=201))
 
     outcome = await twilio.deliver(make_message())
 
-    assert (outcome.kind, outcome.provider_message_id) == (OutcomeKind.REJECTED_DESTINATION, "SM1")
+    assert (outcome.kind, outcome.provider_message_id) == (kind, "SM1")

@@ -78,6 +78,7 @@ async def responses(verifier: FakeVerifier, *codes: str, **fields: Any) -> list[
             cooldown=timedelta(),
             refund_accepted=False,
             free_places=lambda: 1000,
+            suppressions=cast("Any", None),
         )
     )
     call = Call(ANN, math.inf, compile_validation(REQUEST))

@@ -3,10 +3,12 @@
 import asyncio
 from collections import deque
 
-from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.provider import Message, Outcome, OutcomeKind, Subject
 
 ACCEPTED = Outcome(OutcomeKind.ACCEPTED, "double", "id-1")
-NO_SUCH_NUMBER = Outcome(OutcomeKind.REJECTED_DESTINATION, "double", failure_reason="twilio_21211")
+NO_SUCH_NUMBER = Outcome(
+    OutcomeKind.REJECTED_DESTINATION, "double", failure_reason="twilio_21211", about=Subject.DESTINATION
+)
 MISCONFIGURED = Outcome(OutcomeKind.REJECTED_CONFIGURATION, "double", failure_reason="twilio_20003")
 DOWN = Outcome(OutcomeKind.NOT_SENT, "double", failure_reason="unreachable")
 LOST = Outcome(OutcomeKind.UNKNOWN, "double", failure_reason="timeout")

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from server.clock import utc_now
 from server.providers.guard import BreakerSettings, Guard, GuardSettings
-from server.providers.provider import Message, Outcome, OutcomeKind
+from server.providers.provider import Message, Outcome, OutcomeKind, Subject
 from tests.unit.providers.provider_double import (
     ACCEPTED,
     DOWN,
@@ -118,15 +118,26 @@ async def test_only_failures_in_a_row_count(between: Outcome, make_message: Make
     assert provider.calls == 7
 
 
-@pytest.mark.parametrize("reason", ["twilio_21408", "whatsapp_132001", "whatsapp_131056"])
-async def test_refusals_of_one_country_or_template_do_not_open_the_breaker(
-    reason: str, make_message: MakeMessage
+@pytest.mark.parametrize("about", Subject)
+async def test_only_outcomes_about_the_account_or_the_provider_open_the_breaker(
+    about: Subject, make_message: MakeMessage
 ) -> None:
-    provider = ProviderDouble(*[Outcome(OutcomeKind.REJECTED_CONFIGURATION, "double", failure_reason=reason)] * 9)
+    provider = ProviderDouble(*[Outcome(OutcomeKind.NOT_SENT, "double", failure_reason="x", about=about)] * 9)
 
     await send(guard(provider), make_message(), times=10)
 
-    assert provider.calls == 10
+    assert provider.calls == (3 if about in {Subject.ACCOUNT, Subject.PROVIDER} else 10)
+
+
+async def test_an_outcome_about_a_session_neither_counts_nor_shows_that_the_provider_works(
+    make_message: MakeMessage,
+) -> None:
+    lost = Outcome(OutcomeKind.NOT_SENT, "double", failure_reason="smtp_421", about=Subject.SESSION)
+    provider = ProviderDouble(DOWN, lost, DOWN, lost, DOWN)
+
+    refused = await send(guard(provider), make_message(), times=6)
+
+    assert (refused.failure_reason, provider.calls) == ("circuit_open", 5)
 
 
 async def test_a_spam_limit_opens_the_breaker_at_once_for_its_retry_after(make_message: MakeMessage) -> None:

@@ -15,6 +15,7 @@ from pulsa.error.v1 import error_reason_pb2 as _error_reason_pb2
 from pulsa.otp.v1 import delivery_pb2 as _delivery_pb2
 from pulsa.otp.v1 import destination_pb2 as _destination_pb2
 from pulsa.otp.v1 import otp_pb2 as _otp_pb2
+from pulsa.otp.v1 import suppression_pb2 as _suppression_pb2
 from pulsa.otp.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -891,6 +892,172 @@ class ReportDeliveryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportDeliveryResponse: _TypeAlias = ReportDeliveryResponse  # noqa: Y015
+
+@_typing.final
+class ReportMailRequest(_message.Message):
+    """See OtpService.ReportMail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAIL_TOKEN_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    SUPPRESSION_REASON_FIELD_NUMBER: _builtins.int
+    mail_token: _builtins.str
+    """The mail's header Pulsa-Delivery: 39 letters and digits."""
+    status: _delivery_pb2.DeliveryStatus.ValueType
+    """SENT, DELIVERED or FAILED; DELIVERED for a complaint."""
+    failure_reason: _builtins.str
+    """Why it FAILED, an identifier such as "smtp_5_1_1": at most 64 letters, digits and "_"; empty otherwise."""
+    suppression_reason: _suppression_pb2.SuppressionReason.ValueType
+    """BOUNCE or COMPLAINT suppresses the address; unspecified for any other report."""
+    def __init__(
+        self,
+        *,
+        mail_token: _builtins.str = ...,
+        status: _delivery_pb2.DeliveryStatus.ValueType = ...,
+        failure_reason: _builtins.str = ...,
+        suppression_reason: _suppression_pb2.SuppressionReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_reason", b"failure_reason", "mail_token", b"mail_token", "status", b"status", "suppression_reason", b"suppression_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportMailRequest: _TypeAlias = ReportMailRequest  # noqa: Y015
+
+@_typing.final
+class ReportMailResponse(_message.Message):
+    """See OtpService.ReportMail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def delivery(self) -> _delivery_pb2.Delivery:
+        """The delivery after the report."""
+
+    def __init__(
+        self,
+        *,
+        delivery: _delivery_pb2.Delivery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportMailResponse: _TypeAlias = ReportMailResponse  # noqa: Y015
+
+@_typing.final
+class ListSuppressionsRequest(_message.Message):
+    """See OtpService.ListSuppressions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    page_size: _builtins.int
+    """At most this many: 0 to 500, where 0 means 50."""
+    page_token: _builtins.str
+    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSuppressionsRequest: _TypeAlias = ListSuppressionsRequest  # noqa: Y015
+
+@_typing.final
+class ListSuppressionsResponse(_message.Message):
+    """See OtpService.ListSuppressions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUPPRESSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty on the last page."""
+    @_builtins.property
+    def suppressions(self) -> _containers.RepeatedCompositeFieldContainer[_suppression_pb2.Suppression]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        suppressions: _abc.Iterable[_suppression_pb2.Suppression] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "suppressions", b"suppressions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSuppressionsResponse: _TypeAlias = ListSuppressionsResponse  # noqa: Y015
+
+@_typing.final
+class LiftSuppressionRequest(_message.Message):
+    """See OtpService.LiftSuppression."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    @_builtins.property
+    def destination(self) -> _destination_pb2.Destination:
+        """The address; must be set."""
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        destination: _destination_pb2.Destination | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiftSuppressionRequest: _TypeAlias = LiftSuppressionRequest  # noqa: Y015
+
+@_typing.final
+class LiftSuppressionResponse(_message.Message):
+    """See OtpService.LiftSuppression."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIFTED_FIELD_NUMBER: _builtins.int
+    lifted: _builtins.bool
+    """True when it was suppressed."""
+    def __init__(
+        self,
+        *,
+        lifted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifted", b"lifted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiftSuppressionResponse: _TypeAlias = LiftSuppressionResponse  # noqa: Y015
 
 @_typing.final
 class GetUsageRequest(_message.Message):

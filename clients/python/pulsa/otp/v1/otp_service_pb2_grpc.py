@@ -93,6 +93,21 @@ class OtpServiceStub:
                 request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportDeliveryRequest.SerializeToString,
                 response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportDeliveryResponse.FromString,
                 _registered_method=True)
+        self.ReportMail = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/ReportMail',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportMailRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportMailResponse.FromString,
+                _registered_method=True)
+        self.ListSuppressions = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/ListSuppressions',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSuppressionsRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSuppressionsResponse.FromString,
+                _registered_method=True)
+        self.LiftSuppression = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/LiftSuppression',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.LiftSuppressionRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.LiftSuppressionResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/pulsa.otp.v1.OtpService/GetUsage',
                 request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetUsageRequest.SerializeToString,
@@ -199,6 +214,28 @@ class OtpServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportMail(self, request, context):
+        """Applies a report about a mail, whose organization only the mail's token tells. A bounce is refunded, and a bounce or
+        a complaint suppresses the address for that organization. Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSuppressions(self, request, context):
+        """Lists an organization's suppressed addresses, newest first. Permission `otp.read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LiftSuppression(self, request, context):
+        """Lets mail go to an address again. Idempotent. Permission `otp.send`. Errors: INVALID_DESTINATION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
         """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
         Permission `otp.read`.
@@ -272,6 +309,21 @@ def add_OtpServiceServicer_to_server(servicer, server):
                     servicer.ReportDelivery,
                     request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportDeliveryRequest.FromString,
                     response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportDeliveryResponse.SerializeToString,
+            ),
+            'ReportMail': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportMail,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportMailRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportMailResponse.SerializeToString,
+            ),
+            'ListSuppressions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSuppressions,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSuppressionsRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSuppressionsResponse.SerializeToString,
+            ),
+            'LiftSuppression': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiftSuppression,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.LiftSuppressionRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.LiftSuppressionResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -541,6 +593,87 @@ class OtpService:
             '/pulsa.otp.v1.OtpService/ReportDelivery',
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportDeliveryRequest.SerializeToString,
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportDeliveryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportMail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/ReportMail',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportMailRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ReportMailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSuppressions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/ListSuppressions',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSuppressionsRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSuppressionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiftSuppression(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/LiftSuppression',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.LiftSuppressionRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.LiftSuppressionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,14 @@ class OtpServiceStub:
     come in any order: a late one changes nothing.
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
+    ReportMail: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ReportMailRequest, _otp_service_pb2.ReportMailResponse]
+    """Applies a report about a mail, whose organization only the mail's token tells. A bounce is refunded, and a bounce or
+    a complaint suppresses the address for that organization. Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
+    """
+    ListSuppressions: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ListSuppressionsRequest, _otp_service_pb2.ListSuppressionsResponse]
+    """Lists an organization's suppressed addresses, newest first. Permission `otp.read`."""
+    LiftSuppression: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.LiftSuppressionRequest, _otp_service_pb2.LiftSuppressionResponse]
+    """Lets mail go to an address again. Idempotent. Permission `otp.send`. Errors: INVALID_DESTINATION."""
     GetUsage: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]
     """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
     Permission `otp.read`.
@@ -165,6 +173,14 @@ class OtpServiceAsyncStub(OtpServiceStub):
     come in any order: a late one changes nothing.
     Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
     """
+    ReportMail: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ReportMailRequest, _otp_service_pb2.ReportMailResponse]  # type: ignore[assignment]
+    """Applies a report about a mail, whose organization only the mail's token tells. A bounce is refunded, and a bounce or
+    a complaint suppresses the address for that organization. Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
+    """
+    ListSuppressions: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ListSuppressionsRequest, _otp_service_pb2.ListSuppressionsResponse]  # type: ignore[assignment]
+    """Lists an organization's suppressed addresses, newest first. Permission `otp.read`."""
+    LiftSuppression: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.LiftSuppressionRequest, _otp_service_pb2.LiftSuppressionResponse]  # type: ignore[assignment]
+    """Lets mail go to an address again. Idempotent. Permission `otp.send`. Errors: INVALID_DESTINATION."""
     GetUsage: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetUsageRequest, _otp_service_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Returns sends, credits and verified OTPs per day and channel, also of days whose OTPs were removed since.
     Permission `otp.read`.
@@ -294,6 +310,32 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         come in any order: a late one changes nothing.
         Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
         """
+
+    @_abc_1.abstractmethod
+    def ReportMail(
+        self,
+        request: _otp_service_pb2.ReportMailRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.ReportMailResponse, _abc.Awaitable[_otp_service_pb2.ReportMailResponse]]:
+        """Applies a report about a mail, whose organization only the mail's token tells. A bounce is refunded, and a bounce or
+        a complaint suppresses the address for that organization. Permission `otp.report`. Errors: DELIVERY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSuppressions(
+        self,
+        request: _otp_service_pb2.ListSuppressionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.ListSuppressionsResponse, _abc.Awaitable[_otp_service_pb2.ListSuppressionsResponse]]:
+        """Lists an organization's suppressed addresses, newest first. Permission `otp.read`."""
+
+    @_abc_1.abstractmethod
+    def LiftSuppression(
+        self,
+        request: _otp_service_pb2.LiftSuppressionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.LiftSuppressionResponse, _abc.Awaitable[_otp_service_pb2.LiftSuppressionResponse]]:
+        """Lets mail go to an address again. Idempotent. Permission `otp.send`. Errors: INVALID_DESTINATION."""
 
     @_abc_1.abstractmethod
     def GetUsage(
