@@ -4,10 +4,11 @@ import json
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
+from decimal import Decimal
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 KEY_BYTES = 32
 """Length of each key."""
@@ -54,6 +55,14 @@ class Group(BaseModel):
     """A group of related settings; immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class FixedTax(Group):
+    """A tax rate that was made at Stripe."""
+
+    id: str = Field(min_length=1, description="id of the tax rate")
+    percent: Decimal = Field(gt=0, lt=100, description="its percentage")
+    inclusive: bool = Field(description="whether the price includes it")
 
 
 def key_bytes(name: str, value: str) -> bytes:

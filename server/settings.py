@@ -13,6 +13,7 @@ from server.setting_types import (
     ADDRESS,
     MAXIMUM_DIGEST_KEYS,
     AreAreas,
+    FixedTax,
     Group,
     IsDatabase,
     Json,
@@ -283,7 +284,9 @@ class Stripe(Group):
     api_version: str | None = Field(
         default=None, description="Stripe-Version header, for preview features; unset: the SDK's version"
     )
-    account_id: str | None = Field(default=None, description="account that events must belong to; unset: not checked")
+    account_id: str | None = Field(
+        default=None, description="account of the API key; an event that names another is rejected; unset: any other"
+    )
     timeout_seconds: float = Field(
         default=10,
         gt=0,
@@ -302,6 +305,17 @@ class Stripe(Group):
     )
     trust_out_of_band: bool = Field(
         default=False, description="add credits for invoices that a person marked as paid in Stripe (paid out of band)"
+    )
+    freeze_disputed: bool = Field(
+        default=False, description="take back what is left of a disputed top-up's credits until the dispute is won"
+    )
+    tax_rates: Annotated[dict[str, FixedTax], Json] = Field(
+        default={},
+        description='tax rates made at Stripe, such as {"IDR": {"id": "txr_…", "percent": "11", "inclusive": false}}',
+    )
+    automatic_tax: Literal["off", "exclusive", "inclusive"] = Field(
+        default="off",
+        description="Stripe computes the tax of currencies without a rate from the billing address of CreateTopUp",
     )
     payment_methods: Annotated[dict[str, tuple[str, ...]], Json] = Field(
         default={},

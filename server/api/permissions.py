@@ -9,6 +9,7 @@ from typing import Final
 BALANCE_READ: Final = "balance.read"
 SUBSCRIBE: Final = "subscribe"
 CREDITS_ADJUST: Final = "credits.adjust"
+TOP_UPS_RESOLVE: Final = "top_ups.resolve"
 LEDGER_AUDIT: Final = "ledger.audit"
 STRIPE_RELAY: Final = "stripe.relay"
 OTP_SEND: Final = "otp.send"
@@ -26,6 +27,7 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "GetTopUp": BALANCE_READ,
         "ListTopUps": BALANCE_READ,
         "CancelTopUp": SUBSCRIBE,
+        "ResolveTopUp": TOP_UPS_RESOLVE,
         "ListLedgerEntries": BALANCE_READ,
         "UpdateAlerts": SUBSCRIBE,
         "AdjustCredits": CREDITS_ADJUST,

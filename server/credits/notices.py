@@ -83,6 +83,8 @@ def write_mail(notice: Notice) -> tuple[str, str]:
         case "PAYMENT_CONFIRMED":
             charge_unit = CURRENCIES[details["currency_code"]].charge_unit
             total = f"{details['currency_code']} {Decimal(details['total']).quantize(charge_unit):,}"
+            if tax := Decimal(details.get("tax", 0)):
+                total += f" (tax included: {tax:,.2f})"
             text = f"""Thank you. Your payment of {total} for invoice {details["invoice_number"]} has arrived.
 
 {details["credits"]:,} credits were added to {notice.organization_id}, which now has {available}.

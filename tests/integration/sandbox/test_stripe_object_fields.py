@@ -14,7 +14,10 @@ CLASSES: dict[str, type[stripe.StripeObject]] = {
     "account": stripe.Account,
     "charge": stripe.Charge,
     "credit_note": stripe.CreditNote,
+    "cash_balance": stripe.CashBalance,
     "customer": stripe.Customer,
+    "customer_balance_transaction": stripe.CustomerBalanceTransaction,
+    "discount": stripe.Discount,
     "dispute": stripe.Dispute,
     "event": stripe.Event,
     "invoice": stripe.Invoice,
@@ -23,6 +26,8 @@ CLASSES: dict[str, type[stripe.StripeObject]] = {
     "line_item": stripe.InvoiceLineItem,
     "list": stripe.ListObject,
     "refund": stripe.Refund,
+    "tax_id": stripe.TaxId,
+    "tax_rate": stripe.TaxRate,
     "webhook_endpoint": stripe.WebhookEndpoint,
 }
 LIST_FIELDS = {"object", "data", "has_more", "url", "total_count"}
@@ -69,13 +74,25 @@ async def one_of_each(harness: StripeHarness) -> list[dict[str, Any]]:
     invoice = await harness.open()
     for action in ("pay", "refund", "dispute", "credit_note"):
         await harness.act(invoice, action)
+    customers = harness.client().v1.customers
+    await customers.tax_ids.create_async(str(invoice.customer), {"type": "id_npwp", "value": "12.345.678.9-012.345"})
+    await harness.client().v1.tax_rates.create_async({"display_name": "PPN", "percentage": 11, "inclusive": False})
+    for action, options in (
+        ("set_customer_balance", {"amount": 5}),
+        ("set_coupon", {"percent": "5"}),
+        ("transfer", {"amount": 5}),
+    ):
+        await harness.act(invoice, action, **options)
+    customer = await customers.update_async(
+        str(invoice.customer), {"expand": ["invoice_credit_balance", "cash_balance"]}
+    )
     await harness.open()
     await harness.draft()
     account = await harness.client().v1.accounts.retrieve_current_async()
     expanded = await harness.fetch(invoice, expand=("payments", "amount_paid_off_stripe", "customer"))
     kept = [thing for kind in KINDS for thing in harness.sandbox.account.objects[kind].values()]
     assert {thing["object"] for thing in kept} == set(KINDS)
-    return [*kept, account.to_dict(), expanded.to_dict()]
+    return [*kept, account.to_dict(), expanded.to_dict(), customer.to_dict()]
 
 
 def unknown_fields(thing: dict[str, Any], cls: type[stripe.StripeObject] | None = None, path: str = "") -> list[str]:

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from pulsa.credit.v1 import address_pb2 as pulsa_dot_credit_dot_v1_dot_address__pb2
 from pulsa.credit.v1 import balance_pb2 as pulsa_dot_credit_dot_v1_dot_balance__pb2
 from pulsa.credit.v1 import ledger_entry_pb2 as pulsa_dot_credit_dot_v1_dot_ledger__entry__pb2
 from pulsa.credit.v1 import money_pb2 as pulsa_dot_credit_dot_v1_dot_money__pb2
@@ -30,65 +31,69 @@ from pulsa.credit.v1 import pricing_pb2 as pulsa_dot_credit_dot_v1_dot_pricing__
 from pulsa.credit.v1 import top_up_pb2 as pulsa_dot_credit_dot_v1_dot_top__up__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pulsa/credit/v1/credit_service.proto\x12\x0fpulsa.credit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/balance.proto\x1a\"pulsa/credit/v1/ledger_entry.proto\x1a\x1bpulsa/credit/v1/money.proto\x1a\x1dpulsa/credit/v1/pricing.proto\x1a\x1cpulsa/credit/v1/top_up.proto\",\n\x11GetBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13WatchBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"A\n\x14WatchBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\",\n\x11GetPricingRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetPricingResponse\x12)\n\x07pricing\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Pricing\"T\n\x11QuoteTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\xcd\x01\n\x12QuoteTopUpResponse\x12*\n\nunit_price\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12(\n\x08subtotal\x18\x02 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12#\n\x03tax\x18\x03 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12\x15\n\rtax_estimated\x18\x05 \x01(\x08\"\x96\x01\n\x12\x43reateTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12\x15\n\rcurrency_code\x18\x04 \x01(\t\x12\x15\n\rbilling_email\x18\x05 \x01(\t\x12\x14\n\x0c\x62illing_name\x18\x06 \x01(\t\"=\n\x13\x43reateTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"=\n\x0fGetTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\":\n\x10GetTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\x83\x01\n\x11ListTopUpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.pulsa.credit.v1.TopUpStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x12ListTopUpsResponse\x12\'\n\x07top_ups\x18\x01 \x03(\x0b\x32\x16.pulsa.credit.v1.TopUp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x12\x43\x61ncelTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\"=\n\x13\x43\x61ncelTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"Z\n\x18ListLedgerEntriesRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x19ListLedgerEntriesResponse\x12\x34\n\x0eledger_entries\x18\x01 \x03(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x13UpdateAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\"\n\x15low_balance_threshold\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x61lert_email\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x18\n\x16_low_balance_thresholdB\x0e\n\x0c_alert_email\"V\n\x14UpdateAlertsResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\x12\x13\n\x0b\x61lert_email\x18\x02 \x01(\t\"k\n\x14\x41\x64justCreditsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64just_credits\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"v\n\x15\x41\x64justCreditsResponse\x12\x32\n\x0cledger_entry\x18\x01 \x01(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13VerifyLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"}\n\x14VerifyLedgerResponse\x12\r\n\x05holds\x18\x01 \x01(\x08\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x03(\t\x12/\n\x0bverify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x18RecordStripeEventRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\t\"@\n\x19RecordStripeEventResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x32\xc1\t\n\rCreditService\x12U\n\nGetBalance\x12\".pulsa.credit.v1.GetBalanceRequest\x1a#.pulsa.credit.v1.GetBalanceResponse\x12]\n\x0cWatchBalance\x12$.pulsa.credit.v1.WatchBalanceRequest\x1a%.pulsa.credit.v1.WatchBalanceResponse0\x01\x12U\n\nGetPricing\x12\".pulsa.credit.v1.GetPricingRequest\x1a#.pulsa.credit.v1.GetPricingResponse\x12U\n\nQuoteTopUp\x12\".pulsa.credit.v1.QuoteTopUpRequest\x1a#.pulsa.credit.v1.QuoteTopUpResponse\x12X\n\x0b\x43reateTopUp\x12#.pulsa.credit.v1.CreateTopUpRequest\x1a$.pulsa.credit.v1.CreateTopUpResponse\x12O\n\x08GetTopUp\x12 .pulsa.credit.v1.GetTopUpRequest\x1a!.pulsa.credit.v1.GetTopUpResponse\x12U\n\nListTopUps\x12\".pulsa.credit.v1.ListTopUpsRequest\x1a#.pulsa.credit.v1.ListTopUpsResponse\x12X\n\x0b\x43\x61ncelTopUp\x12#.pulsa.credit.v1.CancelTopUpRequest\x1a$.pulsa.credit.v1.CancelTopUpResponse\x12j\n\x11ListLedgerEntries\x12).pulsa.credit.v1.ListLedgerEntriesRequest\x1a*.pulsa.credit.v1.ListLedgerEntriesResponse\x12[\n\x0cUpdateAlerts\x12$.pulsa.credit.v1.UpdateAlertsRequest\x1a%.pulsa.credit.v1.UpdateAlertsResponse\x12^\n\rAdjustCredits\x12%.pulsa.credit.v1.AdjustCreditsRequest\x1a&.pulsa.credit.v1.AdjustCreditsResponse\x12[\n\x0cVerifyLedger\x12$.pulsa.credit.v1.VerifyLedgerRequest\x1a%.pulsa.credit.v1.VerifyLedgerResponse\x12j\n\x11RecordStripeEvent\x12).pulsa.credit.v1.RecordStripeEventRequest\x1a*.pulsa.credit.v1.RecordStripeEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pulsa/credit/v1/credit_service.proto\x12\x0fpulsa.credit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/address.proto\x1a\x1dpulsa/credit/v1/balance.proto\x1a\"pulsa/credit/v1/ledger_entry.proto\x1a\x1bpulsa/credit/v1/money.proto\x1a\x1dpulsa/credit/v1/pricing.proto\x1a\x1cpulsa/credit/v1/top_up.proto\",\n\x11GetBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13WatchBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"A\n\x14WatchBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\",\n\x11GetPricingRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetPricingResponse\x12)\n\x07pricing\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Pricing\"T\n\x11QuoteTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\xcd\x01\n\x12QuoteTopUpResponse\x12*\n\nunit_price\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12(\n\x08subtotal\x18\x02 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12#\n\x03tax\x18\x03 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12\x15\n\rtax_estimated\x18\x05 \x01(\x08\"\xee\x01\n\x12\x43reateTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12\x15\n\rcurrency_code\x18\x04 \x01(\t\x12\x15\n\rbilling_email\x18\x05 \x01(\t\x12\x14\n\x0c\x62illing_name\x18\x06 \x01(\t\x12\x31\n\x0f\x62illing_address\x18\x07 \x01(\x0b\x32\x18.pulsa.credit.v1.Address\x12\x13\n\x0btax_id_type\x18\x08 \x01(\t\x12\x0e\n\x06tax_id\x18\t \x01(\t\"=\n\x13\x43reateTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"=\n\x0fGetTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\":\n\x10GetTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\x83\x01\n\x11ListTopUpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.pulsa.credit.v1.TopUpStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x12ListTopUpsResponse\x12\'\n\x07top_ups\x18\x01 \x03(\x0b\x32\x16.pulsa.credit.v1.TopUp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x12\x43\x61ncelTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\"=\n\x13\x43\x61ncelTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"~\n\x13ResolveTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x17\n\x0fresolve_credits\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\">\n\x14ResolveTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"Z\n\x18ListLedgerEntriesRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x19ListLedgerEntriesResponse\x12\x34\n\x0eledger_entries\x18\x01 \x03(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x13UpdateAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\"\n\x15low_balance_threshold\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x61lert_email\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x18\n\x16_low_balance_thresholdB\x0e\n\x0c_alert_email\"V\n\x14UpdateAlertsResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\x12\x13\n\x0b\x61lert_email\x18\x02 \x01(\t\"k\n\x14\x41\x64justCreditsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64just_credits\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"v\n\x15\x41\x64justCreditsResponse\x12\x32\n\x0cledger_entry\x18\x01 \x01(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13VerifyLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"}\n\x14VerifyLedgerResponse\x12\r\n\x05holds\x18\x01 \x01(\x08\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x03(\t\x12/\n\x0bverify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x18RecordStripeEventRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\t\"@\n\x19RecordStripeEventResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x32\x9e\n\n\rCreditService\x12U\n\nGetBalance\x12\".pulsa.credit.v1.GetBalanceRequest\x1a#.pulsa.credit.v1.GetBalanceResponse\x12]\n\x0cWatchBalance\x12$.pulsa.credit.v1.WatchBalanceRequest\x1a%.pulsa.credit.v1.WatchBalanceResponse0\x01\x12U\n\nGetPricing\x12\".pulsa.credit.v1.GetPricingRequest\x1a#.pulsa.credit.v1.GetPricingResponse\x12U\n\nQuoteTopUp\x12\".pulsa.credit.v1.QuoteTopUpRequest\x1a#.pulsa.credit.v1.QuoteTopUpResponse\x12X\n\x0b\x43reateTopUp\x12#.pulsa.credit.v1.CreateTopUpRequest\x1a$.pulsa.credit.v1.CreateTopUpResponse\x12O\n\x08GetTopUp\x12 .pulsa.credit.v1.GetTopUpRequest\x1a!.pulsa.credit.v1.GetTopUpResponse\x12U\n\nListTopUps\x12\".pulsa.credit.v1.ListTopUpsRequest\x1a#.pulsa.credit.v1.ListTopUpsResponse\x12X\n\x0b\x43\x61ncelTopUp\x12#.pulsa.credit.v1.CancelTopUpRequest\x1a$.pulsa.credit.v1.CancelTopUpResponse\x12[\n\x0cResolveTopUp\x12$.pulsa.credit.v1.ResolveTopUpRequest\x1a%.pulsa.credit.v1.ResolveTopUpResponse\x12j\n\x11ListLedgerEntries\x12).pulsa.credit.v1.ListLedgerEntriesRequest\x1a*.pulsa.credit.v1.ListLedgerEntriesResponse\x12[\n\x0cUpdateAlerts\x12$.pulsa.credit.v1.UpdateAlertsRequest\x1a%.pulsa.credit.v1.UpdateAlertsResponse\x12^\n\rAdjustCredits\x12%.pulsa.credit.v1.AdjustCreditsRequest\x1a&.pulsa.credit.v1.AdjustCreditsResponse\x12[\n\x0cVerifyLedger\x12$.pulsa.credit.v1.VerifyLedgerRequest\x1a%.pulsa.credit.v1.VerifyLedgerResponse\x12j\n\x11RecordStripeEvent\x12).pulsa.credit.v1.RecordStripeEventRequest\x1a*.pulsa.credit.v1.RecordStripeEventResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pulsa.credit.v1.credit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETBALANCEREQUEST']._serialized_start=247
-  _globals['_GETBALANCEREQUEST']._serialized_end=291
-  _globals['_GETBALANCERESPONSE']._serialized_start=293
-  _globals['_GETBALANCERESPONSE']._serialized_end=356
-  _globals['_WATCHBALANCEREQUEST']._serialized_start=358
-  _globals['_WATCHBALANCEREQUEST']._serialized_end=404
-  _globals['_WATCHBALANCERESPONSE']._serialized_start=406
-  _globals['_WATCHBALANCERESPONSE']._serialized_end=471
-  _globals['_GETPRICINGREQUEST']._serialized_start=473
-  _globals['_GETPRICINGREQUEST']._serialized_end=517
-  _globals['_GETPRICINGRESPONSE']._serialized_start=519
-  _globals['_GETPRICINGRESPONSE']._serialized_end=582
-  _globals['_QUOTETOPUPREQUEST']._serialized_start=584
-  _globals['_QUOTETOPUPREQUEST']._serialized_end=668
-  _globals['_QUOTETOPUPRESPONSE']._serialized_start=671
-  _globals['_QUOTETOPUPRESPONSE']._serialized_end=876
-  _globals['_CREATETOPUPREQUEST']._serialized_start=879
-  _globals['_CREATETOPUPREQUEST']._serialized_end=1029
-  _globals['_CREATETOPUPRESPONSE']._serialized_start=1031
-  _globals['_CREATETOPUPRESPONSE']._serialized_end=1092
-  _globals['_GETTOPUPREQUEST']._serialized_start=1094
-  _globals['_GETTOPUPREQUEST']._serialized_end=1155
-  _globals['_GETTOPUPRESPONSE']._serialized_start=1157
-  _globals['_GETTOPUPRESPONSE']._serialized_end=1215
-  _globals['_LISTTOPUPSREQUEST']._serialized_start=1218
-  _globals['_LISTTOPUPSREQUEST']._serialized_end=1349
-  _globals['_LISTTOPUPSRESPONSE']._serialized_start=1351
-  _globals['_LISTTOPUPSRESPONSE']._serialized_end=1437
-  _globals['_CANCELTOPUPREQUEST']._serialized_start=1439
-  _globals['_CANCELTOPUPREQUEST']._serialized_end=1503
-  _globals['_CANCELTOPUPRESPONSE']._serialized_start=1505
-  _globals['_CANCELTOPUPRESPONSE']._serialized_end=1566
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=1568
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=1658
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=1660
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=1766
-  _globals['_UPDATEALERTSREQUEST']._serialized_start=1769
-  _globals['_UPDATEALERTSREQUEST']._serialized_end=1919
-  _globals['_UPDATEALERTSRESPONSE']._serialized_start=1921
-  _globals['_UPDATEALERTSRESPONSE']._serialized_end=2007
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=2009
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=2116
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=2118
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=2236
-  _globals['_VERIFYLEDGERREQUEST']._serialized_start=2238
-  _globals['_VERIFYLEDGERREQUEST']._serialized_end=2284
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=2286
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=2411
-  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_start=2413
-  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_end=2475
-  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_start=2477
-  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_end=2541
-  _globals['_CREDITSERVICE']._serialized_start=2544
-  _globals['_CREDITSERVICE']._serialized_end=3761
+  _globals['_GETBALANCEREQUEST']._serialized_start=278
+  _globals['_GETBALANCEREQUEST']._serialized_end=322
+  _globals['_GETBALANCERESPONSE']._serialized_start=324
+  _globals['_GETBALANCERESPONSE']._serialized_end=387
+  _globals['_WATCHBALANCEREQUEST']._serialized_start=389
+  _globals['_WATCHBALANCEREQUEST']._serialized_end=435
+  _globals['_WATCHBALANCERESPONSE']._serialized_start=437
+  _globals['_WATCHBALANCERESPONSE']._serialized_end=502
+  _globals['_GETPRICINGREQUEST']._serialized_start=504
+  _globals['_GETPRICINGREQUEST']._serialized_end=548
+  _globals['_GETPRICINGRESPONSE']._serialized_start=550
+  _globals['_GETPRICINGRESPONSE']._serialized_end=613
+  _globals['_QUOTETOPUPREQUEST']._serialized_start=615
+  _globals['_QUOTETOPUPREQUEST']._serialized_end=699
+  _globals['_QUOTETOPUPRESPONSE']._serialized_start=702
+  _globals['_QUOTETOPUPRESPONSE']._serialized_end=907
+  _globals['_CREATETOPUPREQUEST']._serialized_start=910
+  _globals['_CREATETOPUPREQUEST']._serialized_end=1148
+  _globals['_CREATETOPUPRESPONSE']._serialized_start=1150
+  _globals['_CREATETOPUPRESPONSE']._serialized_end=1211
+  _globals['_GETTOPUPREQUEST']._serialized_start=1213
+  _globals['_GETTOPUPREQUEST']._serialized_end=1274
+  _globals['_GETTOPUPRESPONSE']._serialized_start=1276
+  _globals['_GETTOPUPRESPONSE']._serialized_end=1334
+  _globals['_LISTTOPUPSREQUEST']._serialized_start=1337
+  _globals['_LISTTOPUPSREQUEST']._serialized_end=1468
+  _globals['_LISTTOPUPSRESPONSE']._serialized_start=1470
+  _globals['_LISTTOPUPSRESPONSE']._serialized_end=1556
+  _globals['_CANCELTOPUPREQUEST']._serialized_start=1558
+  _globals['_CANCELTOPUPREQUEST']._serialized_end=1622
+  _globals['_CANCELTOPUPRESPONSE']._serialized_start=1624
+  _globals['_CANCELTOPUPRESPONSE']._serialized_end=1685
+  _globals['_RESOLVETOPUPREQUEST']._serialized_start=1687
+  _globals['_RESOLVETOPUPREQUEST']._serialized_end=1813
+  _globals['_RESOLVETOPUPRESPONSE']._serialized_start=1815
+  _globals['_RESOLVETOPUPRESPONSE']._serialized_end=1877
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=1879
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=1969
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=1971
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=2077
+  _globals['_UPDATEALERTSREQUEST']._serialized_start=2080
+  _globals['_UPDATEALERTSREQUEST']._serialized_end=2230
+  _globals['_UPDATEALERTSRESPONSE']._serialized_start=2232
+  _globals['_UPDATEALERTSRESPONSE']._serialized_end=2318
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=2320
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=2427
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=2429
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=2547
+  _globals['_VERIFYLEDGERREQUEST']._serialized_start=2549
+  _globals['_VERIFYLEDGERREQUEST']._serialized_end=2595
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=2597
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=2722
+  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_start=2724
+  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_end=2786
+  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_start=2788
+  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_end=2852
+  _globals['_CREDITSERVICE']._serialized_start=2855
+  _globals['_CREDITSERVICE']._serialized_end=4165
 # @@protoc_insertion_point(module_scope)
