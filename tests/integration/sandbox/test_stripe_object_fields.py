@@ -48,6 +48,11 @@ async def test_every_field_that_the_sdk_declares_as_required_is_served(harness: 
         assert missing_fields(thing) == []
 
 
+async def test_every_value_has_the_type_that_the_sdk_declares(harness: StripeHarness) -> None:
+    for thing in await one_of_each(harness):
+        assert wrong_values(thing) == []
+
+
 async def test_an_invoice_has_none_of_the_fields_that_were_removed_with_version_basil(harness: StripeHarness) -> None:
     invoice = await harness.fetch(await harness.open())
 
@@ -115,6 +120,24 @@ def missing_fields(thing: dict[str, Any]) -> list[str]:
     hints = typing.get_type_hints(cls, localns=TypeNames())
     required = [name for name, hint in hints.items() if not name.startswith("_") and not is_optional(hint)]
     return [f"{cls.__name__}.{name}" for name in required if name != "OBJECT_NAME" and thing.get(name) is None]
+
+
+def wrong_values(thing: dict[str, Any]) -> list[str]:
+    """Fields whose value is of no type that the class declares; only of fields that hold plain values."""
+    cls = CLASSES[thing["object"]]
+    hints = typing.get_type_hints(cls, localns=TypeNames())
+    return [
+        f"{cls.__name__}.{name}={thing[name]!r}" for name in thing.keys() & hints if not fits(thing[name], hints[name])
+    ]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    plain = {int, str, bool, float, type(None)}
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Union:
+        return any(fits(value, option) for option in typing.get_args(hint))
+    return type(value) is hint if hint in plain else type(value) not in plain - {str}
 
 
 def is_optional(hint: Any) -> bool:

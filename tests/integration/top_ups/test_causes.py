@@ -1,12 +1,15 @@
-"""Why Stripe did not do a call: the words in the log, and the rights that `doctor` tries one by one."""
+"""Why Stripe did not do a call: the words in the log, and what `doctor` tries one by one."""
 
+import json
 from typing import Any
 
 import pytest
 
+from server.cli import doctor
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeUnavailable
-from tests.integration.top_ups.driver import API_KEY, TopUpDriver
+from server.environment import load_settings
+from tests.integration.top_ups.driver import API_KEY, TopUpDriver, tax_rate
 
 _MISSING = "The key does not have the required permissions. Having the 'rak_invoice_read' permission would allow this."
 
@@ -63,3 +66,26 @@ async def test_a_rejected_key_is_no_missing_right(driver: TopUpDriver) -> None:
     with pytest.raises(StripeUnavailable, match="api_key_rejected"):
         await stripe_client.find_missing_rights()
     await stripe_client.close()
+
+
+async def test_doctor_checks_the_version_the_account_the_taxes_and_the_webhook_url(driver: TopUpDriver) -> None:
+    rate = await tax_rate(driver)
+    good = {
+        "PULSA_STRIPE_API_KEY": API_KEY,
+        "PULSA_STRIPE_BASE_URL": driver.sandbox.url,
+        "PULSA_STRIPE_WEBHOOK_SECRETS": "whsec_a, whsec_b",
+        "PULSA_STRIPE_TAX_RATES": json.dumps({"IDR": {"id": rate.rate_id, "percent": "11", "inclusive": False}}),
+    }
+    for changes, complaint in [
+        ({}, "…/stripe/webhook"),
+        ({"PULSA_STRIPE_API_VERSION": "2024-12-18.acacia"}, "PULSA_STRIPE_API_VERSION: must be 2025-03-31"),
+        ({"PULSA_STRIPE_ACCOUNT_ID": "acct_other"}, "PULSA_STRIPE_ACCOUNT_ID"),
+        ({"PULSA_STRIPE_TAX_RATES": good["PULSA_STRIPE_TAX_RATES"].replace("11", "12")}, "PULSA_STRIPE_TAX_RATES"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            await doctor._ask_stripe(load_settings(good | changes))
+    driver.sandbox.set_webhook_url("https://pulsa.example/stripe/webhook")
+    assert "https://pulsa.example/stripe/webhook" in await doctor._ask_stripe(load_settings(good))
+    await driver.inject_fault("GET /v1/disputes", "refuse", status=403)
+    with pytest.raises(ValueError, match="PULSA_STRIPE_API_KEY: lacks the right to read disputes"):
+        await doctor._ask_stripe(load_settings(good))

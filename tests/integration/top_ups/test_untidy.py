@@ -1,13 +1,16 @@
 """Customer balances, partial payments, tax, disputes and resolutions: what people do at Stripe besides paying."""
 
 import json
+import sys
+import typing
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from uuid import uuid4
 
 import pytest
+import stripe
 
 from server.credits.ledger import LedgerEntryKind, list_entries
 from server.credits.stripe.invoices import AutomaticTax, BalanceTransaction, replay_balance
@@ -21,6 +24,7 @@ from server.errors import (
     TopUpPartlyPaid,
 )
 from server.postgres.pool import acquire
+from server.sandbox.stripe.operations import find_operation
 from server.sandbox.stripe.webhooks import sign
 from tests.integration.top_ups.driver import ACME, SECRET, TopUpDriver, tax_rate
 from tests.waiting import until
@@ -277,6 +281,39 @@ async def test_a_coupon_of_the_customer_is_not_inherited(driver: TopUpDriver) ->
     await driver.invoice_action(paid, "set_coupon", percent="50")
     second = await driver.buy()
     assert (second.status, second.invoice_total) == (_S.OPEN, 2 * _75_000)
+
+
+async def test_every_parameter_of_a_taxed_purchase_is_declared_by_the_sdk(driver: TopUpDriver) -> None:
+    await _use_terms(
+        driver, automatic_tax=AutomaticTax(inclusive=True), payment_method_types={"IDR": ("id_bank_transfer",)}
+    )
+    for _ in range(2):
+        await driver.cancel(await driver.buy(billing_address=_ADDRESS, tax_id={"type": "id_npwp", "value": "12"}))
+    names = set()
+    for request in (await driver.control("GET /requests?method=POST"))["requests"]:
+        found = find_operation("POST", request["path"])
+        assert found
+        name = found[0].sdk_parameters
+        assert undeclared(request["parameters"], getattr(stripe.params, name)) == []
+        names.add(name)
+    assert {"CustomerCreateParams", "CustomerUpdateParams", "InvoiceCreateParams", "InvoiceItemCreateParams"} <= names
+
+
+def undeclared(parameters: dict[str, Any], declared: Any) -> list[str]:
+    """The names in parameters, and in those within them, that the SDK's types do not declare."""
+    # The names that the SDK imports for type checkers only, and those of its own types.
+    names = {**vars(typing), "StripeContext": Any, **vars(stripe.params), **vars(sys.modules[declared.__module__])}
+    hints = get_type_hints(declared, localns=names)
+    unknown = [name for name in parameters if name not in hints]
+    for name, value in parameters.items():
+        inner = [each for each in _parts(hints.get(name)) if hasattr(each, "__required_keys__")]
+        if isinstance(value, dict) and inner:
+            unknown += undeclared(value, inner[0])
+    return unknown
+
+
+def _parts(hint: Any) -> list[Any]:
+    return [hint, *(part for option in get_args(hint) for part in _parts(option))]
 
 
 # Disputes
