@@ -110,7 +110,8 @@ class TopUps:
         Raises TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, BalanceAboveMaximum,
         CustomerBalanceUnsettled, BillingAddressMissing, RequestIdReused.
         """
-        if self._store.terms.automatic_tax and not purchase.billing_address:
+        has_rate = purchase.currency_code in self._store.terms.tax_rates
+        if self._store.terms.automatic_tax and not has_rate and not purchase.billing_address:
             raise BillingAddressMissing
 
         async def once() -> TopUp:
