@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     stripe.add_reconcile_arguments(
         add("reconcile", stripe.reconcile, "compare Stripe's invoices with the top-ups, or process an event again")
     )
+    stripe.add_resolve_arguments(
+        add("resolve-top-up", stripe.resolve_top_up, "end a top-up that needs a person: add credits, or close it")
+    )
     stripe.add_endpoint_arguments(
         add("stripe-endpoint", stripe.stripe_endpoint, "create or correct Stripe's webhook endpoint of the sidecar")
     )

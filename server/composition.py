@@ -25,6 +25,7 @@ from server.credits.ledger import AuditKeys
 from server.credits.pricing import Pricing, load_pricing
 from server.credits.stripe.client import Failpoint, StripeClient
 from server.credits.stripe.inbox import StripeInbox
+from server.credits.stripe.invoices import AutomaticTax, TaxRate
 from server.credits.top_ups.service import TopUps
 from server.credits.top_ups.state_machine import TopUpTerms
 from server.credits.top_ups.store import TopUpStore
@@ -207,6 +208,14 @@ def open_credits(
         expire_grace=timedelta(hours=settings.stripe.expire_grace_hours),
         trust_out_of_band=settings.stripe.trust_out_of_band,
         payment_method_types=settings.stripe.payment_methods,
+        tax_rates={
+            currency: TaxRate(rate.id, rate.percent, rate.inclusive)
+            for currency, rate in settings.stripe.tax_rates.items()
+        },
+        automatic_tax=None
+        if settings.stripe.automatic_tax == "off"
+        else AutomaticTax(inclusive=settings.stripe.automatic_tax == "inclusive"),
+        freeze_disputed=settings.stripe.freeze_disputed,
         lease=timedelta(seconds=settings.stripe.lease_seconds),
         memory=shared.memory,
     )

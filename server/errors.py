@@ -5,6 +5,7 @@ DomainError
 ├── RequestIdReused, RequestIdExpired
 ├── InsufficientCredits, BalanceAboveMaximum
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
+├── TopUpPartlyPaid, TopUpNotResolvable, CustomerBalanceUnsettled, BillingAddressMissing
 ├── StripeEventInvalid
 ├── InvalidDestination, DestinationBlocked, DestinationUnreadable, ChannelNotConfigured
 ├── WrongCode, OtpExpired, OtpCanceled, OtpAlreadyVerified, OtpAttemptsExhausted, OtpNotFound, DeliveryNotFound
@@ -155,6 +156,32 @@ class TopUpNotCancelable(DomainError, code=StatusCode.FAILED_PRECONDITION):
     """Only an unpaid top-up can be canceled."""
 
     status: str
+
+
+class TopUpPartlyPaid(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """A part of the invoice is paid: pay the rest, or let an operator resolve the top-up."""
+
+
+@dataclass(eq=False)
+class TopUpNotResolvable(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """The top-up needs no decision, or not this many credits."""
+
+    status: str
+    maximum_credits: int
+
+
+@dataclass(eq=False)
+class CustomerBalanceUnsettled(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """The customer's balance at Stripe must be settled before another invoice."""
+
+    why: str
+    """customer_owes, customer_balance_not_paid or rest_below_minimum_charge."""
+    customer_url: str
+    """The page of Stripe's dashboard where an operator settles it."""
+
+
+class BillingAddressMissing(DomainError, code=StatusCode.INVALID_ARGUMENT):
+    """The tax cannot be computed without the billing address."""
 
 
 class TopUpNotFound(DomainError, code=StatusCode.NOT_FOUND):

@@ -4,6 +4,7 @@ import json
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from email_validator import EmailNotValidError, validate_email
@@ -95,6 +96,14 @@ class Group(BaseModel):
     """A group of related settings; immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class FixedTax(Group):
+    """A tax rate that was made at Stripe."""
+
+    id: str = Field(min_length=1, description="id of the tax rate")
+    percent: Decimal = Field(gt=0, lt=100, description="its percentage")
+    inclusive: bool = Field(description="whether the price includes it")
 
 
 def key_bytes(name: str, value: str) -> bytes:

@@ -15,6 +15,7 @@ from server.setting_types import (
     MAXIMUM_DIGEST_KEYS,
     AreAreas,
     ArePrefixes,
+    FixedTax,
     Group,
     HeaderValue,
     IsDatabase,
@@ -323,7 +324,9 @@ class Stripe(Group):
     api_version: str | None = Field(
         default=None, description="Stripe-Version header, for preview features; unset: the SDK's version"
     )
-    account_id: str | None = Field(default=None, description="account that events must belong to; unset: not checked")
+    account_id: str | None = Field(
+        default=None, description="account of the API key; an event that names another is rejected; unset: any other"
+    )
     timeout_seconds: float = Field(
         default=10,
         gt=0,
@@ -342,6 +345,17 @@ class Stripe(Group):
     )
     trust_out_of_band: bool = Field(
         default=False, description="add credits for invoices that a person marked as paid in Stripe (paid out of band)"
+    )
+    freeze_disputed: bool = Field(
+        default=False, description="take back what is left of a disputed top-up's credits until the dispute is won"
+    )
+    tax_rates: Annotated[dict[str, FixedTax], Json] = Field(
+        default={},
+        description='tax rates made at Stripe, such as {"IDR": {"id": "txr_…", "percent": "11", "inclusive": false}}',
+    )
+    automatic_tax: Literal["off", "exclusive", "inclusive"] = Field(
+        default="off",
+        description="Stripe computes the tax of currencies without a rate from the billing address of CreateTopUp",
     )
     payment_methods: Annotated[dict[str, tuple[str, ...]], Json] = Field(
         default={},

@@ -147,10 +147,9 @@ def suppression_message(suppression: Suppression) -> suppression_pb2.Suppression
 
 def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
     """Convert the fields of a top-up that callers may see."""
-    total, paid = top_up.total if top_up.invoice_total is None else top_up.invoice_total, None
-    if top_up.status is TopUpStatus.PAID:
-        paid = total
-    remaining = total - (paid or 0) if paid or top_up.status in UNFINISHED | PAYABLE else None
+    total = top_up.total if top_up.invoice_total is None else top_up.invoice_total
+    is_payable = top_up.status in UNFINISHED | PAYABLE | {TopUpStatus.PAID}
+    remaining = total if top_up.amount_remaining is None else top_up.amount_remaining
 
     def amount(value: Decimal | None) -> money_pb2.Money | None:
         return None if value is None else money(Money(top_up.currency_code, value))
@@ -162,10 +161,10 @@ def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
         credits=top_up.credits,
         unit_price=amount(top_up.unit_price),
         subtotal=amount(top_up.total),
-        tax=None if top_up.invoice_total is None else amount(total - top_up.total),
+        tax=amount(top_up.tax),
         total=amount(total),
-        amount_paid=amount(paid),
-        amount_remaining=amount(remaining),
+        amount_paid=amount(top_up.amount_paid or None),
+        amount_remaining=amount(remaining) if is_payable else None,
         hosted_invoice_url=top_up.hosted_invoice_url,
         invoice_pdf_url=top_up.invoice_pdf_url,
         invoice_number=top_up.invoice_number,
@@ -176,6 +175,11 @@ def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
         failure_reason=top_up.failure_reason,
         flags=[_TOP_UP_FLAGS[flag] for flag in top_up.flags],
         created_by=top_up.created_by,
+        frozen_credits=top_up.frozen_credits,
+        resolved_credits=top_up.resolved_credits,
+        resolve_reason=top_up.resolve_reason,
+        resolved_by=top_up.resolved_by,
+        resolve_time=timestamp(top_up.resolve_time),
     )
 
 

@@ -3,9 +3,8 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
-from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
@@ -33,7 +32,7 @@ from server.credits.ledger import AuditKeys, LedgerEntry, adjust_credits, list_e
 from server.credits.pricing import Pricing
 from server.credits.stripe.inbox import StripeInbox
 from server.credits.top_ups.service import Purchase, TopUps
-from server.credits.top_ups.state_machine import TopUp
+from server.credits.top_ups.state_machine import Resolution, TopUp
 from server.postgres.pool import Pool, acquire
 
 # ruff: noqa: N802 - a method is named as its rpc
@@ -92,10 +91,14 @@ class CreditService:
 
     async def QuoteTopUp(self, request: pb.QuoteTopUpRequest, _: Call) -> pb.QuoteTopUpResponse:
         """Return what CreateTopUp would charge."""
-        quote = self._dependencies.pricing.quote(credits=request.credits, currency_code=request.currency_code)
-        total = money(quote.total)
-        none = money(replace(quote.total, amount=Decimal(0)))
-        return pb.QuoteTopUpResponse(unit_price=money(quote.unit_price), subtotal=total, tax=none, total=total)
+        quoted = self._dependencies.top_ups.quote(credits=request.credits, currency_code=request.currency_code)
+        return pb.QuoteTopUpResponse(
+            unit_price=money(quoted.quote.unit_price),
+            subtotal=money(quoted.quote.total),
+            tax=money(quoted.tax),
+            total=money(quoted.total_with_tax),
+            tax_estimated=quoted.is_estimated,
+        )
 
     async def CreateTopUp(self, request: pb.CreateTopUpRequest, call: Call) -> pb.CreateTopUpResponse:
         """Create a top-up and return it, with its invoice when Stripe answers in time."""
@@ -106,6 +109,8 @@ class CreditService:
             currency_code=request.currency_code,
             billing_email=request.billing_email,
             billing_name=request.billing_name,
+            billing_address={field.name: value for field, value in request.billing_address.ListFields()},
+            tax_id={"type": request.tax_id_type, "value": request.tax_id} if request.tax_id else {},
         )
         top_up = await self._dependencies.top_ups.create(
             purchase, created_by=call.caller.subject, wait_seconds=self._wait_seconds(call)
@@ -139,6 +144,14 @@ class CreditService:
             request.organization_id, UUID(request.top_up_id), wait_seconds=self._wait_seconds(call)
         )
         return pb.CancelTopUpResponse(top_up=top_up_message(top_up))
+
+    async def ResolveTopUp(self, request: pb.ResolveTopUpRequest, call: Call) -> pb.ResolveTopUpResponse:
+        """End a top-up that needs a person."""
+        resolution = Resolution(
+            UUID(request.request_id), request.resolve_credits, request.reason, resolved_by=call.caller.subject
+        )
+        top_up = await self._dependencies.top_ups.resolve(request.organization_id, UUID(request.top_up_id), resolution)
+        return pb.ResolveTopUpResponse(top_up=top_up_message(top_up))
 
     async def ListLedgerEntries(self, request: pb.ListLedgerEntriesRequest, _: Call) -> pb.ListLedgerEntriesResponse:
         """Return one page of ledger entries, newest first."""

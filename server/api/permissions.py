@@ -12,6 +12,7 @@ BALANCE_READ: Final = "balance.read"
 SUBSCRIBE: Final = "subscribe"
 ORGANIZATION_SUSPEND: Final = "organization.suspend"
 CREDITS_ADJUST: Final = "credits.adjust"
+TOP_UPS_RESOLVE: Final = "top_ups.resolve"
 LEDGER_AUDIT: Final = "ledger.audit"
 STRIPE_RELAY: Final = "stripe.relay"
 OTP_SEND: Final = "otp.send"
@@ -30,6 +31,7 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "GetTopUp": BALANCE_READ,
         "ListTopUps": BALANCE_READ,
         "CancelTopUp": SUBSCRIBE,
+        "ResolveTopUp": TOP_UPS_RESOLVE,
         "ListLedgerEntries": BALANCE_READ,
         "GetAlerts": SUBSCRIBE,
         "UpdateAlerts": SUBSCRIBE,

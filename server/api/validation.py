@@ -150,6 +150,15 @@ RULES: Final[Mapping[str, Rule]] = {
     "currency_code": _matches("[A-Z]{3}", "three upper-case letters"),
     "billing_email": Rule(f"an e-mail address of at most {_MAXIMUM_EMAIL_LENGTH} characters", _is_email),
     "billing_name": _text(0, 120),
+    "country": _matches("[A-Z]{2}", "two upper-case letters"),
+    "line1": _text(0, 200),
+    "line2": _text(0, 200),
+    "city": _text(0, 100),
+    "state": _text(0, 100),
+    "postal_code": _text(0, 20),
+    "tax_id_type": _matches("[a-z_]{0,30}", 'at most 30 lower-case letters and "_"'),
+    "tax_id": _text(0, 50),
+    "resolve_credits": _whole(0, _MAXIMUM_CREDITS, "0 to 1000000000"),
     "low_balance_threshold": _whole(0, _MAXIMUM_CREDITS, "0 to 1000000000"),
     "alert_email": Rule(
         f"an e-mail address of at most {_MAXIMUM_EMAIL_LENGTH} characters, or empty",
@@ -218,6 +227,10 @@ WHOLE_REQUEST: Final[Mapping[str, tuple[str, Rule]]] = {
     "SendOtpRequest": (
         "sms_app_hash",
         Rule("empty when web_otp_domain is set", lambda request: not (request.sms_app_hash and request.web_otp_domain)),
+    ),
+    "CreateTopUpRequest": (
+        "tax_id",
+        Rule("set with tax_id_type, or empty", lambda request: bool(request.tax_id) == bool(request.tax_id_type)),
     ),
     "GetUsageRequest": (
         "end_date",

@@ -17,6 +17,7 @@ from server.cli.database import existing_database
 from server.clock import DatabaseClock, utc_now
 from server.composition import area_policy, check_lease, open_stripe, required, signing_secrets
 from server.credits.pricing import load_pricing
+from server.credits.stripe.client import OLDEST_API_VERSION
 from server.credits.stripe.errors import StripeCallError
 from server.environment import SettingsError, load_settings, variables
 from server.otps.destinations import library_time
@@ -141,17 +142,32 @@ async def _ask_stripe(settings: Settings) -> str:
     stripe_client = open_stripe(settings)
     try:
         account = await stripe_client.account()
-        endpoints = await stripe_client.list_webhook_endpoints()
+        missing = await stripe_client.find_missing_rights()
+        endpoints = [] if "read webhook endpoints" in missing else await stripe_client.list_webhook_endpoints()
+        unknown = [
+            rate.id
+            for rate in settings.stripe.tax_rates.values()
+            if not await stripe_client.has_tax_rate(rate.id, percent=rate.percent, inclusive=rate.inclusive)
+        ]
     finally:
         await stripe_client.close()
     if settings.stripe.account_id not in {None, account.account_id}:
         raise ValueError(f"PULSA_STRIPE_ACCOUNT_ID: the API key belongs to {account.account_id}")
-    if not any(endpoint.is_configured for endpoint in endpoints):
+    if stripe_client.api_version < OLDEST_API_VERSION:
+        raise ValueError(f"PULSA_STRIPE_API_VERSION: must be {OLDEST_API_VERSION} or newer")
+    if missing:
+        raise ValueError(f"PULSA_STRIPE_API_KEY: lacks the right to {', '.join(missing)}")
+    if unknown:
+        raise ValueError(f"PULSA_STRIPE_TAX_RATES: not at Stripe with this percentage: {', '.join(unknown)}")
+    ready = [endpoint.url for endpoint in endpoints if endpoint.is_configured]
+    if not ready:
         raise ValueError(
             "no webhook endpoint receives exactly the needed events: run python -m server stripe-endpoint URL"
         )
+    if not any(url.endswith("/stripe/webhook") for url in ready):
+        raise ValueError(f"no webhook endpoint is a sidecar's …/stripe/webhook: {', '.join(ready)}")
     mode = "live" if account.livemode else "test"
-    return f"{mode} mode, account {account.account_id}, API {stripe_client.api_version}, {len(endpoints)} endpoints"
+    return f"{mode} mode, account {account.account_id}, API {stripe_client.api_version}, webhooks to {', '.join(ready)}"
 
 
 _CHECKS: Sequence[tuple[str, Check]] = (

@@ -1,15 +1,19 @@
-"""The commands about Stripe: `reconcile` and `stripe-endpoint`."""
+"""The commands about Stripe: `reconcile`, `resolve-top-up` and `stripe-endpoint`."""
 
 import argparse
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from uuid import UUID
 
 from server.cli.database import existing_database
 from server.composition import open_credits, open_shared, open_stripe, timeouts_of
 from server.credits.stripe.errors import StripeCallError
 from server.credits.stripe.reconcile import find_drift
-from server.environment import load_settings
+from server.credits.top_ups.state_machine import Resolution, TopUp
+from server.environment import SettingsError, load_settings
+from server.errors import BalanceAboveMaximum, RequestIdReused, TopUpNotFound, TopUpNotResolvable
+from server.ids import new_id
 from server.postgres.pool import open_pool
 from server.settings import Settings
 
@@ -54,6 +58,42 @@ async def _replay(settings: Settings, url: str, event_id: str) -> int:
         done = await credits.inbox.replay(event_id)
     print("done" if done else "not done: the event was rejected, or Stripe is unavailable; see the log")
     return 0 if done else 1
+
+
+def add_resolve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `resolve-top-up`."""
+    parser.add_argument("organization_id")
+    parser.add_argument("top_up_id", type=UUID)
+    parser.add_argument("--credits", type=int, required=True, help="credits to add; 0 closes it without any")
+    parser.add_argument("--reason", required=True, help="stays in the ledger")
+    parser.add_argument("--by", required=True, help="who decides; stays in the ledger")
+    parser.add_argument("--request-id", type=UUID, help="to repeat a call: the same UUID is the same decision")
+
+
+def resolve_top_up(arguments: argparse.Namespace) -> int:
+    """`resolve-top-up`: end a top-up that needs a person; return 1 when it is refused, 0 otherwise."""
+    resolution = Resolution(
+        arguments.request_id or new_id(), arguments.credits, arguments.reason.strip(), resolved_by=arguments.by.strip()
+    )
+    if resolution.credits < 0 or not resolution.reason or not resolution.resolved_by:
+        raise SettingsError("--credits must be 0 or more, --reason and --by must not be empty")
+    settings = load_settings(os.environ)
+    try:
+        with existing_database(settings, writes=True) as url:
+            top_up = asyncio.run(_resolve(settings, url, arguments.organization_id, arguments.top_up_id, resolution))
+    except (TopUpNotFound, TopUpNotResolvable, BalanceAboveMaximum, RequestIdReused) as error:
+        print(error, " ".join(f"{name}={value}" for name, value in error.metadata.items()))
+        return 1
+    print(f"{top_up.status}; {resolution.credits} credits added; request_id {resolution.request_id}")
+    return 0
+
+
+async def _resolve(
+    settings: Settings, url: str, organization_id: str, top_up_id: UUID, resolution: Resolution
+) -> TopUp:
+    async with AsyncExitStack() as stack:
+        shared = await open_shared(stack, settings, url, None)
+        return await open_credits(stack, shared).top_ups.resolve(organization_id, top_up_id, resolution)
 
 
 def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -101,8 +101,10 @@ def write_mail(notice: Notice) -> Rendered:
     }
     if notice.kind == "PAYMENT_CONFIRMED":
         code = notice.details["currency_code"]
-        total = Decimal(notice.details["total"]).quantize(CURRENCIES[code].charge_unit)
-        values |= {"total": f"{code} {_number(total, language)}", "invoice_number": notice.details["invoice_number"]}
+        total = f"{code} {_number(Decimal(notice.details['total']).quantize(CURRENCIES[code].charge_unit), language)}"
+        if tax := Decimal(notice.details.get("tax", 0)):
+            total = TEXTS[language]["with_tax"].format(total=total, tax=_number(tax.quantize(Decimal("0.01")), language))
+        values |= {"total": total, "invoice_number": notice.details["invoice_number"]}
     if is_right_to_left(texts["text"]):
         # Isolated, so that a name or a number does not change the order of the words around it.
         values = {name: f"\u2068{value}\u2069" for name, value in values.items()}

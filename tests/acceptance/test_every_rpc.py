@@ -61,6 +61,14 @@ async def buy(pulsa: Deployment) -> dict[str, Message]:
     }
     await pulsa.pay((await pulsa.call("CreateTopUp", **fields)).top_up)
     await pulsa.wait_for_balance(1000)
+    partly = (await pulsa.call("CreateTopUp", **fields)).top_up
+    [invoice_id] = [
+        each["id"] for each in (await pulsa.control("GET", "invoices"))["invoices"] if each["status"] == "open"
+    ]
+    await pulsa.control("POST", f"invoices/{invoice_id}/pay", amount=500)
+    assert await reason_of(pulsa.call("CancelTopUp", top_up_id=partly.top_up_id)) == "TOP_UP_PARTLY_PAID"
+    resolved = await pulsa.call("ResolveTopUp", top_up_id=partly.top_up_id, resolve_credits=500, reason="half is paid")
+    answers["ResolveTopUp"] = resolved
     answers["ListTopUps"] = await pulsa.call("ListTopUps")
     newest = answers["ListTopUps"].top_ups[0]
     return answers | {"GetTopUp": await pulsa.call("GetTopUp", top_up_id=newest.top_up_id)}
@@ -169,6 +177,7 @@ async def test_every_rpc_names_every_malformed_field(pulsa: Deployment) -> None:
 def malformed(field: FieldDescriptor) -> Any:
     """A value that breaks the rule of any field of this type."""
     by_name: dict[str, Any] = {
+        "billing_address": {"country": "x"},
         "destination": {},
         "fallbacks": [{}],
         "requests": [{}] * 1001,

@@ -7,15 +7,32 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
+from functools import partial
 from typing import Any, TypeVar
 
 import aiohttp
 import stripe
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from server.credits.stripe.errors import TRANSPORT_ERRORS, StripeUnavailable, explain
-from server.credits.stripe.invoices import Invoice, Parameters, read_invoice
-from server.credits.stripe.webhooks import EVENT_TYPES, StripeEvent, read_event
+from server.credits.stripe.errors import (
+    TRANSPORT_ERRORS,
+    StripeNotFound,
+    StripeRefused,
+    StripeUnavailable,
+    explain,
+)
+from server.credits.stripe.invoices import (
+    BalanceTransaction,
+    CustomerBalance,
+    Invoice,
+    Parameters,
+    read_balance_transaction,
+    read_invoice,
+    replay_balance,
+    uses_balance,
+)
+from server.credits.stripe.webhooks import DISPUTED, EVENT_TYPES, StripeEvent, read_event
 
 # With telemetry the SDK would measure its calls and write a file about them into the home directory.
 stripe.enable_telemetry = False
@@ -28,6 +45,10 @@ Crash tests kill the server there; in production it is None.
 """
 _RATE_LIMIT_ATTEMPTS = 4
 _PAGE_SIZE = 100
+OLDEST_API_VERSION = "2025-03-31"
+"""Of the first version, "basil", whose invoices list their payments."""
+_NO_SUCH = "pulsa_doctor"
+"""The id of nothing: a call about it changes nothing, and is refused for a missing right before it is looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +117,76 @@ class StripeClient:
         fields = await self._call("account", self._stripe.accounts.retrieve_current_async)
         return StripeAccount(account_id=fields["id"], livemode=self.livemode)
 
+    async def find_missing_rights(self) -> list[str]:
+        """The rights that the API key lacks, in words. Calls everything that a top-up may need, and changes nothing."""
+        stripe_v1, one = self._stripe, {"limit": 1}
+        item = {"invoice": _NO_SUCH, "customer": _NO_SUCH}
+        calls: Mapping[str, tuple[Callable[..., Awaitable[Any]], tuple[object, ...]]] = {
+            "write customers": (stripe_v1.customers.update_async, (_NO_SUCH, {})),
+            "read balance transactions": (stripe_v1.customers.balance_transactions.list_async, (_NO_SUCH, one)),
+            "write tax ids": (stripe_v1.customers.tax_ids.delete_async, (_NO_SUCH, _NO_SUCH)),
+            "read invoices": (stripe_v1.invoices.list_async, (one,)),
+            "write invoices": (stripe_v1.invoices.void_invoice_async, (_NO_SUCH, {})),
+            "write invoice items": (stripe_v1.invoice_items.create_async, (item,)),
+            "read invoice payments": (stripe_v1.invoice_payments.list_async, (one,)),
+            "read disputes": (stripe_v1.disputes.list_async, (one,)),
+            "read events": (stripe_v1.events.list_async, (one,)),
+            "read webhook endpoints": (stripe_v1.webhook_endpoints.list_async, (one,)),
+        }
+        missing = []
+        for right, (call, arguments) in calls.items():
+            try:
+                await self._call("try right", call, *arguments)
+            except (StripeNotFound, StripeRefused):
+                continue
+            except StripeUnavailable as error:
+                if not error.reason.startswith("permission_missing"):
+                    raise
+                missing.append(right)
+        return missing
+
+    async def has_tax_rate(self, rate_id: str, *, percent: Decimal, inclusive: bool) -> bool:
+        """Whether Stripe has this tax rate, and may use it."""
+        try:
+            fields = await self._call("tax_rate", self._stripe.tax_rates.retrieve_async, rate_id)
+        except StripeNotFound:
+            return False
+        found = Decimal(str(fields["percentage"])), fields["inclusive"], fields["active"]
+        return found == (percent, inclusive, True)
+
     async def create_customer(self, parameters: Parameters, *, key: str) -> str:
         """Create a customer; returns its id."""
         customers = self._stripe.customers
         fields = await self._call("create_customer", customers.create_async, parameters, _options(key))
         return str(fields["id"])
 
-    async def update_customer(self, customer_id: str, parameters: Parameters) -> None:
-        """Set the customer's contact. Raises StripeNotFound also for a deleted customer."""
-        customers = self._stripe.customers
-        await self._call("update_customer", customers.update_async, customer_id, parameters)
+    async def update_customer(self, customer_id: str, parameters: Parameters) -> bool:
+        """Set the customer's contact; returns whether the customer has a balance in any currency.
+
+        Raises StripeNotFound also for a deleted customer.
+        """
+        values = {**parameters, "expand": ["invoice_credit_balance"]}
+        fields = await self._call("update_customer", self._stripe.customers.update_async, customer_id, values)
+        # The two fields have opposite signs; the sign is taken from the transactions only.
+        return bool(fields.get("balance")) or any((fields.get("invoice_credit_balance") or {}).values())
+
+    async def customer_balance(self, customer_id: str, currency_code: str) -> CustomerBalance:
+        """Read the customer's balance in a currency, and how much of it was paid."""
+        return replay_balance(await self._balance_transactions(customer_id), currency_code)
+
+    async def set_tax_id(self, customer_id: str, tax_id: Parameters, *, key: str) -> None:
+        """Make `tax_id`, with its `type` and `value`, the customer's only one."""
+        tax_ids = self._stripe.customers.tax_ids
+
+        async def list_page(values: Any) -> object:
+            return await tax_ids.list_async(customer_id, values)
+
+        found = [fields async for fields in self._pages("list_tax_ids", list_page, {})]
+        for other in found:
+            if (other["type"], other["value"]) != (tax_id["type"], tax_id["value"]):
+                await self._call("delete_tax_id", tax_ids.delete_async, customer_id, other["id"])
+        if not any((each["type"], each["value"]) == (tax_id["type"], tax_id["value"]) for each in found):
+            await self._call("create_tax_id", tax_ids.create_async, customer_id, tax_id, _options(key))
 
     async def create_invoice(self, parameters: Parameters, *, customer_id: str, key: str) -> Invoice:
         """Create a draft without lines."""
@@ -149,6 +230,11 @@ class StripeClient:
         pages = self._pages("list_invoices", self._stripe.invoices.list_async, values)
         return [_read(read_invoice, fields) async for fields in pages]
 
+    async def is_disputed(self, payment_intent_id: str) -> bool:
+        """Whether a dispute took the payment's money back, or may: an inquiry and a won dispute do not."""
+        pages = self._pages("list_disputes", self._stripe.disputes.list_async, {"payment_intent": payment_intent_id})
+        return any([fields["status"] in DISPUTED async for fields in pages])
+
     async def find_invoice_of_payment(self, payment_intent_id: str) -> str | None:
         """Find the id of the invoice that a payment intent paid; None when there is none."""
         values = {"payment": {"type": "payment_intent", "payment_intent": payment_intent_id}, "limit": 1}
@@ -190,7 +276,24 @@ class StripeClient:
         await self._call("update_webhook_endpoint", update, endpoint_id, values)
 
     async def _invoice(self, name: str, call: Callable[..., Awaitable[Any]], *arguments: object) -> Invoice:
-        return _read(read_invoice, await self._call(name, call, *arguments))
+        """Make a call that answers an invoice, and read what the answer leaves out, which is rarely needed."""
+        fields = await self._call(name, call, *arguments)
+        if (fields.get("payments") or {}).get("has_more"):
+            payments = self._stripe.invoice_payments
+            pages = self._pages("list_payments", payments.list_async, {"invoice": fields["id"]})
+            fields = {**fields, "payments": {"data": [payment async for payment in pages]}}
+        uses = _read(uses_balance, fields)
+        transactions = await self._balance_transactions(fields["customer"]) if uses else ()
+        return _read(partial(read_invoice, transactions=transactions), fields)
+
+    async def _balance_transactions(self, customer_id: str) -> list[BalanceTransaction]:
+        """Every change of the customer's balance, oldest first."""
+
+        async def list_page(values: Any) -> object:
+            return await self._stripe.customers.balance_transactions.list_async(customer_id, values)
+
+        pages = self._pages("list_balance_transactions", list_page, {})
+        return [_read(read_balance_transaction, fields) async for fields in pages][::-1]
 
     async def _pages(
         self, name: str, call: Callable[..., Awaitable[Any]], values: Parameters
@@ -234,7 +337,7 @@ def _read(read: Callable[[Any], Answer], answer: object) -> Answer:
     try:
         return read(answer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StripeUnavailable("the answer has an unexpected shape") from error
+        raise StripeUnavailable("unexpected_answer") from error
 
 
 def _options(key: str) -> stripe.RequestOptions:

@@ -29,12 +29,11 @@ EVENTS = Counter("pulsa_stripe_events", "Stripe events by their outcome.", ["out
 
 FLAGS = {
     "charge.refunded": TopUpFlag.REFUNDED,
-    "charge.dispute.created": TopUpFlag.DISPUTED,
-    "charge.dispute.closed": TopUpFlag.DISPUTED,
+    "refund.created": TopUpFlag.REFUNDED,
     "credit_note.created": TopUpFlag.CREDIT_NOTE,
     "invoice.overpaid": TopUpFlag.OVERPAID,
 }
-"""The flag that an event of this type sets, because the invoice itself does not show it."""
+"""The flag that an event of this type sets, because the invoice itself does not show it; a dispute's is looked up."""
 
 _MAXIMUM_TASKS = 32
 """Events processed at once in the background. A periodic job picks up further ones within a second."""
@@ -125,7 +124,7 @@ class StripeInbox:
         try:
             await self._apply(event)
         except StripeCallError as error:
-            _log.warning("event waits for Stripe", event_id=event_id, why=type(error).__name__)
+            _log.warning("event waits for Stripe", event_id=event_id, why=error.reason)
             return False
         EVENTS.labels(outcome="done").inc()
         return True
@@ -208,12 +207,20 @@ class StripeInbox:
             invoice = await self._stripe.retrieve(invoice_id) if invoice_id else None
             owner = owner_of(invoice, self._store.terms.environment) if invoice else None
             if invoice and owner:
-                await self._store.apply_invoice(*owner, invoice, flag=FLAGS.get(event.type), in_transaction=finish)
+                await self._store.apply_invoice(
+                    *owner, invoice, flags=await self._find_flags(event), in_transaction=finish
+                )
                 return
         except (StripeNotFound, TopUpNotFound) as error:
             _log.warning("an event has no top-up here", event_id=event.event_id, why=type(error).__name__)
         async with acquire(self._store.pool) as connection:
             await finish(connection)
+
+    async def _find_flags(self, event: StripeEvent) -> dict[TopUpFlag, bool]:
+        if event.type.startswith("charge.dispute.") and event.payment_intent_id is not None:
+            # The event may be older than another about the same dispute.
+            return {TopUpFlag.DISPUTED: await self._stripe.is_disputed(event.payment_intent_id)}
+        return {FLAGS[event.type]: True} if event.type in FLAGS else {}
 
     async def _find_invoice(self, event: StripeEvent) -> str | None:
         if event.type not in EVENT_TYPES:

@@ -28,11 +28,11 @@ _CLOCK_SKEW = timedelta(days=1)
 _S = TopUpStatus
 
 _AGREEING_STATUSES = {
-    InvoiceStatus.DRAFT: {_S.CREATING, _S.CANCELING, _S.REVIEW},
-    InvoiceStatus.OPEN: {_S.CREATING, _S.OPEN, _S.CANCELING, _S.REVIEW},
-    InvoiceStatus.PAID: {_S.PAID, _S.REVIEW},
-    InvoiceStatus.UNCOLLECTIBLE: {_S.UNCOLLECTIBLE, _S.CANCELING, _S.REVIEW},
-    InvoiceStatus.VOID: {_S.CANCELED, _S.EXPIRED, _S.FAILED, _S.REVIEW},
+    InvoiceStatus.DRAFT: {_S.CREATING, _S.CANCELING, _S.REVIEW, _S.RESOLVED},
+    InvoiceStatus.OPEN: {_S.CREATING, _S.OPEN, _S.CANCELING, _S.REVIEW, _S.RESOLVED},
+    InvoiceStatus.PAID: {_S.PAID, _S.REVIEW, _S.RESOLVED},
+    InvoiceStatus.UNCOLLECTIBLE: {_S.UNCOLLECTIBLE, _S.CANCELING, _S.REVIEW, _S.RESOLVED},
+    InvoiceStatus.VOID: {_S.CANCELED, _S.EXPIRED, _S.FAILED, _S.REVIEW, _S.RESOLVED},
 }
 """The statuses that a top-up may have, by the status of its invoice."""
 
@@ -65,7 +65,7 @@ class DriftReport:
     drifts: tuple[Drift, ...]
     """The disagreements."""
     attention: tuple[Drift, ...]
-    """Top-ups that agree with Stripe and need a person: those in REVIEW or with a flag."""
+    """Top-ups that agree with Stripe and need a person: those in REVIEW or with a flag that nobody has resolved."""
 
     @property
     def holds(self) -> bool:
@@ -90,6 +90,7 @@ class _Row:
     total: Decimal
     failure_reason: str
     flags: list[str]
+    resolved_flags: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ def _drifts_of(row: _Row, invoices: dict[str, Invoice]) -> Iterator[Drift]:
 def _attention_of(row: _Row) -> Iterator[Drift]:
     if row.status == TopUpStatus.REVIEW:
         yield Drift("review", row.organization_id, row.top_up_id, row.invoice_id, row.failure_reason)
-    for flag in row.flags:
+    for flag in sorted(set(row.flags) - set(row.resolved_flags)):
         yield Drift(flag.lower(), row.organization_id, row.top_up_id, row.invoice_id, f"it is {row.status}")
 
 

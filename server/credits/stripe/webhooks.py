@@ -21,11 +21,20 @@ EVENT_TYPES = (
     "invoice.payment_action_required",
     "invoice.overpaid",
     "charge.refunded",
+    "refund.created",
     "charge.dispute.created",
+    "charge.dispute.updated",
+    "charge.dispute.funds_withdrawn",
     "charge.dispute.closed",
     "credit_note.created",
 )
-"""The types that the webhook endpoint subscribes to. invoice.payment_succeeded would duplicate invoice.paid."""
+"""The types that the webhook endpoint subscribes to. invoice.payment_succeeded would duplicate invoice.paid.
+
+refund.created tells also of a refund without a charge. A part that was paid is found when the invoice is polled.
+"""
+
+DISPUTED = frozenset({"needs_response", "under_review", "lost", "appeal_needs_response", "appeal_under_review"})
+"""The statuses of a dispute whose money was withdrawn. Those of an inquiry begin with `warning_`: its money stays."""
 
 MAXIMUM_PAYLOAD_BYTES = 262_144
 TOLERANCE_SECONDS = 300
@@ -106,7 +115,8 @@ def _event(fields: Mapping[str, Any], payload: str) -> StripeEvent:
         livemode=fields["livemode"] is True,
         account_id=_matching(_ID, account) if (account := fields.get("account")) is not None else None,
         create_time=datetime.fromtimestamp(int(fields["created"]), tz=UTC),
-        invoice_id=_id(data_object["id"] if kind == "invoice" else data_object.get("invoice")),
+        # An event about an invoice that does not exist yet, such as invoice.upcoming, has no id.
+        invoice_id=_id(data_object.get("id" if kind == "invoice" else "invoice")),
         payment_intent_id=_id(data_object.get("payment_intent")),
         payload=payload,
     )

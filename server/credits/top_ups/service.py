@@ -3,19 +3,28 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from uuid import UUID
 
 import structlog
 
 from server.credits.accounts import MAXIMUM_CREDITS, Request, find_answer, insert_request
-from server.credits.pricing import Pricing, Quote
+from server.credits.pricing import Money, Pricing, Quote
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError
 from server.credits.stripe.invoices import InvoiceOrder, invoice_parameters
-from server.credits.top_ups.state_machine import IN_WORK, TopUp, TopUpStatus, start_canceling
+from server.credits.top_ups.state_machine import (
+    BALANCE_REASONS,
+    IN_WORK,
+    Resolution,
+    TopUp,
+    TopUpFlag,
+    TopUpStatus,
+    start_canceling,
+)
 from server.credits.top_ups.store import (
     NEWEST,
     TopUpStore,
@@ -28,10 +37,13 @@ from server.credits.top_ups.store import (
 from server.credits.top_ups.worker import TopUpWorker
 from server.errors import (
     BalanceAboveMaximum,
+    BillingAddressMissing,
+    CustomerBalanceUnsettled,
     OrganizationSuspended,
     RequestIdExpired,
     TopUpAlreadyOpen,
     TopUpNotCancelable,
+    TopUpPartlyPaid,
 )
 from server.ids import new_id
 from server.logs import safe_traceback
@@ -57,11 +69,29 @@ class Purchase:
     billing_email: str
     billing_name: str
     """The name on the invoice; empty: the organization_id."""
+    billing_address: Mapping[str, str] = field(default_factory=dict)
+    """By Stripe's names: country, line1, and so on; empty for none."""
+    tax_id: Mapping[str, str] = field(default_factory=dict)
+    """`type` and `value`, or empty."""
 
     def fingerprint(self) -> bytes:
         """A SHA-256 digest of the contents, without the ids."""
-        contents = [self.credits, self.currency_code, self.billing_email, self.billing_name]
-        return hashlib.sha256(json.dumps(contents).encode()).digest()
+        contents: list[object] = [self.credits, self.currency_code, self.billing_email, self.billing_name]
+        if self.billing_address or self.tax_id:  # without them as it was before there were any
+            contents += [dict(self.billing_address), dict(self.tax_id)]
+        return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class TopUpQuote:
+    """What a top-up costs."""
+
+    quote: Quote
+    tax: Money
+    """0 without a tax; with an automatic one the tax is not known."""
+    total_with_tax: Money
+    is_estimated: bool
+    """Stripe computes the tax when the invoice is made."""
 
 
 class TopUps:
@@ -79,8 +109,11 @@ class TopUps:
 
         A repeat with the same request_id returns the same top-up. Cancelling the call does not stop the work.
         Raises TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, BalanceAboveMaximum,
-        RequestIdReused, RequestIdExpired.
+        CustomerBalanceUnsettled, BillingAddressMissing, RequestIdReused, RequestIdExpired.
         """
+        has_rate = purchase.currency_code in self._store.terms.tax_rates
+        if self._store.terms.automatic_tax and not has_rate and not purchase.billing_address:
+            raise BillingAddressMissing
 
         async def once() -> TopUp:
             async with transaction(self._store.pool) as connection:
@@ -88,7 +121,31 @@ class TopUps:
 
         top_up = await retry_transient(once)
         await self._store.failpoint("commit create")
-        return await self._work_and_wait(top_up, wait_seconds=wait_seconds)
+        top_up = await self._work_and_wait(top_up, wait_seconds=wait_seconds)
+        if top_up.status is TopUpStatus.FAILED and top_up.failure_reason in BALANCE_REASONS:
+            mode = "" if self._store.terms.livemode else "test/"
+            raise CustomerBalanceUnsettled(
+                why=top_up.failure_reason,
+                customer_url=f"https://dashboard.stripe.com/{mode}customers/{top_up.stripe_customer_id}",
+            )
+        return top_up
+
+    def quote(self, *, credits: int, currency_code: str) -> TopUpQuote:
+        """What CreateTopUp would charge. Raises TopUpBelowMinimum, TopUpAboveMaximum or CurrencyNotSold."""
+        quote, terms = self._pricing.quote(credits=credits, currency_code=currency_code), self._store.terms
+        rate = terms.tax_rates.get(currency_code)
+        tax = rate.tax_on(quote.total.amount) if rate else Decimal(0)
+        added = Decimal(0) if rate and rate.inclusive else tax
+        return TopUpQuote(
+            quote,
+            tax=Money(currency_code, tax),
+            total_with_tax=Money(currency_code, quote.total.amount + added),
+            is_estimated=terms.automatic_tax is not None and rate is None,
+        )
+
+    async def resolve(self, organization_id: str, top_up_id: UUID, resolution: Resolution) -> TopUp:
+        """End what needs a person: REVIEW, a part that was paid, or flags. See TopUpStore.resolve for the errors."""
+        return await self._store.resolve(organization_id, top_up_id, resolution)
 
     async def get(self, organization_id: str, top_up_id: UUID) -> TopUp:
         """Read a top-up. Refreshes links older than a minute, unless Stripe does not answer within 3 s.
@@ -103,7 +160,8 @@ class TopUps:
             async with asyncio.timeout(_LINKS_TIMEOUT_SECONDS):
                 invoice = await self._stripe.retrieve(top_up.stripe_invoice_id)
         except (StripeCallError, TimeoutError) as error:
-            _log.warning("invoice links were not refreshed", top_up_id=str(top_up_id), why=type(error).__name__)
+            why = error.reason if isinstance(error, StripeCallError) else "no_answer"
+            _log.warning("invoice links were not refreshed", top_up_id=str(top_up_id), why=why)
             return top_up
         # The invoice contains more than the links: a payment whose webhook is late is credited here.
         return await self._store.apply_invoice(organization_id, top_up_id, invoice)
@@ -128,8 +186,8 @@ class TopUps:
     async def cancel(self, organization_id: str, top_up_id: UUID, *, wait_seconds: float) -> TopUp:
         """Cancel a top-up and wait until its invoice is void, at most wait_seconds; then it is still CANCELING.
 
-        A payment that arrives first wins, and the top-up is PAID. A repeat changes nothing. Raises TopUpNotFound and
-        TopUpNotCancelable.
+        A payment that arrives first wins, and the top-up is PAID. A repeat changes nothing. Raises TopUpNotFound,
+        TopUpNotCancelable, and TopUpPartlyPaid when a part is paid: then the invoice stays open.
         """
 
         def edit(row: TopUp) -> TopUp:
@@ -137,10 +195,15 @@ class TopUps:
                 return row
             if row.status not in {TopUpStatus.CREATING, TopUpStatus.OPEN}:
                 raise TopUpNotCancelable(status=row.status.value)
+            if TopUpFlag.PARTLY_PAID in row.flags:
+                raise TopUpPartlyPaid
             return replace(start_canceling(row, TopUpStatus.CANCELED), next_check_time=self._store.clock())
 
         top_up = await self._store.change(organization_id, top_up_id, edit, point="cancel")
-        return await self._work_and_wait(top_up, wait_seconds=wait_seconds)
+        top_up = await self._work_and_wait(top_up, wait_seconds=wait_seconds)
+        if top_up.status is TopUpStatus.OPEN and TopUpFlag.PARTLY_PAID in top_up.flags:
+            raise TopUpPartlyPaid
+        return top_up
 
     async def advance_due(self, *, now: datetime, limit: int) -> int:
         """Advance at most `limit` due top-ups; returns how many were due.
@@ -208,6 +271,9 @@ class TopUps:
             billing_name=purchase.billing_name,
             days_until_due=terms.days_until_due,
             payment_method_types=terms.payment_method_types.get(purchase.currency_code, ()),
+            billing_address=purchase.billing_address,
+            tax_id=purchase.tax_id,
+            tax=terms.tax_rates.get(purchase.currency_code) or terms.automatic_tax,
         )
         return TopUp(
             organization_id=purchase.organization_id,

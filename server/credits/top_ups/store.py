@@ -4,8 +4,8 @@ The statements are functions that join the caller's transaction. Lock order: the
 transaction that needs only the top-up locks only the top-up.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,20 +16,23 @@ from psycopg.types.json import Jsonb
 
 from server.clock import Clock
 from server.credits.accounts import Account, lock_or_create_account
-from server.credits.ledger import AuditKeys, LedgerEntryKind, append_entry
+from server.credits.ledger import AuditKeys, LedgerEntryKind, append_entry, find_entry
 from server.credits.stripe.client import Failpoint
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
 from server.credits.top_ups.state_machine import (
     TRANSITIONS,
     UNFINISHED,
+    Resolution,
     TopUp,
     TopUpFlag,
     TopUpStatus,
     TopUpTerms,
     decide,
+    resolve,
     review_payment,
+    with_flags,
 )
-from server.errors import TopUpAlreadyOpen, TopUpNotFound
+from server.errors import RequestIdReused, TopUpAlreadyOpen, TopUpNotFound
 from server.ids import new_id
 from server.postgres.columns import TableColumns
 from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
@@ -44,6 +47,7 @@ NEWEST = UUID(int=2**128 - 1)
 
 ATTENTION = Counter("pulsa_top_ups_needing_attention", "Top-ups that a person must examine, by reason.", ["why"])
 
+TOP_UP_FIELDS = tuple(each.name for each in fields(TopUp))
 Edit = Callable[[TopUp], TopUp]
 """Returns the changed top-up. It must be repeatable: it runs again after a lost connection."""
 InTransaction = Callable[[Connection], Awaitable[None]]
@@ -133,16 +137,16 @@ class TopUpStore:
         top_up_id: UUID,
         invoice: Invoice,
         *,
-        flag: TopUpFlag | None = None,
+        flags: Mapping[TopUpFlag, bool] | None = None,
         lost: TopUp | None = None,
         in_transaction: InTransaction | None = None,
     ) -> TopUp:
         """Apply the invoice to the top-up; when it becomes PAID, add its credits in the same transaction, once.
 
         A paid top-up whose credits the account cannot hold goes to REVIEW instead.
-        `flag` is added to the top-up's flags; `in_transaction` runs before the commit. An invoice other than the
-        top-up's own only adds the flag SECOND_INVOICE. `lost` is inserted when there is no such top-up. Raises
-        TopUpNotFound, and TopUpAlreadyOpen when `lost` would be a second unfinished one.
+        `flags` are set or cleared; `in_transaction` runs before the commit. An invoice other than the top-up's own only
+        adds the flag SECOND_INVOICE. `lost` is inserted when there is no such top-up. Raises TopUpNotFound, and
+        TopUpAlreadyOpen when `lost` would be a second unfinished one.
         """
 
         async def once() -> tuple[TopUp, TopUp]:
@@ -154,12 +158,14 @@ class TopUpStore:
                 before = stored or lost
                 if before is None:
                     raise TopUpNotFound
-                after = self._decide(_flagged(before, flag) if flag else before, invoice)
+                after = self._decide(with_flags(before, flags or {}), invoice)
                 if account and after.status is TopUpStatus.PAID and before.status is not TopUpStatus.PAID:
                     if account.can_hold(after.credits):
                         await self._credit(connection, account, after)
                     else:
                         after = review_payment(after, "balance_above_maximum")
+                if account and self.terms.freeze_disputed:
+                    after = await self._freeze_or_thaw(connection, account, after)
                 if stored:
                     await write_top_up(connection, before=stored, after=after)
                 else:
@@ -173,7 +179,77 @@ class TopUpStore:
     def _decide(self, top_up: TopUp, invoice: Invoice) -> TopUp:
         if top_up.stripe_invoice_id in {None, invoice.invoice_id}:
             return decide(top_up, invoice, self.terms, now=self.clock())
-        return _flagged(top_up, TopUpFlag.SECOND_INVOICE)
+        return with_flags(top_up, {TopUpFlag.SECOND_INVOICE: True})
+
+    async def resolve(self, organization_id: str, top_up_id: UUID, resolution: Resolution) -> TopUp:
+        """Store a person's decision and add its credits, as an ADJUSTMENT with its reason and author, once.
+
+        A repeat of a request_id changes nothing. Raises TopUpNotFound, TopUpNotResolvable, BalanceAboveMaximum, and
+        RequestIdReused for another decision under the same request_id.
+        """
+
+        async def once() -> tuple[TopUp, TopUp]:
+            async with transaction(self.pool) as connection:
+                account = await self.lock_account(connection, organization_id)
+                before = await lock_top_up(connection, organization_id, top_up_id)
+                if before is None:
+                    raise TopUpNotFound
+                if await self._is_resolved(connection, before, resolution):
+                    return before, before
+                after = resolve(before, resolution, now=self.clock())
+                if resolution.credits:
+                    await self._adjust(
+                        connection, account, resolution.credits, request_id=resolution.request_id,
+                        reason=resolution.reason, created_by=resolution.resolved_by,
+                    )  # fmt: skip
+                await write_top_up(connection, before=before, after=after)
+                return before, after
+
+        return await self._committed(*await retry_transient(once), point="resolve")
+
+    async def _is_resolved(self, connection: Connection, top_up: TopUp, resolution: Resolution) -> bool:
+        """Whether this decision was stored. Raises RequestIdReused when its request_id has another."""
+        entry = await find_entry(
+            connection,
+            top_up.organization_id,
+            kind=LedgerEntryKind.ADJUSTMENT,
+            reference_id=resolution.request_id,
+        )
+        if entry is None and top_up.resolve_request_id != resolution.request_id:
+            return False
+        stored = (entry.credits, entry.reason) if entry else (0, top_up.resolve_reason)
+        if stored != (resolution.credits, resolution.reason):
+            raise RequestIdReused
+        return True
+
+    async def _freeze_or_thaw(self, connection: Connection, account: Account, top_up: TopUp) -> TopUp:
+        """Take the credits of a disputed payment back, as far as they are left; give them back when it is won."""
+        is_disputed = TopUpFlag.DISPUTED in top_up.flags
+        if is_disputed and not top_up.is_frozen and top_up.status is TopUpStatus.PAID:
+            frozen = min(top_up.credits, account.available_credits)
+        elif top_up.is_frozen and not is_disputed:
+            frozen = 0
+        else:
+            return top_up
+        if change := top_up.frozen_credits - frozen:
+            reason = f"{'dispute won' if change > 0 else 'disputed'}: top-up {top_up.top_up_id}"
+            await self._adjust(connection, account, change, request_id=new_id(), reason=reason, created_by="stripe")
+        return replace(top_up, frozen_credits=frozen, is_frozen=is_disputed)
+
+    async def _adjust(
+        self, connection: Connection, account: Account, credits: int, *, request_id: UUID, reason: str, created_by: str
+    ) -> None:
+        await append_entry(
+            connection,
+            account,
+            kind=LedgerEntryKind.ADJUSTMENT,
+            credits=credits,
+            reference_id=request_id,
+            now=self.clock(),
+            reason=reason,
+            created_by=created_by,
+            audit_keys=self._audit_keys,
+        )
 
     async def _credit(self, connection: Connection, account: Account, top_up: TopUp) -> None:
         now = self.clock()
@@ -193,6 +269,7 @@ class TopUpStore:
             "available_credits": account.available_credits,
             "currency_code": top_up.currency_code,
             "total": str(top_up.invoice_total or top_up.total),
+            "tax": str(top_up.tax or 0),
             "invoice_number": top_up.invoice_number,
         }
         await connection.execute(
@@ -277,17 +354,15 @@ async def _fetch_one(connection: Connection, query: str, organization_id: str, t
 
 
 def _top_up(row: tuple[Any, ...]) -> TopUp:
-    organization_id, top_up_id, status, end_status, failure_reason, flags, *rest = row
-    end = TopUpStatus(end_status) if end_status else None
-    return TopUp(organization_id, top_up_id, TopUpStatus(status), end, failure_reason, tuple(flags), *rest)
+    values = dict(zip(TOP_UP_FIELDS, row, strict=True))
+    end_status = values["end_status"] and TopUpStatus(values["end_status"])
+    lists = {name: tuple(values[name]) for name in ("flags", "resolved_flags")}
+    return TopUp(**(values | lists | {"status": TopUpStatus(values["status"]), "end_status": end_status}))
 
 
 def _values(top_up: TopUp) -> dict[str, Any]:
-    return asdict(top_up) | {"flags": list(top_up.flags), "stripe_parameters": Jsonb(top_up.stripe_parameters)}
-
-
-def _flagged(top_up: TopUp, flag: TopUpFlag) -> TopUp:
-    return replace(top_up, flags=tuple(dict.fromkeys([*top_up.flags, flag])))
+    lists = {"flags": list(top_up.flags), "resolved_flags": list(top_up.resolved_flags)}
+    return asdict(top_up) | lists | {"stripe_parameters": Jsonb(top_up.stripe_parameters)}
 
 
 def _report_attention(top_up: TopUp, reason: str) -> None:

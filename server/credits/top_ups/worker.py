@@ -7,6 +7,7 @@ the invoice. Each Stripe call stands between two commits, so that after a crash 
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -25,10 +26,14 @@ from server.credits.top_ups.state_machine import (
     IN_WORK,
     PAYABLE,
     TopUp,
+    TopUpFlag,
     TopUpStatus,
+    balance_objection,
     finish_canceling,
+    keep_partly_paid,
     owner_of,
     start_canceling,
+    tax_objection,
 )
 from server.credits.top_ups.store import TopUpStore
 from server.postgres.pool import acquire
@@ -105,7 +110,7 @@ class TopUpWorker:
                     break
                 top_up, invoice = await self._steps.run_next(top_up, invoice)
         except StripeCallError as error:
-            why = type(error).__name__
+            why = error.reason
             _log.warning("top-up waits for Stripe", top_up_id=str(top_up.top_up_id), status=top_up.status, why=why)
         return top_up
 
@@ -116,7 +121,8 @@ class TopUpWorker:
 
         def edit(row: TopUp) -> TopUp:
             late = row.due_time and row.due_time + self._store.terms.expire_grace <= self._store.clock()
-            return start_canceling(row, TopUpStatus.EXPIRED) if late and row.status is TopUpStatus.OPEN else row
+            expires = late and row.status is TopUpStatus.OPEN and TopUpFlag.PARTLY_PAID not in row.flags
+            return start_canceling(row, TopUpStatus.EXPIRED) if expires else row
 
         if edit(top_up) is top_up:
             return top_up
@@ -157,24 +163,29 @@ class TopUpSteps:
         return await self._store.apply_invoice(top_up.organization_id, top_up.top_up_id, invoice), None
 
     async def _set_up_customer(self, top_up: TopUp) -> TopUp:
-        """Update the account's customer, or create one."""
+        """Update the account's customer, or create one; fail the top-up while the customer's balance forbids it."""
         parameters = top_up.stripe_parameters["customer"]
         async with acquire(self._store.pool) as connection:
             account = (await read_accounts(connection, [top_up.organization_id]))[top_up.organization_id]
         try:
-            customer_id = account.stripe_customer_id
+            customer_id, objection = account.stripe_customer_id, ""
             if customer_id is not None:
-                await self._stripe.update_customer(customer_id, parameters)
+                if await self._stripe.update_customer(customer_id, parameters):
+                    balance = await self._stripe.customer_balance(customer_id, top_up.currency_code)
+                    objection = balance_objection(top_up, balance)
             else:
                 key = f"customer:{self._store.terms.environment}:{top_up.organization_id}:{top_up.attempt}"
                 customer_id = await self._stripe.create_customer(parameters, key=key)
+            if tax_id := top_up.stripe_parameters.get("tax_id"):
+                await self._stripe.set_tax_id(customer_id, tax_id, key=_key(top_up, "tax-id"))
         except StripeNotFound:
             return await self._clear_customer(top_up)
         except IdempotencyKeySpent:
             return await self._next_attempt(top_up)
         except StripeRefused as refused:
             return await self._fail(top_up, f"stripe_{refused.reason}")
-        return await self._store.set_customer(top_up, customer_id, edit=self.renew_lease)
+        edit = partial(self._failed, reason=objection) if objection else self.renew_lease
+        return await self._store.set_customer(top_up, customer_id, edit=edit)
 
     async def _create_invoice(self, top_up: TopUp) -> StepResult:
         """Create the draft, or adopt it when the idempotency key no longer protects a repeated call."""
@@ -204,7 +215,8 @@ class TopUpSteps:
         if len(candidates) > 1:
             return await self._review_several(top_up, candidates), None
         if candidates:
-            return await self._set_invoice(top_up, candidates[0])
+            # A list leaves things out: the next step retrieves the invoice.
+            return (await self._set_invoice(top_up, candidates[0]))[0], None
         if top_up.status is TopUpStatus.CANCELING:
             return await self._finish(top_up), None
         return await self._next_attempt(top_up), None
@@ -214,6 +226,8 @@ class TopUpSteps:
         invoice: Invoice | None = draft
         try:
             if draft.line_count:
+                if objection := tax_objection(top_up, draft):
+                    return await self._start_failing(top_up, objection), draft
                 invoice = await self._stripe.finalize(draft.invoice_id, key=_key(top_up, "finalize"))
             else:
                 await self._stripe.create_item(
@@ -222,7 +236,8 @@ class TopUpSteps:
                     invoice_id=draft.invoice_id,
                     key=_key(top_up, "item"),
                 )
-                invoice = replace(draft, line_count=1)
+                # With a tax the next step retrieves the draft and looks for it.
+                invoice = None if top_up.stripe_parameters.get("tax") else replace(draft, line_count=1)
         except IdempotencyKeySpent:
             # The next step retrieves the invoice, which shows whether the call of the spent key was executed.
             return await self._next_attempt(top_up), None
@@ -238,16 +253,21 @@ class TopUpSteps:
             if invoice.status is InvoiceStatus.DRAFT:
                 await self._stripe.delete_draft(invoice.invoice_id)
                 return await self._finish(top_up)
-            if invoice.status in _STILL_PAYABLE:
+            if invoice.status in _STILL_PAYABLE and invoice.amount_paid == 0:
                 invoice = await self._stripe.void(invoice.invoice_id)
         except StripeRefused:
             invoice = await self._stripe.retrieve(invoice.invoice_id)
-            if invoice.status in _STILL_PAYABLE:
+            if invoice.status in _STILL_PAYABLE and invoice.amount_paid == 0:
                 if top_up.end_status is TopUpStatus.REVIEW:
                     return await self._finish(top_up)
                 # A payment is pending: the invoice will be paid, or can be voided later.
+                flags = {TopUpFlag.VOID_REFUSED: True}
+                await self._store.apply_invoice(top_up.organization_id, top_up.top_up_id, invoice, flags=flags)
                 raise
-        return await self._store.apply_invoice(top_up.organization_id, top_up.top_up_id, invoice)
+        top_up = await self._store.apply_invoice(top_up.organization_id, top_up.top_up_id, invoice)
+        if TopUpFlag.PARTLY_PAID in top_up.flags:
+            return await self._change(top_up, keep_partly_paid, point="keep partly paid")
+        return top_up
 
     async def _set_invoice(self, top_up: TopUp, invoice: Invoice) -> StepResult:
         """Set the top-up's invoice id, unless it has one."""
@@ -282,7 +302,7 @@ class TopUpSteps:
         StripeUnavailable.
         """
         if top_up.invoice_number:
-            raise StripeUnavailable("a finalized invoice is not in this Stripe account")
+            raise StripeUnavailable("not_in_this_account")
         if top_up.status is TopUpStatus.CANCELING:
             return await self._finish(top_up)
         return await self._fail(top_up, "invoice_deleted")
@@ -298,13 +318,12 @@ class TopUpSteps:
 
     async def _fail(self, top_up: TopUp, reason: str) -> TopUp:
         """Move a top-up without an invoice to FAILED, or a CANCELING one to its end_status."""
+        return await self._change(top_up, partial(self._failed, reason=reason), point="fail")
 
-        def edit(row: TopUp) -> TopUp:
-            if row.status is TopUpStatus.CREATING:
-                row = start_canceling(row, TopUpStatus.FAILED, reason=reason)
-            return finish_canceling(row, now=self._store.clock()) if row.status is TopUpStatus.CANCELING else row
-
-        return await self._change(top_up, edit, point="fail")
+    def _failed(self, row: TopUp, *, reason: str) -> TopUp:
+        if row.status is TopUpStatus.CREATING:
+            row = start_canceling(row, TopUpStatus.FAILED, reason=reason)
+        return finish_canceling(row, now=self._store.clock()) if row.status is TopUpStatus.CANCELING else row
 
     async def _finish(self, top_up: TopUp) -> TopUp:
         def edit(row: TopUp) -> TopUp:

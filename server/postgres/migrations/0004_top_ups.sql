@@ -2,6 +2,8 @@
 --
 -- A top-up is a state machine that a crash may interrupt in any state. The row has everything that is needed to
 -- continue, including the parameters of its Stripe calls, so that a repeated call is identical even after an upgrade.
+--
+-- frozen_credits were taken back for a dispute; resolved_credits and what follows are what a person decided.
 
 CREATE TABLE top_ups (
     organization_id text NOT NULL,
@@ -23,19 +25,31 @@ CREATE TABLE top_ups (
     stripe_invoice_id text,
     invoice_number text NOT NULL DEFAULT '',
     invoice_total numeric,
+    tax numeric,
+    amount_paid numeric NOT NULL DEFAULT 0,
+    amount_remaining numeric,
     hosted_invoice_url text NOT NULL DEFAULT '',
     invoice_pdf_url text NOT NULL DEFAULT '',
     links_fetch_time timestamptz,
     due_time timestamptz,
     paid_time timestamptz,
     cancel_time timestamptz,
+    is_frozen boolean NOT NULL DEFAULT false,
+    frozen_credits bigint NOT NULL DEFAULT 0,
+    resolved_credits bigint NOT NULL DEFAULT 0,
+    resolved_flags text[] NOT NULL DEFAULT '{}',
+    resolve_time timestamptz,
+    resolve_request_id uuid,
+    resolve_reason text NOT NULL DEFAULT '',
+    resolved_by text NOT NULL DEFAULT '',
     lease_expire_time timestamptz,
     next_check_time timestamptz NOT NULL,
     PRIMARY KEY (organization_id, top_up_id),
     CONSTRAINT one_top_up_per_invoice UNIQUE (organization_id, stripe_invoice_id),
     CONSTRAINT status_is_known CHECK (
         status IN (
-            'CREATING', 'OPEN', 'PAID', 'CANCELING', 'CANCELED', 'EXPIRED', 'UNCOLLECTIBLE', 'REVIEW', 'FAILED'
+            'CREATING', 'OPEN', 'PAID', 'CANCELING', 'CANCELED', 'EXPIRED', 'UNCOLLECTIBLE', 'REVIEW', 'FAILED',
+            'RESOLVED'
         )
     ),
     CONSTRAINT canceling_knows_how_it_ends CHECK (
@@ -50,6 +64,15 @@ CREATE TABLE top_ups (
     CONSTRAINT only_a_paid_top_up_has_its_time CHECK ((status = 'PAID') = (paid_time IS NOT NULL)),
     CONSTRAINT only_an_ended_top_up_has_its_time CHECK (
         (status IN ('CANCELED', 'EXPIRED')) = (cancel_time IS NOT NULL)
+    ),
+    CONSTRAINT a_resolution_has_its_reason_and_author CHECK (
+        (resolve_time IS NOT NULL) = (resolve_request_id IS NOT NULL)
+        AND (resolve_time IS NULL OR (resolve_reason <> '' AND resolved_by <> ''))
+        AND (status <> 'RESOLVED' OR resolve_time IS NOT NULL)
+    ),
+    CONSTRAINT resolutions_add_at_most_what_was_ordered CHECK (
+        resolved_credits BETWEEN 0 AND credits AND frozen_credits BETWEEN 0 AND credits
+        AND (status <> 'PAID' OR resolved_credits = 0)
     ),
     CONSTRAINT attempts_begin_at_1 CHECK (attempt >= 1)
 );

@@ -19,8 +19,8 @@ Object = dict[str, Any]
 """A Stripe object as JSON."""
 
 KINDS = (
-    "customer", "invoice", "invoiceitem", "invoice_payment", "charge", "refund", "dispute", "credit_note", "event",
-    "webhook_endpoint",
+    "customer", "customer_balance_transaction", "tax_id", "tax_rate", "invoice", "invoiceitem", "invoice_payment",
+    "charge", "refund", "dispute", "credit_note", "event", "webhook_endpoint",
 )  # fmt: skip
 """The `object` field of each kind that is stored."""
 
@@ -35,6 +35,7 @@ def default_settings() -> Object:
         "livemode": False,
         "minimum_charges": {"usd": 50, "idr": 800_000},
         "tax_percent": "0",
+        "automatic_tax": {"ID": "11"},
         "retry_delay_seconds": 0.2,
         "retry_limit": 20,
         "delivery_timeout_seconds": 10.0,
@@ -57,7 +58,7 @@ class StripeAccount:
     settings: Object = field(default_factory=default_settings)
     objects: dict[str, dict[str, Object]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     private: dict[str, Object] = field(default_factory=dict)
-    """By invoice id, what the API does not show: a pending payment, a tax, the hosted page's token."""
+    """By id of an invoice or coupon, what the API does not show: a pending payment, a percentage, the page's token."""
     tokens: dict[str, str] = field(default_factory=dict)
     """Invoice id by the token of its hosted page."""
     secrets: dict[str, list[str]] = field(default_factory=dict)
@@ -92,7 +93,7 @@ class StripeAccount:
     def find(self, kind: str, identifier: str, *, param: str = "id") -> Object:
         """The object itself, for reading and changing; refused with 404 when there is none."""
         resource = self.objects[kind].get(identifier)
-        if resource is None:
+        if resource is None or resource.get("deleted"):
             raise not_found(kind, identifier, param=param)
         return resource
 

@@ -42,9 +42,10 @@ the call's parameters or the event's data. The first matching fault that is not 
 
 Invoice actions. `POST /_control/invoices/{id}/{action}` with the options as a JSON object answers the invoice:
     pay {amount, out_of_band}   overpay {amount}   fail_payment   start_payment (voiding is refused until pay or
-    fail_payment)   void   mark_uncollectible   finalize   delete   refund {amount}   dispute   close_dispute {outcome}
-    credit_note {amount}   set_tax {percent}   set_customer_balance {amount}   change {fields: {dotted path: value}}
-    expire_links   emit {event}
+    fail_payment)   void   mark_uncollectible   finalize   delete   refund {amount}   dispute {inquiry}
+    escalate_dispute   close_dispute {outcome}   credit_note {amount, to_balance}   set_tax {percent}
+    set_customer_balance {amount, kind, currency}   set_coupon {percent}   transfer {amount} (to the customer's cash)
+    delete_customer   change {fields: {dotted path: value}}   expire_links   emit {event}
 `pay` with less than what remains leaves it open, with more also sends invoice.overpaid. Amounts are minor units. What
 Stripe would refuse is answered 409.
 
@@ -65,8 +66,8 @@ Events.
                                           {"answers": [{"status", "body"}]}
 
 Account.
-    GET, PATCH /_control/settings         account, livemode, minimum_charges, tax_percent, retry_delay_seconds,
-                                          retry_limit, delivery_timeout_seconds
+    GET, PATCH /_control/settings         account, livemode, minimum_charges, tax_percent, automatic_tax (percent by
+                                          country), retry_delay_seconds, retry_limit, delivery_timeout_seconds
     POST   /_control/clock                {"advance_seconds"}: advances the account's time (keys and events age)
     POST   /_control/keys/prune           {"older_than_seconds": 0}: deletes idempotency keys; answers {"pruned"}
     PUT    /_control/webhook              {"url": text or null}: sets the default endpoint's address

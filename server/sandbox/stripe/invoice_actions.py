@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from server.sandbox.stripe import invoices
+from server.sandbox.stripe import balances, invoices
 from server.sandbox.stripe.account import Object, StripeAccount
 
 Action = Callable[..., Any]
@@ -19,11 +19,6 @@ def change_fields(_account: StripeAccount, invoice: Object, *, fields: Object) -
 def set_tax(account: StripeAccount, invoice: Object, *, percent: str) -> None:
     """Set the tax that finalizing the draft adds."""
     account.private[invoice["id"]]["tax_percent"] = percent
-
-
-def set_customer_balance(account: StripeAccount, invoice: Object, *, amount: int) -> None:
-    """Set the customer's balance in minor units: positive is owed, negative is credit that the next finalize uses."""
-    account.find("customer", invoice["customer"])["balance"] = amount
 
 
 def start_payment(account: StripeAccount, invoice: Object) -> None:
@@ -49,8 +44,12 @@ ACTIONS: dict[str, Action] = {
     "close_dispute": invoices.close_dispute,
     "credit_note": invoices.create_credit_note,
     "delete": invoices.delete_draft,
+    "delete_customer": lambda account, invoice: balances.delete_customer(
+        account, account.find("customer", invoice["customer"])
+    ),
     "dispute": invoices.dispute,
     "emit": emit,
+    "escalate_dispute": invoices.escalate_dispute,
     "expire_links": invoices.renew_links,
     "fail_payment": invoices.fail_payment,
     "finalize": invoices.finalize,
@@ -58,9 +57,11 @@ ACTIONS: dict[str, Action] = {
     "overpay": invoices.overpay,
     "pay": invoices.receive_payment,
     "refund": invoices.refund,
-    "set_customer_balance": set_customer_balance,
+    "set_coupon": balances.set_coupon,
+    "set_customer_balance": balances.set_customer_balance,
     "set_tax": set_tax,
     "start_payment": start_payment,
+    "transfer": invoices.receive_transfer,
     "void": invoices.void,
 }
 """By name in the control API."""

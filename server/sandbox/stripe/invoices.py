@@ -9,6 +9,15 @@ from typing import Any
 
 from server.sandbox.stripe import objects
 from server.sandbox.stripe.account import Object, StripeAccount
+from server.sandbox.stripe.balances import (
+    balance_of,
+    change_balance,
+    fund_cash,
+    return_balance,
+    take_balance,
+    take_cash,
+    tax_ids_of,
+)
 from server.sandbox.stripe.errors import ApiError, not_allowed
 
 _SECONDS_PER_DAY = 86_400
@@ -51,6 +60,8 @@ def create_invoice(account: StripeAccount, given: Object) -> Object:
         raise ApiError("An invoice with collection_method=send_invoice needs days_until_due or due_date.")
     invoice = objects.new_invoice(account, customer, currency=currency)
     _set_fields(invoice, given)
+    if "discounts" not in given and customer["discount"]:
+        invoice["discounts"] = [customer["discount"]["id"]]
     account.private[invoice["id"]] = {
         "days_until_due": given.get("days_until_due"),
         "tax_percent": account.settings["tax_percent"],
@@ -93,6 +104,8 @@ def add_item(account: StripeAccount, given: Object) -> Object:
         raise ApiError("The amount is too large.", code="amount_too_large", param="amount")
     item = objects.new_item(account, invoice, amount=amount, unit_amount=unit_amount, quantity=quantity)
     item.update({name: given[name] for name in ("description", "metadata") if name in given})
+    item["tax_rates"] = [account.find("tax_rate", each, param="tax_rates") for each in given.get("tax_rates", [])]
+    account.private[invoice["id"]]["tax_inclusive"] = given.get("tax_behavior") == "inclusive"
     account.add(item)
     invoice["lines"]["data"].append(objects.new_line(account, item))
     invoice["lines"]["total_count"] += 1
@@ -111,14 +124,15 @@ def finalize(account: StripeAccount, invoice: Object) -> Object:
         raise not_allowed("This invoice is already finalized, you can't re-finalize a non-draft invoice.")
     _compute_totals(account, invoice)
     customer = account.find("customer", invoice["customer"])
-    owed = invoice["total"] + customer["balance"]
-    chargeable = owed >= account.settings["minimum_charges"].get(invoice["currency"], 1)
-    customer["balance"] = 0 if chargeable else owed
+    if invoice["automatic_tax"]["enabled"] and invoice["automatic_tax"]["status"] != "complete":
+        account.emit("invoice.finalization_failed", invoice)
+        raise not_allowed("The customer's location isn't recognized.", code="customer_tax_location_invalid")
+    due = take_balance(account, customer, invoice)
     customer["currency"] = customer["currency"] or invoice["currency"]
     invoice.update(
-        amount_due=owed if chargeable else 0,
-        amount_remaining=owed if chargeable else 0,
-        ending_balance=customer["balance"],
+        amount_due=due,
+        amount_remaining=due,
+        customer_tax_ids=[{name: each[name] for name in ("type", "value")} for each in tax_ids_of(account, customer)],
         number=f"{customer['invoice_prefix']}-{customer['next_invoice_sequence']:04}",
         status="open",
     )
@@ -130,6 +144,8 @@ def finalize(account: StripeAccount, invoice: Object) -> Object:
     account.private[invoice["id"]]["payments"].append(payment["id"])
     account.emit("invoice.finalized", invoice)
     _mark_paid_if_nothing_due(account, invoice)
+    if take_cash(account, invoice):
+        receive_payment(account, invoice)
     return invoice
 
 
@@ -167,7 +183,8 @@ def receive_payment(
 def overpay(account: StripeAccount, invoice: Object, *, amount: int) -> None:
     """Record `amount` minor units more than was due: they become credit of the customer."""
     invoice["amount_overpaid"] += amount
-    account.find("customer", invoice["customer"])["balance"] -= amount
+    customer, change = account.find("customer", invoice["customer"]), {"currency": invoice["currency"]}
+    change_balance(account, customer, amount=-amount, kind="invoice_overpaid", invoice=invoice["id"], **change)
     account.emit("invoice.overpaid", invoice)
 
 
@@ -193,14 +210,17 @@ def pay(account: StripeAccount, invoice: Object, *, payment_method: str | None) 
 def void(account: StripeAccount, invoice: Object) -> Object:
     """Void an unpaid invoice, and give the balance that it used up back to the customer.
 
-    Refused while a payment is pending. Which code Stripe then answers could not be checked without an account.
+    Refused while a payment is pending, and once a part is paid. Which code Stripe then answers could not be checked
+    without an account.
     """
     if invoice["status"] not in _PAYABLE:
         raise not_allowed(f"You can only void an open or uncollectible invoice; this one is {invoice['status']}.")
     if account.private[invoice["id"]]["payment_pending"]:
         message = "This invoice can't be voided while a payment for it is processing."
         raise not_allowed(message, code="payment_intent_unexpected_state")
-    account.find("customer", invoice["customer"])["balance"] += invoice["starting_balance"] - invoice["ending_balance"]
+    if invoice["amount_paid"]:
+        raise not_allowed("You can't void an invoice that has payments.")
+    return_balance(account, invoice)
     invoice["status"] = "void"
     invoice["status_transitions"]["voided_at"] = account.now()
     _cancel_open_payments(account, invoice)
@@ -227,8 +247,13 @@ def delete_draft(account: StripeAccount, invoice: Object) -> Object:
     return {"id": invoice["id"], "object": "invoice", "deleted": True}
 
 
-def create_credit_note(account: StripeAccount, invoice: Object, *, amount: int | None = None) -> Object:
-    """Issue a credit note: it lowers what is due on an open invoice (zero: paid without money)."""
+def create_credit_note(
+    account: StripeAccount, invoice: Object, *, amount: int | None = None, to_balance: bool = False
+) -> Object:
+    """Issue a credit note: it lowers what is due on an open invoice (zero: paid without money).
+
+    `to_balance`: what was paid becomes credit of the customer.
+    """
     before_payment = invoice["status"] in _PAYABLE
     amount = (invoice["amount_remaining"] if before_payment else invoice["total"]) if amount is None else amount
     note = account.add(objects.new_credit_note(account, invoice, amount=amount, before_payment=before_payment))
@@ -238,6 +263,9 @@ def create_credit_note(account: StripeAccount, invoice: Object, *, amount: int |
         invoice["amount_remaining"] -= amount
     else:
         invoice["post_payment_credit_notes_amount"] += amount
+    if to_balance and not before_payment:
+        customer, currency = account.find("customer", invoice["customer"]), invoice["currency"]
+        change_balance(account, customer, amount=-amount, kind="credit_note", currency=currency, invoice=invoice["id"])
     account.emit("credit_note.created", note)
     _mark_paid_if_nothing_due(account, invoice)
     return note
@@ -251,26 +279,43 @@ def refund(account: StripeAccount, invoice: Object, *, amount: int | None = None
     previous = {"amount_refunded": charge["amount_refunded"]}
     charge["amount_refunded"] += amount
     charge["refunded"] = charge["amount_refunded"] >= charge["amount"]
+    account.emit("refund.created", refunded)
     account.emit("charge.refunded", charge, previous=previous)
     return refunded
 
 
-def dispute(account: StripeAccount, invoice: Object) -> Object:
-    """Open a dispute: the payer's bank withholds the money until it is closed."""
+def dispute(account: StripeAccount, invoice: Object, *, inquiry: bool = False) -> Object:
+    """Open a dispute: the payer's bank withholds the money until it is closed; after an inquiry it does not."""
     charge = _latest_charge(account, invoice)
-    charge["disputed"] = True
-    opened = account.add(objects.new_dispute(account, charge))
-    account.emit("charge.dispute.created", opened)
+    charge["disputed"] = not inquiry
+    opened = objects.new_dispute(account, charge, status="warning_needs_response" if inquiry else "needs_response")
+    account.emit("charge.dispute.created", account.add(opened))
+    if not inquiry:
+        account.emit("charge.dispute.funds_withdrawn", opened)
+    return opened
+
+
+def escalate_dispute(account: StripeAccount, invoice: Object) -> Object:
+    """Turn the open inquiry into a dispute."""
+    opened = _open_dispute(account, invoice)
+    opened["status"] = "needs_response"
+    account.emit("charge.dispute.updated", opened, previous={"status": "warning_needs_response"})
+    account.emit("charge.dispute.funds_withdrawn", opened)
     return opened
 
 
 def close_dispute(account: StripeAccount, invoice: Object, *, outcome: str = "lost") -> Object:
-    """Close the open dispute: `won` or `lost`, seen from the merchant."""
+    """Close the open dispute: `won` or `lost`, seen from the merchant; an inquiry: `warning_closed`."""
+    opened = _open_dispute(account, invoice)
+    opened["status"] = outcome
+    account.emit("charge.dispute.closed", opened)
+    return opened
+
+
+def _open_dispute(account: StripeAccount, invoice: Object) -> Object:
     charge = _latest_charge(account, invoice)
     for opened in account.objects["dispute"].values():
-        if opened["charge"] == charge["id"] and opened["status"] == "needs_response":
-            opened["status"] = outcome
-            account.emit("charge.dispute.closed", opened)
+        if opened["charge"] == charge["id"] and opened["status"].endswith("needs_response"):
             return opened
     raise not_allowed("This invoice's charge has no open dispute.")
 
@@ -280,23 +325,56 @@ def payments_of(account: StripeAccount, invoice: Object) -> list[Object]:
     return [account.find("invoice_payment", identifier) for identifier in account.private[invoice["id"]]["payments"]]
 
 
+def receive_transfer(account: StripeAccount, invoice: Object, *, amount: int) -> Object:
+    """Receive a bank transfer into the customer's cash, which pays the invoice once it is enough for all of it."""
+    fund_cash(account, invoice, amount=amount)
+    if invoice["status"] in _PAYABLE and take_cash(account, invoice):
+        receive_payment(account, invoice)
+    return invoice
+
+
 def _compute_totals(account: StripeAccount, invoice: Object) -> None:
-    """Set a draft's totals: lines, tax on top, and the customer's balance (positive: owed, negative: credit)."""
+    """Set a draft's totals: lines, coupon, tax, and the customer's balance (positive: owed, negative: credit)."""
     customer = account.find("customer", invoice["customer"])
     subtotal = sum(line["amount"] for line in invoice["lines"]["data"])
-    percent = Decimal(account.private[invoice["id"]]["tax_percent"])
-    tax = _rounded(Decimal(subtotal) * percent / 100)
-    due = max(0, subtotal + tax + customer["balance"])
+    percents = [Decimal(account.private[discount]["percent"]) for discount in invoice["discounts"]]
+    discount = sum(_rounded(subtotal * percent / 100) for percent in percents)
+    balance = balance_of(account, customer, invoice["currency"])
+    taxes = _taxes(account, invoice, customer, taxable=subtotal - discount)
+    added = sum(tax["amount"] for tax in taxes if tax["tax_behavior"] == "exclusive")
+    included = sum(tax["amount"] for tax in taxes) - added
+    due = max(0, subtotal - discount + added + balance)
     invoice.update(
         amount_due=due,
         amount_remaining=due,
-        starting_balance=customer["balance"],
+        starting_balance=balance,
         subtotal=subtotal,
-        subtotal_excluding_tax=subtotal,
-        total=subtotal + tax,
-        total_excluding_tax=subtotal,
-        total_taxes=[_tax(account, amount=tax, taxable=subtotal)] if tax else [],
+        subtotal_excluding_tax=subtotal - included,
+        total=subtotal - discount + added,
+        total_discount_amounts=[{"amount": discount, "discount": each} for each in invoice["discounts"]],
+        total_excluding_tax=subtotal - discount - included,
+        total_taxes=taxes,
     )
+
+
+def _taxes(account: StripeAccount, invoice: Object, customer: Object, *, taxable: int) -> list[Object]:
+    """The taxes of a draft: of its items' rates, else automatic ones, else the account's `tax_percent`."""
+    items = [each for each in account.objects["invoiceitem"].values() if each["invoice"] == invoice["id"]]
+    rates = [(str(rate["percentage"]), rate["inclusive"], rate["id"]) for item in items for rate in item["tax_rates"]]
+    private, automatic = account.private[invoice["id"]], invoice["automatic_tax"]
+    if automatic["enabled"]:
+        country = (customer["address"] or {}).get("country")
+        automatic["status"] = "complete" if country else "requires_location_inputs"
+        percent = account.settings["automatic_tax"].get(country, "0")
+        rates = [(percent, private.get("tax_inclusive", False), account.new_id("txr_"))] if country else []
+    elif not rates and Decimal(private["tax_percent"]):
+        rates = [(private["tax_percent"], False, account.new_id("txr_"))]
+    found = []
+    for percent, inclusive, identifier in rates:
+        parts = 100 + Decimal(percent) if inclusive else Decimal(100)
+        amount = _rounded(Decimal(taxable) * Decimal(percent) / parts)
+        found.append(_tax(identifier, amount=amount, taxable=taxable, inclusive=inclusive))
+    return found
 
 
 def _rounded(amount: Decimal) -> int:
@@ -329,7 +407,7 @@ def _set_fields(invoice: Object, given: Object) -> None:
         if name in {"automatic_tax", "payment_settings"}:
             invoice[name].update(_with_booleans(value))
         elif name in invoice:
-            invoice[name] = value
+            invoice[name] = value or [] if name == "discounts" else value
 
 
 def _with_booleans(value: Any) -> Any:
@@ -346,13 +424,13 @@ def _set_dates(account: StripeAccount, invoice: Object) -> None:
         invoice["due_date"] = now + days * _SECONDS_PER_DAY
 
 
-def _tax(account: StripeAccount, *, amount: int, taxable: int) -> Object:
+def _tax(rate: str, *, amount: int, taxable: int, inclusive: bool) -> Object:
     return {
         "amount": amount,
-        "tax_behavior": "exclusive",
-        "tax_rate_details": {"tax_rate": account.new_id("txr_")},
+        "tax_behavior": "inclusive" if inclusive else "exclusive",
+        "tax_rate_details": {"tax_rate": rate},
         "taxability_reason": "standard_rated",
-        "taxable_amount": taxable,
+        "taxable_amount": taxable - amount if inclusive else taxable,
         "type": "tax_rate_details",
     }
 

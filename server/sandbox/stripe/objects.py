@@ -17,6 +17,7 @@ def new_customer(account: StripeAccount) -> Object:
         "currency": None,
         "delinquent": False,
         "description": None,
+        "discount": None,
         "email": None,
         "invoice_prefix": identifier[-8:].upper(),
         "invoice_settings": {
@@ -209,7 +210,7 @@ def new_refund(account: StripeAccount, charge: Object, *, amount: int) -> Object
     }
 
 
-def new_dispute(account: StripeAccount, charge: Object) -> Object:
+def new_dispute(account: StripeAccount, charge: Object, *, status: str) -> Object:
     """A dispute of a charge, opened by the customer's bank."""
     return {
         "id": account.new_id("du_"),
@@ -234,7 +235,7 @@ def new_dispute(account: StripeAccount, charge: Object) -> Object:
         "metadata": {},
         "payment_intent": charge["payment_intent"],
         "reason": "fraudulent",
-        "status": "needs_response",
+        "status": status,
     }
 
 
@@ -297,4 +298,96 @@ def account_object(account: StripeAccount) -> Object:
         "email": "sandbox@pulsa.test",
         "payouts_enabled": True,
         "type": "standard",
+    }
+
+
+def new_balance_transaction(
+    account: StripeAccount, customer: Object, *, amount: int, kind: str, currency: str
+) -> Object:
+    """A change of a customer's balance; a negative amount is a credit."""
+    return {
+        "id": account.new_id("cbtxn_"),
+        "object": "customer_balance_transaction",
+        "amount": amount,
+        "checkout_session": None,
+        "created": account.now(),
+        "credit_note": None,
+        "currency": currency,
+        "customer": customer["id"],
+        "customer_account": None,
+        "description": None,
+        "ending_balance": amount,
+        "invoice": None,
+        "livemode": customer["livemode"],
+        "metadata": {},
+        "type": kind,
+    }
+
+
+def new_discount(account: StripeAccount, customer: Object) -> Object:
+    """A coupon that a customer has."""
+    return {
+        "id": account.new_id("di_"),
+        "object": "discount",
+        "checkout_session": None,
+        "customer": customer["id"],
+        "end": None,
+        "invoice": None,
+        "invoice_item": None,
+        "promotion_code": None,
+        "source": {"coupon": account.new_id("cpn_"), "type": "coupon"},
+        "start": account.now(),
+        "subscription": None,
+        "subscription_item": None,
+    }
+
+
+def new_cash_balance(account: StripeAccount, customer: Object) -> Object:
+    """A customer's cash: bank transfers that are applied to invoices by themselves."""
+    return {
+        "object": "cash_balance",
+        "available": {},
+        "customer": customer["id"],
+        "livemode": account.settings["livemode"],
+        "settings": {"reconciliation_mode": "automatic", "using_merchant_default": True},
+    }
+
+
+def new_tax_id(account: StripeAccount, customer: Object, given: Object) -> Object:
+    """A customer's tax id."""
+    return {
+        "id": account.new_id("txi_"),
+        "object": "tax_id",
+        "country": given["type"][:2].upper(),
+        "created": account.now(),
+        "customer": customer["id"],
+        "livemode": account.settings["livemode"],
+        "owner": {"type": "customer", "customer": customer["id"]},
+        "type": given["type"],
+        "value": given["value"],
+        "verification": {"status": "unavailable", "verified_address": None, "verified_name": None},
+    }
+
+
+def new_tax_rate(account: StripeAccount, given: Object) -> Object:
+    """A fixed tax rate."""
+    return {
+        "id": account.new_id("txr_"),
+        "object": "tax_rate",
+        "active": True,
+        "country": given.get("country"),
+        "created": account.now(),
+        "description": None,
+        "display_name": given["display_name"],
+        "effective_percentage": float(given["percentage"]),
+        "flat_amount": None,
+        "inclusive": given["inclusive"],
+        "jurisdiction": None,
+        "jurisdiction_level": None,
+        "livemode": account.settings["livemode"],
+        "metadata": {},
+        "percentage": float(given["percentage"]),
+        "rate_type": "percentage",
+        "state": None,
+        "tax_type": None,
     }

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from server.sandbox.stripe import invoices, objects, webhooks
+from server.sandbox.stripe import balances, invoices, objects, webhooks
 from server.sandbox.stripe.account import Object, StripeAccount
 from server.sandbox.stripe.parameters import (
     Schema,
     boolean,
     choice,
+    choice_of_readers,
     decimal,
     integer,
     metadata,
@@ -18,6 +19,7 @@ from server.sandbox.stripe.parameters import (
     string,
     strings,
     time_filter,
+    unset,
 )
 from server.sandbox.stripe.responses import is_within, list_response, object_response
 
@@ -40,10 +42,12 @@ _INVOICE: Schema = {
 }  # fmt: skip
 _NEW_INVOICE: Schema = {
     **_INVOICE, "currency": string, "customer": string, "pending_invoice_items_behavior": choice("exclude"),
+    "discounts": choice_of_readers(unset, nested),
 }  # fmt: skip
 _NEW_ITEM: Schema = {
     "amount": integer, "currency": string, "customer": string, "description": string, "invoice": string,
-    "metadata": metadata, "quantity": integer, "unit_amount_decimal": decimal,
+    "metadata": metadata, "quantity": integer, "tax_behavior": choice("exclusive", "inclusive"), "tax_rates": strings,
+    "unit_amount_decimal": decimal,
 }  # fmt: skip
 _ENDPOINT: Schema = {"description": string, "enabled_events": strings, "metadata": metadata, "url": string}
 
@@ -65,11 +69,11 @@ class Operation:
 
 
 def find_operation(method: str, path: str) -> tuple[Operation, str] | None:
-    """The operation and the id in its path (empty when it has none)."""
+    """The operation and the last id in its path (empty when it has none)."""
     for operation in OPERATIONS:
         matched = operation.pattern.fullmatch(path) if operation.method == method else None
         if matched:
-            return operation, (matched.groups() or ("",))[0]
+            return operation, (matched.groups() or ("",))[-1]
     return None
 
 
@@ -106,6 +110,14 @@ def _list(kind: str, filters: Mapping[str, Callable[[StripeAccount, Object, obje
             resource for resource in account.objects[kind].values() if all(f(account, resource, v) for f, v in asked)
         ]
         return list_response(account, resources, given, url=f"/v1/{kind}s")
+
+    return run
+
+
+def _list_of(kind: str, find: Callable[[StripeAccount, Object], list[Object]]) -> Run:
+    def run(account: StripeAccount, identifier: str, given: Object) -> Object:
+        found = find(account, account.find("customer", identifier))
+        return list_response(account, found, given, url=f"/v1/customers/{identifier}/{kind}")
 
     return run
 
@@ -152,6 +164,21 @@ OPERATIONS = (
     _get("customer", "/v1/customers/{id}", "CustomerRetrieveParams"),
     Operation("POST", "/v1/customers/{id}", "CustomerUpdateParams", {**_CUSTOMER, **_EXPAND},
               _on_object("customer", invoices.update_fields)),
+    Operation("DELETE", "/v1/customers/{id}", "CustomerDeleteParams", {},
+              _on_object("customer", balances.delete_customer)),
+    Operation("GET", "/v1/customers/{id}/balance_transactions", "CustomerListBalanceTransactionsParams", _PAGE,
+              _list_of("balance_transactions", balances.transactions_of)),
+    Operation("GET", "/v1/customers/{id}/tax_ids", "CustomerListTaxIdsParams", _PAGE,
+              _list_of("tax_ids", balances.tax_ids_of)),
+    Operation("POST", "/v1/customers/{id}/tax_ids", "CustomerCreateTaxIdParams",
+              {"type": string, "value": string, **_EXPAND}, _on_object("customer", balances.create_tax_id),
+              required=("type", "value")),
+    Operation("DELETE", "/v1/customers/{id}/tax_ids/{id}", "CustomerDeleteTaxIdParams", {},
+              _on_object("tax_id", balances.delete_tax_id)),
+    Operation("POST", "/v1/tax_rates", "TaxRateCreateParams",
+              {"country": string, "display_name": string, "inclusive": boolean, "percentage": decimal, **_EXPAND},
+              _creation(balances.create_tax_rate), required=("display_name", "inclusive", "percentage")),
+    _get("tax_rate", "/v1/tax_rates/{id}", "TaxRateRetrieveParams"),
     Operation("POST", "/v1/invoices", "InvoiceCreateParams", {**_NEW_INVOICE, **_EXPAND},
               _creation(invoices.create_invoice), required=("customer",)),
     Operation("GET", "/v1/invoices", "InvoiceListParams",
@@ -181,6 +208,8 @@ OPERATIONS = (
                     {"invoice": _equal("invoice"), "status": _equal("status"), "payment": _has_payment})),
     _get("invoice_payment", "/v1/invoice_payments/{id}", "InvoicePaymentRetrieveParams"),
     _get("charge", "/v1/charges/{id}", "ChargeRetrieveParams"),
+    Operation("GET", "/v1/disputes", "DisputeListParams", {**_PAGE, "charge": string, "payment_intent": string},
+              _list("dispute", {"charge": _equal("charge"), "payment_intent": _equal("payment_intent")})),
     _get("dispute", "/v1/disputes/{id}", "DisputeRetrieveParams"),
     Operation("GET", "/v1/credit_notes", "CreditNoteListParams", {**_PAGE, "invoice": string},
               _list("credit_note", {"invoice": _equal("invoice")})),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -131,3 +132,22 @@ def time_filter(name: str, value: Any) -> dict[str, int]:
     if not isinstance(limits, dict) or set(limits) - {"gt", "gte", "lt", "lte"}:
         raise ApiError(f"Invalid time filter: {name}", param=name)
     return {key: integer(f"{name}[{key}]", limit) for key, limit in limits.items()}
+
+
+def choice_of_readers(*readers: Reader) -> Reader:
+    """The first of these readers that accepts the value."""
+
+    def read(name: str, value: Any) -> Any:
+        for reader in readers[:-1]:
+            with suppress(ApiError):
+                return reader(name, value)
+        return readers[-1](name, value)
+
+    return read
+
+
+def unset(name: str, value: Any) -> str:
+    """An empty string, which unsets."""
+    if value != "":
+        raise ApiError(f"Invalid value: {name}", param=name)
+    return ""

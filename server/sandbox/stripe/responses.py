@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from server.sandbox.stripe import invoices
 from server.sandbox.stripe.account import Object, StripeAccount
+from server.sandbox.stripe.balances import balance_of, transactions_of
 from server.sandbox.stripe.errors import ApiError, not_found
 
 _PAGE_SIZE = 10
@@ -12,7 +13,8 @@ _LARGEST_PAGE = 100
 
 def object_response(account: StripeAccount, resource: Object, expand: Iterable[str] = ()) -> Object:
     """A copy of the object with the expansions that the call asked for."""
-    served = dict(resource)
+    hidden = {"cash_balance"} if resource["object"] == "customer" else set()
+    served = {name: value for name, value in resource.items() if name not in hidden}
     for path in expand:
         expansion = _EXPANSIONS.get((resource["object"], path))
         if expansion is None:
@@ -54,10 +56,11 @@ def is_within(moment: int, limits: Object) -> bool:
 def _payments_list(account: StripeAccount, invoice: Object) -> Object:
     """An invoice's payments as the list that `expand` serves, newest first."""
     payments = [dict(payment) for payment in invoices.payments_of(account, invoice)][::-1]
+    shown = payments[:_PAGE_SIZE]
     return {
         "object": "list",
-        "data": payments,
-        "has_more": False,
+        "data": shown,
+        "has_more": len(payments) > len(shown),
         "url": f"/v1/invoice_payments?invoice={invoice['id']}",
     }
 
@@ -81,9 +84,18 @@ def _paid_off_stripe(account: StripeAccount, invoice: Object) -> int:
     return sum(record["amount_paid"] or 0 for record in records)
 
 
+def _credit_balances(account: StripeAccount, customer: Object) -> Object:
+    """The balance by currency, in which credit is positive: opposite to the field `balance`."""
+    currencies = {each["currency"] for each in transactions_of(account, customer)}
+    balances = {currency: -balance_of(account, customer, currency) for currency in sorted(currencies)}
+    return {currency: balance for currency, balance in balances.items() if balance}
+
+
 _EXPANSIONS: dict[tuple[str, str], Callable[[StripeAccount, Object], object]] = {
     ("invoice", "payments"): _payments_list,
     ("invoice", "amount_paid_off_stripe"): _paid_off_stripe,
     ("invoice", "customer"): lambda account, invoice: dict(account.find("customer", invoice["customer"])),
+    ("customer", "invoice_credit_balance"): _credit_balances,
+    ("customer", "cash_balance"): lambda _account, customer: customer.get("cash_balance"),
     ("invoice_payment", "invoice"): lambda account, payment: dict(account.find("invoice", payment["invoice"])),
 }

@@ -31,7 +31,10 @@ DEFAULT_EVENTS = [
     "invoice.payment_action_required",
     "invoice.overpaid",
     "charge.refunded",
+    "refund.created",
     "charge.dispute.created",
+    "charge.dispute.updated",
+    "charge.dispute.funds_withdrawn",
     "charge.dispute.closed",
     "credit_note.created",
 ]

@@ -14,7 +14,10 @@ CLASSES: dict[str, type[stripe.StripeObject]] = {
     "account": stripe.Account,
     "charge": stripe.Charge,
     "credit_note": stripe.CreditNote,
+    "cash_balance": stripe.CashBalance,
     "customer": stripe.Customer,
+    "customer_balance_transaction": stripe.CustomerBalanceTransaction,
+    "discount": stripe.Discount,
     "dispute": stripe.Dispute,
     "event": stripe.Event,
     "invoice": stripe.Invoice,
@@ -23,6 +26,8 @@ CLASSES: dict[str, type[stripe.StripeObject]] = {
     "line_item": stripe.InvoiceLineItem,
     "list": stripe.ListObject,
     "refund": stripe.Refund,
+    "tax_id": stripe.TaxId,
+    "tax_rate": stripe.TaxRate,
     "webhook_endpoint": stripe.WebhookEndpoint,
 }
 LIST_FIELDS = {"object", "data", "has_more", "url", "total_count"}
@@ -41,6 +46,11 @@ async def test_every_field_of_every_object_is_declared_by_the_sdk(harness: Strip
 async def test_every_field_that_the_sdk_declares_as_required_is_served(harness: StripeHarness) -> None:
     for thing in await one_of_each(harness):
         assert missing_fields(thing) == []
+
+
+async def test_every_value_has_the_type_that_the_sdk_declares(harness: StripeHarness) -> None:
+    for thing in await one_of_each(harness):
+        assert wrong_values(thing) == []
 
 
 async def test_an_invoice_has_none_of_the_fields_that_were_removed_with_version_basil(harness: StripeHarness) -> None:
@@ -69,13 +79,25 @@ async def one_of_each(harness: StripeHarness) -> list[dict[str, Any]]:
     invoice = await harness.open()
     for action in ("pay", "refund", "dispute", "credit_note"):
         await harness.act(invoice, action)
+    customers = harness.client().v1.customers
+    await customers.tax_ids.create_async(str(invoice.customer), {"type": "id_npwp", "value": "12.345.678.9-012.345"})
+    await harness.client().v1.tax_rates.create_async({"display_name": "PPN", "percentage": 11, "inclusive": False})
+    for action, options in (
+        ("set_customer_balance", {"amount": 5}),
+        ("set_coupon", {"percent": "5"}),
+        ("transfer", {"amount": 5}),
+    ):
+        await harness.act(invoice, action, **options)
+    customer = await customers.update_async(
+        str(invoice.customer), {"expand": ["invoice_credit_balance", "cash_balance"]}
+    )
     await harness.open()
     await harness.draft()
     account = await harness.client().v1.accounts.retrieve_current_async()
     expanded = await harness.fetch(invoice, expand=("payments", "amount_paid_off_stripe", "customer"))
     kept = [thing for kind in KINDS for thing in harness.sandbox.account.objects[kind].values()]
     assert {thing["object"] for thing in kept} == set(KINDS)
-    return [*kept, account.to_dict(), expanded.to_dict()]
+    return [*kept, account.to_dict(), expanded.to_dict(), customer.to_dict()]
 
 
 def unknown_fields(thing: dict[str, Any], cls: type[stripe.StripeObject] | None = None, path: str = "") -> list[str]:
@@ -98,6 +120,24 @@ def missing_fields(thing: dict[str, Any]) -> list[str]:
     hints = typing.get_type_hints(cls, localns=TypeNames())
     required = [name for name, hint in hints.items() if not name.startswith("_") and not is_optional(hint)]
     return [f"{cls.__name__}.{name}" for name in required if name != "OBJECT_NAME" and thing.get(name) is None]
+
+
+def wrong_values(thing: dict[str, Any]) -> list[str]:
+    """Fields whose value is of no type that the class declares; only of fields that hold plain values."""
+    cls = CLASSES[thing["object"]]
+    hints = typing.get_type_hints(cls, localns=TypeNames())
+    return [
+        f"{cls.__name__}.{name}={thing[name]!r}" for name in thing.keys() & hints if not fits(thing[name], hints[name])
+    ]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    plain = {int, str, bool, float, type(None)}
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Union:
+        return any(fits(value, option) for option in typing.get_args(hint))
+    return type(value) is hint if hint in plain else type(value) not in plain - {str}
 
 
 def is_optional(hint: Any) -> bool:

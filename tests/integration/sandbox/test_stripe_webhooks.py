@@ -202,8 +202,8 @@ async def test_events_of_refunds_and_disputes_refer_to_the_charge(harness: Strip
     await harness.act(invoice, "dispute")
     await harness.act(invoice, "close_dispute", outcome="lost")
 
-    types = ["charge.refunded", "charge.dispute.created", "charge.dispute.closed"]
-    await harness.receiver.wait_for("invoice.finalized", "invoice.paid", *types)
+    disputes = [f"charge.dispute.{what}" for what in ("created", "funds_withdrawn", "closed")]
+    await harness.receiver.wait_for("invoice.finalized", "invoice.paid", "refund.created", "charge.refunded", *disputes)
     events = {event.type: event.data.object for event in (each.event() for each in harness.receiver.deliveries)}
     charge = events["charge.refunded"]
     assert (charge["amount_refunded"], charge["refunded"]) == (5_000_000, False)

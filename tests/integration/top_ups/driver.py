@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from server.credits.ledger import adjust_credits
 from server.credits.pricing import load_pricing
 from server.credits.stripe.client import Failpoint, StripeClient
 from server.credits.stripe.inbox import StripeInbox
+from server.credits.stripe.invoices import TaxRate
 from server.credits.top_ups.service import Purchase, TopUps
 from server.credits.top_ups.state_machine import TopUp, TopUpStatus, TopUpTerms
 from server.credits.top_ups.store import TopUpStore
@@ -196,3 +198,12 @@ class TopUpDriver:
         listed = (await self.control("GET /events"))["events"]
         waiting = any(event["undelivered"] for event in listed)
         return not waiting and "RECEIVED" not in await self.event_statuses()
+
+
+async def tax_rate(driver: TopUpDriver, *, inclusive: bool = False) -> TaxRate:
+    """A tax of 11 %, made at Stripe."""
+    values = {"display_name": "PPN", "percentage": "11", "inclusive": str(inclusive).lower()}
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with driver.session.post(f"{driver.sandbox.url}/v1/tax_rates", data=values, headers=headers) as response:
+        fields = json.loads(await response.text())
+    return TaxRate(fields["id"], Decimal(11), inclusive)

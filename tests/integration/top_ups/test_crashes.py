@@ -1,14 +1,20 @@
 """A process that crashes after any commit or Stripe call, and the process that replaces it."""
 
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
+from uuid import UUID, uuid4
 
-from server.credits.top_ups.state_machine import TopUp, TopUpStatus
-from tests.integration.top_ups.driver import TopUpDriver
+from server.credits.top_ups.state_machine import Resolution, TopUp, TopUpStatus
+from server.errors import TopUpPartlyPaid
+from tests.integration.top_ups.driver import TopUpDriver, tax_rate
 from tests.integration.top_ups.failpoints import SimulatedCrash, restart, run_until_crash
 from tests.waiting import until
 
 _AFTER_LEASE = timedelta(seconds=61)
+_TAXED = 16_650_000
+"""1,000 credits with a tax of 11 %, in minor units."""
 
 Work = Callable[[TopUpDriver, str], Coroutine[None, None, None]]
 """What a process does for an organization."""
@@ -132,3 +138,64 @@ async def test_an_event_whose_processing_crashes_anywhere_is_credited_once(drive
 
     points = await _crash_at_every_failpoint(driver, process, before=pay, after=check_end)
     assert "commit apply invoice" in points
+
+
+async def test_a_taxed_purchase_from_a_balance_that_crashes_anywhere_is_credited_once(driver: TopUpDriver) -> None:
+    rate = await tax_rate(driver)
+    driver.terms = replace(driver.terms, tax_rates={"IDR": rate})
+    await restart(driver, driver.replica)
+
+    async def overpay(driver: TopUpDriver, organization_id: str) -> None:
+        opened = await driver.buy(organization_id)
+        await driver.invoice_action(opened, "pay", amount=_TAXED + _TAXED)
+        driver.clock.ahead = timedelta(seconds=10)
+        await driver.run_jobs()
+
+    async def check_end(organization_id: str) -> None:
+        if len(await driver.top_ups.list(organization_id, limit=2)) < 2:
+            await driver.buy(organization_id)
+        driver.clock.ahead += _AFTER_LEASE
+
+        async def are_paid() -> bool:
+            await driver.run_jobs()
+            driver.clock.ahead += timedelta(seconds=10)
+            return {each.status for each in await driver.top_ups.list(organization_id, limit=10)} == {TopUpStatus.PAID}
+
+        await until(are_paid)
+        assert await _invoice_statuses(driver, organization_id) == ["paid", "paid"]
+        assert await driver.credits(organization_id) == 2000
+
+    points = await _crash_at_every_failpoint(driver, _buy, before=overpay, after=check_end)
+    calls = [point for point in points if point.startswith("stripe")]
+    assert calls[:3] == ["stripe update_customer", "stripe list_balance_transactions", "stripe create_invoice"]
+    assert calls[-2:] == ["stripe finalize", "stripe list_balance_transactions"]
+
+
+async def test_the_cancellation_and_the_resolution_of_a_partly_paid_one_that_crash_anywhere_happen_once(
+    driver: TopUpDriver,
+) -> None:
+    request_ids: dict[str, UUID] = {}
+
+    async def pay_a_part(driver: TopUpDriver, organization_id: str) -> None:
+        await driver.invoice_action(await driver.buy(organization_id), "pay", amount=_TAXED // 2)
+
+    async def end(driver: TopUpDriver, organization_id: str) -> None:
+        [found] = await driver.top_ups.list(organization_id, limit=10)
+        if found.status is not TopUpStatus.RESOLVED:
+            with suppress(TopUpPartlyPaid):
+                await driver.cancel(found)
+        request_id = request_ids.setdefault(organization_id, uuid4())
+        await driver.top_ups.resolve(organization_id, found.top_up_id, Resolution(request_id, 400, "a part", "olga"))
+
+    async def check_end(organization_id: str) -> None:
+        driver.clock.ahead += _AFTER_LEASE
+        await driver.run_jobs()
+        await end(driver, organization_id)
+        await _run_jobs_until(driver, organization_id, TopUpStatus.RESOLVED)
+        assert await _invoice_statuses(driver, organization_id) == ["open"]
+        assert await driver.credits(organization_id) == 400
+        assert (await driver.buy(organization_id)).status is TopUpStatus.OPEN
+
+    points = await _crash_at_every_failpoint(driver, end, before=pay_a_part, after=check_end)
+    assert "commit keep partly paid" in points
+    assert points[-1] == "commit resolve"

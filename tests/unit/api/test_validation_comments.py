@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor
 from pulsa.credit.v1 import credit_service_pb2
+from pulsa.credit.v1.address_pb2 import Address
 from pulsa.otp.v1 import otp_service_pb2
 from pulsa.otp.v1.destination_pb2 import Destination, Fallback
 
@@ -16,7 +17,7 @@ REQUESTS: dict[str, Descriptor] = {
     method.input_type.full_name: method.input_type
     for module, name in ((credit_service_pb2, "CreditService"), (otp_service_pb2, "OtpService"))
     for method in module.DESCRIPTOR.services_by_name[name].methods
-} | {message.DESCRIPTOR.full_name: message.DESCRIPTOR for message in (Destination, Fallback)}
+} | {message.DESCRIPTOR.full_name: message.DESCRIPTOR for message in (Address, Destination, Fallback)}
 _FIELD = re.compile(r"(?P<comment>(?:\s*//[^\n]*\n)+)\s*(?:optional |repeated )?[\w.<>, ]+ (?P<name>\w+) = \d+;")
 
 

@@ -7,14 +7,15 @@ def test_every_status_has_its_transitions() -> None:
     assert set(TRANSITIONS) == set(TopUpStatus)
 
 
-def test_every_status_but_paid_and_review_can_become_paid() -> None:
+def test_every_status_can_become_paid_until_it_is_or_a_person_decides() -> None:
     assert {status for status in TopUpStatus if TopUpStatus.PAID in TRANSITIONS[status]} == set(TopUpStatus) - {
-        TopUpStatus.PAID, TopUpStatus.REVIEW,
+        TopUpStatus.PAID, TopUpStatus.REVIEW, TopUpStatus.RESOLVED,
     }  # fmt: skip
 
 
-def test_paid_and_review_are_final() -> None:
-    assert TRANSITIONS[TopUpStatus.PAID] == TRANSITIONS[TopUpStatus.REVIEW] == frozenset()
+def test_paid_and_resolved_are_final_and_review_waits_for_a_person() -> None:
+    assert TRANSITIONS[TopUpStatus.PAID] == TRANSITIONS[TopUpStatus.RESOLVED] == frozenset()
+    assert TRANSITIONS[TopUpStatus.REVIEW] == {TopUpStatus.RESOLVED}
 
 
 def test_a_finished_top_up_never_becomes_unfinished_again() -> None:

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from pulsa.credit.v1 import address_pb2 as pulsa_dot_credit_dot_v1_dot_address__pb2
 from pulsa.credit.v1 import alerts_pb2 as pulsa_dot_credit_dot_v1_dot_alerts__pb2
 from pulsa.credit.v1 import balance_pb2 as pulsa_dot_credit_dot_v1_dot_balance__pb2
 from pulsa.credit.v1 import ledger_entry_pb2 as pulsa_dot_credit_dot_v1_dot_ledger__entry__pb2
@@ -32,77 +33,81 @@ from pulsa.credit.v1 import suspension_pb2 as pulsa_dot_credit_dot_v1_dot_suspen
 from pulsa.credit.v1 import top_up_pb2 as pulsa_dot_credit_dot_v1_dot_top__up__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pulsa/credit/v1/credit_service.proto\x12\x0fpulsa.credit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpulsa/credit/v1/alerts.proto\x1a\x1dpulsa/credit/v1/balance.proto\x1a\"pulsa/credit/v1/ledger_entry.proto\x1a\x1bpulsa/credit/v1/money.proto\x1a\x1dpulsa/credit/v1/pricing.proto\x1a pulsa/credit/v1/suspension.proto\x1a\x1cpulsa/credit/v1/top_up.proto\",\n\x11GetBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13WatchBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"A\n\x14WatchBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\",\n\x11GetPricingRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetPricingResponse\x12)\n\x07pricing\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Pricing\"T\n\x11QuoteTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\xcd\x01\n\x12QuoteTopUpResponse\x12*\n\nunit_price\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12(\n\x08subtotal\x18\x02 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12#\n\x03tax\x18\x03 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12\x15\n\rtax_estimated\x18\x05 \x01(\x08\"\x96\x01\n\x12\x43reateTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12\x15\n\rcurrency_code\x18\x04 \x01(\t\x12\x15\n\rbilling_email\x18\x05 \x01(\t\x12\x14\n\x0c\x62illing_name\x18\x06 \x01(\t\"=\n\x13\x43reateTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"=\n\x0fGetTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\":\n\x10GetTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\x83\x01\n\x11ListTopUpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.pulsa.credit.v1.TopUpStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x12ListTopUpsResponse\x12\'\n\x07top_ups\x18\x01 \x03(\x0b\x32\x16.pulsa.credit.v1.TopUp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x12\x43\x61ncelTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\"=\n\x13\x43\x61ncelTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"Z\n\x18ListLedgerEntriesRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x19ListLedgerEntriesResponse\x12\x34\n\x0eledger_entries\x18\x01 \x03(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x10GetAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"<\n\x11GetAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\"\xdc\x01\n\x13UpdateAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\"\n\x15low_balance_threshold\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x61lert_email\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06locale\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x16\n\ttime_zone\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x18\n\x16_low_balance_thresholdB\x0e\n\x0c_alert_emailB\t\n\x07_localeB\x0c\n\n_time_zone\"j\n\x14UpdateAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"k\n\x14\x41\x64justCreditsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64just_credits\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"v\n\x15\x41\x64justCreditsResponse\x12\x32\n\x0cledger_entry\x18\x01 \x01(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"E\n\x1aSuspendOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"N\n\x1bSuspendOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\"4\n\x19ResumeOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"M\n\x1aResumeOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\".\n\x13VerifyLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"}\n\x14VerifyLedgerResponse\x12\r\n\x05holds\x18\x01 \x01(\x08\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x03(\t\x12/\n\x0bverify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x18RecordStripeEventRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\t\"@\n\x19RecordStripeEventResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x32\xf6\x0b\n\rCreditService\x12U\n\nGetBalance\x12\".pulsa.credit.v1.GetBalanceRequest\x1a#.pulsa.credit.v1.GetBalanceResponse\x12]\n\x0cWatchBalance\x12$.pulsa.credit.v1.WatchBalanceRequest\x1a%.pulsa.credit.v1.WatchBalanceResponse0\x01\x12U\n\nGetPricing\x12\".pulsa.credit.v1.GetPricingRequest\x1a#.pulsa.credit.v1.GetPricingResponse\x12U\n\nQuoteTopUp\x12\".pulsa.credit.v1.QuoteTopUpRequest\x1a#.pulsa.credit.v1.QuoteTopUpResponse\x12X\n\x0b\x43reateTopUp\x12#.pulsa.credit.v1.CreateTopUpRequest\x1a$.pulsa.credit.v1.CreateTopUpResponse\x12O\n\x08GetTopUp\x12 .pulsa.credit.v1.GetTopUpRequest\x1a!.pulsa.credit.v1.GetTopUpResponse\x12U\n\nListTopUps\x12\".pulsa.credit.v1.ListTopUpsRequest\x1a#.pulsa.credit.v1.ListTopUpsResponse\x12X\n\x0b\x43\x61ncelTopUp\x12#.pulsa.credit.v1.CancelTopUpRequest\x1a$.pulsa.credit.v1.CancelTopUpResponse\x12j\n\x11ListLedgerEntries\x12).pulsa.credit.v1.ListLedgerEntriesRequest\x1a*.pulsa.credit.v1.ListLedgerEntriesResponse\x12R\n\tGetAlerts\x12!.pulsa.credit.v1.GetAlertsRequest\x1a\".pulsa.credit.v1.GetAlertsResponse\x12[\n\x0cUpdateAlerts\x12$.pulsa.credit.v1.UpdateAlertsRequest\x1a%.pulsa.credit.v1.UpdateAlertsResponse\x12^\n\rAdjustCredits\x12%.pulsa.credit.v1.AdjustCreditsRequest\x1a&.pulsa.credit.v1.AdjustCreditsResponse\x12p\n\x13SuspendOrganization\x12+.pulsa.credit.v1.SuspendOrganizationRequest\x1a,.pulsa.credit.v1.SuspendOrganizationResponse\x12m\n\x12ResumeOrganization\x12*.pulsa.credit.v1.ResumeOrganizationRequest\x1a+.pulsa.credit.v1.ResumeOrganizationResponse\x12[\n\x0cVerifyLedger\x12$.pulsa.credit.v1.VerifyLedgerRequest\x1a%.pulsa.credit.v1.VerifyLedgerResponse\x12j\n\x11RecordStripeEvent\x12).pulsa.credit.v1.RecordStripeEventRequest\x1a*.pulsa.credit.v1.RecordStripeEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pulsa/credit/v1/credit_service.proto\x12\x0fpulsa.credit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/address.proto\x1a\x1cpulsa/credit/v1/alerts.proto\x1a\x1dpulsa/credit/v1/balance.proto\x1a\"pulsa/credit/v1/ledger_entry.proto\x1a\x1bpulsa/credit/v1/money.proto\x1a\x1dpulsa/credit/v1/pricing.proto\x1a pulsa/credit/v1/suspension.proto\x1a\x1cpulsa/credit/v1/top_up.proto\",\n\x11GetBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13WatchBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"A\n\x14WatchBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\",\n\x11GetPricingRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetPricingResponse\x12)\n\x07pricing\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Pricing\"T\n\x11QuoteTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\xcd\x01\n\x12QuoteTopUpResponse\x12*\n\nunit_price\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12(\n\x08subtotal\x18\x02 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12#\n\x03tax\x18\x03 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12\x15\n\rtax_estimated\x18\x05 \x01(\x08\"\xee\x01\n\x12\x43reateTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12\x15\n\rcurrency_code\x18\x04 \x01(\t\x12\x15\n\rbilling_email\x18\x05 \x01(\t\x12\x14\n\x0c\x62illing_name\x18\x06 \x01(\t\x12\x31\n\x0f\x62illing_address\x18\x07 \x01(\x0b\x32\x18.pulsa.credit.v1.Address\x12\x13\n\x0btax_id_type\x18\x08 \x01(\t\x12\x0e\n\x06tax_id\x18\t \x01(\t\"=\n\x13\x43reateTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"=\n\x0fGetTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\":\n\x10GetTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\x83\x01\n\x11ListTopUpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.pulsa.credit.v1.TopUpStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x12ListTopUpsResponse\x12\'\n\x07top_ups\x18\x01 \x03(\x0b\x32\x16.pulsa.credit.v1.TopUp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x12\x43\x61ncelTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\"=\n\x13\x43\x61ncelTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"~\n\x13ResolveTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x17\n\x0fresolve_credits\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\">\n\x14ResolveTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"Z\n\x18ListLedgerEntriesRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x19ListLedgerEntriesResponse\x12\x34\n\x0eledger_entries\x18\x01 \x03(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x10GetAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"<\n\x11GetAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\"\xdc\x01\n\x13UpdateAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\"\n\x15low_balance_threshold\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x61lert_email\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06locale\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x16\n\ttime_zone\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x18\n\x16_low_balance_thresholdB\x0e\n\x0c_alert_emailB\t\n\x07_localeB\x0c\n\n_time_zone\"j\n\x14UpdateAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"k\n\x14\x41\x64justCreditsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64just_credits\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"v\n\x15\x41\x64justCreditsResponse\x12\x32\n\x0cledger_entry\x18\x01 \x01(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"E\n\x1aSuspendOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"N\n\x1bSuspendOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\"4\n\x19ResumeOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"M\n\x1aResumeOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\".\n\x13VerifyLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"}\n\x14VerifyLedgerResponse\x12\r\n\x05holds\x18\x01 \x01(\x08\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x03(\t\x12/\n\x0bverify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x18RecordStripeEventRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\t\"@\n\x19RecordStripeEventResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x32\xd3\x0c\n\rCreditService\x12U\n\nGetBalance\x12\".pulsa.credit.v1.GetBalanceRequest\x1a#.pulsa.credit.v1.GetBalanceResponse\x12]\n\x0cWatchBalance\x12$.pulsa.credit.v1.WatchBalanceRequest\x1a%.pulsa.credit.v1.WatchBalanceResponse0\x01\x12U\n\nGetPricing\x12\".pulsa.credit.v1.GetPricingRequest\x1a#.pulsa.credit.v1.GetPricingResponse\x12U\n\nQuoteTopUp\x12\".pulsa.credit.v1.QuoteTopUpRequest\x1a#.pulsa.credit.v1.QuoteTopUpResponse\x12X\n\x0b\x43reateTopUp\x12#.pulsa.credit.v1.CreateTopUpRequest\x1a$.pulsa.credit.v1.CreateTopUpResponse\x12O\n\x08GetTopUp\x12 .pulsa.credit.v1.GetTopUpRequest\x1a!.pulsa.credit.v1.GetTopUpResponse\x12U\n\nListTopUps\x12\".pulsa.credit.v1.ListTopUpsRequest\x1a#.pulsa.credit.v1.ListTopUpsResponse\x12X\n\x0b\x43\x61ncelTopUp\x12#.pulsa.credit.v1.CancelTopUpRequest\x1a$.pulsa.credit.v1.CancelTopUpResponse\x12[\n\x0cResolveTopUp\x12$.pulsa.credit.v1.ResolveTopUpRequest\x1a%.pulsa.credit.v1.ResolveTopUpResponse\x12j\n\x11ListLedgerEntries\x12).pulsa.credit.v1.ListLedgerEntriesRequest\x1a*.pulsa.credit.v1.ListLedgerEntriesResponse\x12R\n\tGetAlerts\x12!.pulsa.credit.v1.GetAlertsRequest\x1a\".pulsa.credit.v1.GetAlertsResponse\x12[\n\x0cUpdateAlerts\x12$.pulsa.credit.v1.UpdateAlertsRequest\x1a%.pulsa.credit.v1.UpdateAlertsResponse\x12^\n\rAdjustCredits\x12%.pulsa.credit.v1.AdjustCreditsRequest\x1a&.pulsa.credit.v1.AdjustCreditsResponse\x12p\n\x13SuspendOrganization\x12+.pulsa.credit.v1.SuspendOrganizationRequest\x1a,.pulsa.credit.v1.SuspendOrganizationResponse\x12m\n\x12ResumeOrganization\x12*.pulsa.credit.v1.ResumeOrganizationRequest\x1a+.pulsa.credit.v1.ResumeOrganizationResponse\x12[\n\x0cVerifyLedger\x12$.pulsa.credit.v1.VerifyLedgerRequest\x1a%.pulsa.credit.v1.VerifyLedgerResponse\x12j\n\x11RecordStripeEvent\x12).pulsa.credit.v1.RecordStripeEventRequest\x1a*.pulsa.credit.v1.RecordStripeEventResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pulsa.credit.v1.credit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETBALANCEREQUEST']._serialized_start=311
-  _globals['_GETBALANCEREQUEST']._serialized_end=355
-  _globals['_GETBALANCERESPONSE']._serialized_start=357
-  _globals['_GETBALANCERESPONSE']._serialized_end=420
-  _globals['_WATCHBALANCEREQUEST']._serialized_start=422
-  _globals['_WATCHBALANCEREQUEST']._serialized_end=468
-  _globals['_WATCHBALANCERESPONSE']._serialized_start=470
-  _globals['_WATCHBALANCERESPONSE']._serialized_end=535
-  _globals['_GETPRICINGREQUEST']._serialized_start=537
-  _globals['_GETPRICINGREQUEST']._serialized_end=581
-  _globals['_GETPRICINGRESPONSE']._serialized_start=583
-  _globals['_GETPRICINGRESPONSE']._serialized_end=646
-  _globals['_QUOTETOPUPREQUEST']._serialized_start=648
-  _globals['_QUOTETOPUPREQUEST']._serialized_end=732
-  _globals['_QUOTETOPUPRESPONSE']._serialized_start=735
-  _globals['_QUOTETOPUPRESPONSE']._serialized_end=940
-  _globals['_CREATETOPUPREQUEST']._serialized_start=943
-  _globals['_CREATETOPUPREQUEST']._serialized_end=1093
-  _globals['_CREATETOPUPRESPONSE']._serialized_start=1095
-  _globals['_CREATETOPUPRESPONSE']._serialized_end=1156
-  _globals['_GETTOPUPREQUEST']._serialized_start=1158
-  _globals['_GETTOPUPREQUEST']._serialized_end=1219
-  _globals['_GETTOPUPRESPONSE']._serialized_start=1221
-  _globals['_GETTOPUPRESPONSE']._serialized_end=1279
-  _globals['_LISTTOPUPSREQUEST']._serialized_start=1282
-  _globals['_LISTTOPUPSREQUEST']._serialized_end=1413
-  _globals['_LISTTOPUPSRESPONSE']._serialized_start=1415
-  _globals['_LISTTOPUPSRESPONSE']._serialized_end=1501
-  _globals['_CANCELTOPUPREQUEST']._serialized_start=1503
-  _globals['_CANCELTOPUPREQUEST']._serialized_end=1567
-  _globals['_CANCELTOPUPRESPONSE']._serialized_start=1569
-  _globals['_CANCELTOPUPRESPONSE']._serialized_end=1630
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=1632
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=1722
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=1724
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=1830
-  _globals['_GETALERTSREQUEST']._serialized_start=1832
-  _globals['_GETALERTSREQUEST']._serialized_end=1875
-  _globals['_GETALERTSRESPONSE']._serialized_start=1877
-  _globals['_GETALERTSRESPONSE']._serialized_end=1937
-  _globals['_UPDATEALERTSREQUEST']._serialized_start=1940
-  _globals['_UPDATEALERTSREQUEST']._serialized_end=2160
-  _globals['_UPDATEALERTSRESPONSE']._serialized_start=2162
-  _globals['_UPDATEALERTSRESPONSE']._serialized_end=2268
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=2270
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=2377
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=2379
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=2497
-  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_start=2499
-  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_end=2568
-  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_start=2570
-  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_end=2648
-  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_start=2650
-  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_end=2702
-  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_start=2704
-  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_end=2781
-  _globals['_VERIFYLEDGERREQUEST']._serialized_start=2783
-  _globals['_VERIFYLEDGERREQUEST']._serialized_end=2829
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=2831
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=2956
-  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_start=2958
-  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_end=3020
-  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_start=3022
-  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_end=3086
-  _globals['_CREDITSERVICE']._serialized_start=3089
-  _globals['_CREDITSERVICE']._serialized_end=4615
+  _globals['_GETBALANCEREQUEST']._serialized_start=342
+  _globals['_GETBALANCEREQUEST']._serialized_end=386
+  _globals['_GETBALANCERESPONSE']._serialized_start=388
+  _globals['_GETBALANCERESPONSE']._serialized_end=451
+  _globals['_WATCHBALANCEREQUEST']._serialized_start=453
+  _globals['_WATCHBALANCEREQUEST']._serialized_end=499
+  _globals['_WATCHBALANCERESPONSE']._serialized_start=501
+  _globals['_WATCHBALANCERESPONSE']._serialized_end=566
+  _globals['_GETPRICINGREQUEST']._serialized_start=568
+  _globals['_GETPRICINGREQUEST']._serialized_end=612
+  _globals['_GETPRICINGRESPONSE']._serialized_start=614
+  _globals['_GETPRICINGRESPONSE']._serialized_end=677
+  _globals['_QUOTETOPUPREQUEST']._serialized_start=679
+  _globals['_QUOTETOPUPREQUEST']._serialized_end=763
+  _globals['_QUOTETOPUPRESPONSE']._serialized_start=766
+  _globals['_QUOTETOPUPRESPONSE']._serialized_end=971
+  _globals['_CREATETOPUPREQUEST']._serialized_start=974
+  _globals['_CREATETOPUPREQUEST']._serialized_end=1212
+  _globals['_CREATETOPUPRESPONSE']._serialized_start=1214
+  _globals['_CREATETOPUPRESPONSE']._serialized_end=1275
+  _globals['_GETTOPUPREQUEST']._serialized_start=1277
+  _globals['_GETTOPUPREQUEST']._serialized_end=1338
+  _globals['_GETTOPUPRESPONSE']._serialized_start=1340
+  _globals['_GETTOPUPRESPONSE']._serialized_end=1398
+  _globals['_LISTTOPUPSREQUEST']._serialized_start=1401
+  _globals['_LISTTOPUPSREQUEST']._serialized_end=1532
+  _globals['_LISTTOPUPSRESPONSE']._serialized_start=1534
+  _globals['_LISTTOPUPSRESPONSE']._serialized_end=1620
+  _globals['_CANCELTOPUPREQUEST']._serialized_start=1622
+  _globals['_CANCELTOPUPREQUEST']._serialized_end=1686
+  _globals['_CANCELTOPUPRESPONSE']._serialized_start=1688
+  _globals['_CANCELTOPUPRESPONSE']._serialized_end=1749
+  _globals['_RESOLVETOPUPREQUEST']._serialized_start=1751
+  _globals['_RESOLVETOPUPREQUEST']._serialized_end=1877
+  _globals['_RESOLVETOPUPRESPONSE']._serialized_start=1879
+  _globals['_RESOLVETOPUPRESPONSE']._serialized_end=1941
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=1943
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=2033
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=2035
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=2141
+  _globals['_GETALERTSREQUEST']._serialized_start=2143
+  _globals['_GETALERTSREQUEST']._serialized_end=2186
+  _globals['_GETALERTSRESPONSE']._serialized_start=2188
+  _globals['_GETALERTSRESPONSE']._serialized_end=2248
+  _globals['_UPDATEALERTSREQUEST']._serialized_start=2251
+  _globals['_UPDATEALERTSREQUEST']._serialized_end=2471
+  _globals['_UPDATEALERTSRESPONSE']._serialized_start=2473
+  _globals['_UPDATEALERTSRESPONSE']._serialized_end=2579
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=2581
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=2688
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=2690
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=2808
+  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_start=2810
+  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_end=2879
+  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_start=2881
+  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_end=2959
+  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_start=2961
+  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_end=3013
+  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_start=3015
+  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_end=3092
+  _globals['_VERIFYLEDGERREQUEST']._serialized_start=3094
+  _globals['_VERIFYLEDGERREQUEST']._serialized_end=3140
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=3142
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=3267
+  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_start=3269
+  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_end=3331
+  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_start=3333
+  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_end=3397
+  _globals['_CREDITSERVICE']._serialized_start=3400
+  _globals['_CREDITSERVICE']._serialized_end=5019
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from pulsa.credit.v1 import address_pb2 as _address_pb2
 from pulsa.credit.v1 import alerts_pb2 as _alerts_pb2
 from pulsa.credit.v1 import balance_pb2 as _balance_pb2
 from pulsa.credit.v1 import ledger_entry_pb2 as _ledger_entry_pb2
@@ -252,6 +253,9 @@ class CreateTopUpRequest(_message.Message):
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     BILLING_EMAIL_FIELD_NUMBER: _builtins.int
     BILLING_NAME_FIELD_NUMBER: _builtins.int
+    BILLING_ADDRESS_FIELD_NUMBER: _builtins.int
+    TAX_ID_TYPE_FIELD_NUMBER: _builtins.int
+    TAX_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     request_id: _builtins.str
@@ -264,6 +268,14 @@ class CreateTopUpRequest(_message.Message):
     """The address that gets the invoice and the notices: an e-mail address of at most 254 characters."""
     billing_name: _builtins.str
     """The name on the invoice and in the notices, at most 120 characters; empty for the organization_id."""
+    tax_id_type: _builtins.str
+    """Stripe's type of the buyer's tax id, such as `id_npwp`: at most 30 lower-case letters and "_", or empty."""
+    tax_id: _builtins.str
+    """The buyer's tax id, which is printed on the invoice: at most 50 characters; set with tax_id_type, or empty."""
+    @_builtins.property
+    def billing_address(self) -> _address_pb2.Address:
+        """The buyer's address on the invoice. Must be set where Stripe computes the tax."""
+
     def __init__(
         self,
         *,
@@ -273,10 +285,13 @@ class CreateTopUpRequest(_message.Message):
         currency_code: _builtins.str = ...,
         billing_email: _builtins.str = ...,
         billing_name: _builtins.str = ...,
+        billing_address: _address_pb2.Address | None = ...,
+        tax_id_type: _builtins.str = ...,
+        tax_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["billing_address", b"billing_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_email", b"billing_email", "billing_name", b"billing_name", "credits", b"credits", "currency_code", b"currency_code", "organization_id", b"organization_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_address", b"billing_address", "billing_email", b"billing_email", "billing_name", b"billing_name", "credits", b"credits", "currency_code", b"currency_code", "organization_id", b"organization_id", "request_id", b"request_id", "tax_id", b"tax_id", "tax_id_type", b"tax_id_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,6 +484,70 @@ class CancelTopUpResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelTopUpResponse: _TypeAlias = CancelTopUpResponse  # noqa: Y015
+
+@_typing.final
+class ResolveTopUpRequest(_message.Message):
+    """See CreditService.ResolveTopUp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    TOP_UP_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESOLVE_CREDITS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    top_up_id: _builtins.str
+    """The top-up's UUID."""
+    request_id: _builtins.str
+    """A UUID chosen by the caller. A repeat with the same UUID is the same decision (AIP-155)."""
+    resolve_credits: _builtins.int
+    """Credits to add: 0 (close it without any) to 1000000000, and at most those that the top-up has not added yet. Of a
+    PAID one only credits that a dispute froze can be added.
+    """
+    reason: _builtins.str
+    """The reason, which is stored: 1 to 500 characters."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        top_up_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        resolve_credits: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "reason", b"reason", "request_id", b"request_id", "resolve_credits", b"resolve_credits", "top_up_id", b"top_up_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveTopUpRequest: _TypeAlias = ResolveTopUpRequest  # noqa: Y015
+
+@_typing.final
+class ResolveTopUpResponse(_message.Message):
+    """See CreditService.ResolveTopUp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_UP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def top_up(self) -> _top_up_pb2.TopUp:
+        """The top-up after the decision."""
+
+    def __init__(
+        self,
+        *,
+        top_up: _top_up_pb2.TopUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["top_up", b"top_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["top_up", b"top_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveTopUpResponse: _TypeAlias = ResolveTopUpResponse  # noqa: Y015
 
 @_typing.final
 class ListLedgerEntriesRequest(_message.Message):

@@ -88,6 +88,11 @@ class CreditServiceStub:
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.CancelTopUpRequest.SerializeToString,
                 response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.CancelTopUpResponse.FromString,
                 _registered_method=True)
+        self.ResolveTopUp = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/ResolveTopUp',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResolveTopUpRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResolveTopUpResponse.FromString,
+                _registered_method=True)
         self.ListLedgerEntries = channel.unary_unary(
                 '/pulsa.credit.v1.CreditService/ListLedgerEntries',
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesRequest.SerializeToString,
@@ -183,8 +188,8 @@ class CreditServiceServicer:
     def CreateTopUp(self, request, context):
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-        ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, CUSTOMER_BALANCE_UNSETTLED,
+        BILLING_ADDRESS_MISSING, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +212,18 @@ class CreditServiceServicer:
 
     def CancelTopUp(self, request, context):
         """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
-        Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
+        An invoice of which a part is paid is not voided. Permission `subscribe`. Errors: TOP_UP_NOT_FOUND,
+        TOP_UP_NOT_CANCELABLE, TOP_UP_PARTLY_PAID, PAYMENT_PROVIDER_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveTopUp(self, request, context):
+        """Ends a top-up that needs a person, in REVIEW, partly paid or flagged: adds some, all or none of its credits. Changes
+        nothing at Stripe. A top-up in REVIEW or partly paid becomes RESOLVED; another one keeps its status unless credits
+        are added. The reason and the token's subject stay in the ledger. Permission `top_ups.resolve`.
+        Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_RESOLVABLE, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -318,6 +334,11 @@ def add_CreditServiceServicer_to_server(servicer, server):
                     servicer.CancelTopUp,
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.CancelTopUpRequest.FromString,
                     response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.CancelTopUpResponse.SerializeToString,
+            ),
+            'ResolveTopUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveTopUp,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResolveTopUpRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResolveTopUpResponse.SerializeToString,
             ),
             'ListLedgerEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLedgerEntries,
@@ -590,6 +611,33 @@ class CreditService:
             '/pulsa.credit.v1.CreditService/CancelTopUp',
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.CancelTopUpRequest.SerializeToString,
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.CancelTopUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveTopUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/ResolveTopUp',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResolveTopUpRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ResolveTopUpResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,8 +65,8 @@ class CreditServiceStub:
     CreateTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-    ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, CUSTOMER_BALANCE_UNSETTLED,
+    BILLING_ADDRESS_MISSING, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]
     """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
@@ -76,7 +76,14 @@ class CreditServiceStub:
     """
     CancelTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.CancelTopUpRequest, _credit_service_pb2.CancelTopUpResponse]
     """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
-    Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
+    An invoice of which a part is paid is not voided. Permission `subscribe`. Errors: TOP_UP_NOT_FOUND,
+    TOP_UP_NOT_CANCELABLE, TOP_UP_PARTLY_PAID, PAYMENT_PROVIDER_UNAVAILABLE.
+    """
+    ResolveTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ResolveTopUpRequest, _credit_service_pb2.ResolveTopUpResponse]
+    """Ends a top-up that needs a person, in REVIEW, partly paid or flagged: adds some, all or none of its credits. Changes
+    nothing at Stripe. A top-up in REVIEW or partly paid becomes RESOLVED; another one keeps its status unless credits
+    are added. The reason and the token's subject stay in the ledger. Permission `top_ups.resolve`.
+    Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_RESOLVABLE, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
     """
     ListLedgerEntries: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]
     """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
@@ -143,8 +150,8 @@ class CreditServiceAsyncStub(CreditServiceStub):
     CreateTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CreateTopUpRequest, _credit_service_pb2.CreateTopUpResponse]  # type: ignore[assignment]
     """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
     Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-    ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+    Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, CUSTOMER_BALANCE_UNSETTLED,
+    BILLING_ADDRESS_MISSING, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
     """
     GetTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetTopUpRequest, _credit_service_pb2.GetTopUpResponse]  # type: ignore[assignment]
     """Returns one top-up, with fresh URLs. Permission `balance.read`. Errors: TOP_UP_NOT_FOUND."""
@@ -154,7 +161,14 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """
     CancelTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.CancelTopUpRequest, _credit_service_pb2.CancelTopUpResponse]  # type: ignore[assignment]
     """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
-    Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
+    An invoice of which a part is paid is not voided. Permission `subscribe`. Errors: TOP_UP_NOT_FOUND,
+    TOP_UP_NOT_CANCELABLE, TOP_UP_PARTLY_PAID, PAYMENT_PROVIDER_UNAVAILABLE.
+    """
+    ResolveTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ResolveTopUpRequest, _credit_service_pb2.ResolveTopUpResponse]  # type: ignore[assignment]
+    """Ends a top-up that needs a person, in REVIEW, partly paid or flagged: adds some, all or none of its credits. Changes
+    nothing at Stripe. A top-up in REVIEW or partly paid becomes RESOLVED; another one keeps its status unless credits
+    are added. The reason and the token's subject stay in the ledger. Permission `top_ups.resolve`.
+    Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_RESOLVABLE, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
     """
     ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]  # type: ignore[assignment]
     """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
@@ -248,8 +262,8 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credit_service_pb2.CreateTopUpResponse, _abc.Awaitable[_credit_service_pb2.CreateTopUpResponse]]:
         """Orders credits: creates a Stripe invoice and returns the URL of its payment page. Permission `subscribe`.
         Safe to repeat: the same request_id returns the same top-up. When Stripe is slow, the returned top-up is CREATING.
-        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED,
-        ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+        Errors: those of QuoteTopUp, TOP_UP_ALREADY_OPEN, BALANCE_ABOVE_MAXIMUM, CUSTOMER_BALANCE_UNSETTLED,
+        BILLING_ADDRESS_MISSING, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -277,7 +291,20 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.CancelTopUpResponse, _abc.Awaitable[_credit_service_pb2.CancelTopUpResponse]]:
         """Voids the unpaid invoice; a payment that arrives first wins. Safe to repeat: a canceled top-up stays canceled.
-        Permission `subscribe`. Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_CANCELABLE, PAYMENT_PROVIDER_UNAVAILABLE.
+        An invoice of which a part is paid is not voided. Permission `subscribe`. Errors: TOP_UP_NOT_FOUND,
+        TOP_UP_NOT_CANCELABLE, TOP_UP_PARTLY_PAID, PAYMENT_PROVIDER_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveTopUp(
+        self,
+        request: _credit_service_pb2.ResolveTopUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.ResolveTopUpResponse, _abc.Awaitable[_credit_service_pb2.ResolveTopUpResponse]]:
+        """Ends a top-up that needs a person, in REVIEW, partly paid or flagged: adds some, all or none of its credits. Changes
+        nothing at Stripe. A top-up in REVIEW or partly paid becomes RESOLVED; another one keeps its status unless credits
+        are added. The reason and the token's subject stay in the ledger. Permission `top_ups.resolve`.
+        Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_RESOLVABLE, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

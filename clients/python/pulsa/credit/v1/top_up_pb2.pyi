@@ -44,9 +44,11 @@ class _TopUpStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TopUpStat
     TOP_UP_STATUS_UNCOLLECTIBLE: _TopUpStatus.ValueType  # 7
     """The invoice was marked as uncollectible in Stripe; it can still be paid there."""
     TOP_UP_STATUS_REVIEW: _TopUpStatus.ValueType  # 8
-    """The invoice or its payment does not match the order; no credits are added until a person decides."""
+    """The invoice or its payment does not match the order; no credits are added until a person decides with ResolveTopUp."""
     TOP_UP_STATUS_FAILED: _TopUpStatus.ValueType  # 9
     """Stripe rejected the invoice; there is nothing to pay."""
+    TOP_UP_STATUS_RESOLVED: _TopUpStatus.ValueType  # 10
+    """A person decided what it is worth: resolved_credits were added."""
 
 class TopUpStatus(_TopUpStatus, metaclass=_TopUpStatusEnumTypeWrapper):
     """The status of a top-up. At most one of an organization's top-ups is CREATING, OPEN or CANCELING."""
@@ -68,9 +70,11 @@ TOP_UP_STATUS_EXPIRED: TopUpStatus.ValueType  # 6
 TOP_UP_STATUS_UNCOLLECTIBLE: TopUpStatus.ValueType  # 7
 """The invoice was marked as uncollectible in Stripe; it can still be paid there."""
 TOP_UP_STATUS_REVIEW: TopUpStatus.ValueType  # 8
-"""The invoice or its payment does not match the order; no credits are added until a person decides."""
+"""The invoice or its payment does not match the order; no credits are added until a person decides with ResolveTopUp."""
 TOP_UP_STATUS_FAILED: TopUpStatus.ValueType  # 9
 """Stripe rejected the invoice; there is nothing to pay."""
+TOP_UP_STATUS_RESOLVED: TopUpStatus.ValueType  # 10
+"""A person decided what it is worth: resolved_credits were added."""
 Global___TopUpStatus: _TypeAlias = TopUpStatus  # noqa: Y015
 
 class _TopUpFlag:
@@ -84,13 +88,19 @@ class _TopUpFlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TopUpFlag.V
     TOP_UP_FLAG_REFUNDED: _TopUpFlag.ValueType  # 1
     """The payment was refunded in Stripe, in full or in part."""
     TOP_UP_FLAG_DISPUTED: _TopUpFlag.ValueType  # 2
-    """The payment is disputed."""
+    """The payment's money was withdrawn for a dispute. Cleared when the dispute is won; an inquiry does not set it."""
     TOP_UP_FLAG_OVERPAID: _TopUpFlag.ValueType  # 3
     """More was paid than the total."""
     TOP_UP_FLAG_CREDIT_NOTE: _TopUpFlag.ValueType  # 4
     """Stripe has a credit note for the invoice."""
     TOP_UP_FLAG_SECOND_INVOICE: _TopUpFlag.ValueType  # 5
     """Stripe has a second invoice for the same top-up."""
+    TOP_UP_FLAG_PARTLY_PAID: _TopUpFlag.ValueType  # 6
+    """A part of the invoice is paid. It is not voided any more; cleared when the rest is paid."""
+    TOP_UP_FLAG_VOID_REFUSED: _TopUpFlag.ValueType  # 7
+    """Stripe does not void the invoice, as while a payment is pending; cleared when it is paid or void."""
+    TOP_UP_FLAG_LATE_PAYMENT: _TopUpFlag.ValueType  # 8
+    """Money arrived after the top-up was resolved."""
 
 class TopUpFlag(_TopUpFlag, metaclass=_TopUpFlagEnumTypeWrapper):
     """What happened to a top-up besides its status."""
@@ -100,13 +110,19 @@ TOP_UP_FLAG_UNSPECIFIED: TopUpFlag.ValueType  # 0
 TOP_UP_FLAG_REFUNDED: TopUpFlag.ValueType  # 1
 """The payment was refunded in Stripe, in full or in part."""
 TOP_UP_FLAG_DISPUTED: TopUpFlag.ValueType  # 2
-"""The payment is disputed."""
+"""The payment's money was withdrawn for a dispute. Cleared when the dispute is won; an inquiry does not set it."""
 TOP_UP_FLAG_OVERPAID: TopUpFlag.ValueType  # 3
 """More was paid than the total."""
 TOP_UP_FLAG_CREDIT_NOTE: TopUpFlag.ValueType  # 4
 """Stripe has a credit note for the invoice."""
 TOP_UP_FLAG_SECOND_INVOICE: TopUpFlag.ValueType  # 5
 """Stripe has a second invoice for the same top-up."""
+TOP_UP_FLAG_PARTLY_PAID: TopUpFlag.ValueType  # 6
+"""A part of the invoice is paid. It is not voided any more; cleared when the rest is paid."""
+TOP_UP_FLAG_VOID_REFUSED: TopUpFlag.ValueType  # 7
+"""Stripe does not void the invoice, as while a payment is pending; cleared when it is paid or void."""
+TOP_UP_FLAG_LATE_PAYMENT: TopUpFlag.ValueType  # 8
+"""Money arrived after the top-up was resolved."""
 Global___TopUpFlag: _TypeAlias = TopUpFlag  # noqa: Y015
 
 @_typing.final
@@ -135,6 +151,11 @@ class TopUp(_message.Message):
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    FROZEN_CREDITS_FIELD_NUMBER: _builtins.int
+    RESOLVED_CREDITS_FIELD_NUMBER: _builtins.int
+    RESOLVE_REASON_FIELD_NUMBER: _builtins.int
+    RESOLVED_BY_FIELD_NUMBER: _builtins.int
+    RESOLVE_TIME_FIELD_NUMBER: _builtins.int
     top_up_id: _builtins.str
     """A UUID."""
     organization_id: _builtins.str
@@ -153,6 +174,14 @@ class TopUp(_message.Message):
     """The reason for FAILED or REVIEW, as a stable word; empty otherwise."""
     created_by: _builtins.str
     """The subject of the token that created it."""
+    frozen_credits: _builtins.int
+    """Credits that were taken back while the payment is disputed; 0 unless the operator's settings freeze them."""
+    resolved_credits: _builtins.int
+    """Credits that ResolveTopUp added."""
+    resolve_reason: _builtins.str
+    """The reason of the last ResolveTopUp; empty without one."""
+    resolved_by: _builtins.str
+    """The subject of the token of the last ResolveTopUp; empty without one."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
         """The price of one credit."""
@@ -171,7 +200,9 @@ class TopUp(_message.Message):
 
     @_builtins.property
     def amount_paid(self) -> _money_pb2.Money:
-        """What was paid of it so far; unset while nothing is known to be paid."""
+        """What was paid of it so far, with credit of the customer's balance at Stripe that was paid earlier; unset while
+        nothing is known to be paid.
+        """
 
     @_builtins.property
     def amount_remaining(self) -> _money_pb2.Money:
@@ -195,7 +226,11 @@ class TopUp(_message.Message):
 
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[Global___TopUpFlag.ValueType]:
-        """What else happened to it and needs a person; the credits are unchanged until AdjustCredits."""
+        """What else happened to it and needs a person, who ends it with ResolveTopUp."""
+
+    @_builtins.property
+    def resolve_time(self) -> _timestamp_pb2.Timestamp:
+        """The time of the last ResolveTopUp; unset without one."""
 
     def __init__(
         self,
@@ -220,10 +255,15 @@ class TopUp(_message.Message):
         failure_reason: _builtins.str = ...,
         flags: _abc.Iterable[Global___TopUpFlag.ValueType] | None = ...,
         created_by: _builtins.str = ...,
+        frozen_credits: _builtins.int = ...,
+        resolved_credits: _builtins.int = ...,
+        resolve_reason: _builtins.str = ...,
+        resolved_by: _builtins.str = ...,
+        resolve_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "due_time", b"due_time", "paid_time", b"paid_time", "subtotal", b"subtotal", "tax", b"tax", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "due_time", b"due_time", "paid_time", b"paid_time", "resolve_time", b"resolve_time", "subtotal", b"subtotal", "tax", b"tax", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "created_by", b"created_by", "credits", b"credits", "due_time", b"due_time", "failure_reason", b"failure_reason", "flags", b"flags", "hosted_invoice_url", b"hosted_invoice_url", "invoice_number", b"invoice_number", "invoice_pdf_url", b"invoice_pdf_url", "organization_id", b"organization_id", "paid_time", b"paid_time", "status", b"status", "subtotal", b"subtotal", "tax", b"tax", "top_up_id", b"top_up_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "created_by", b"created_by", "credits", b"credits", "due_time", b"due_time", "failure_reason", b"failure_reason", "flags", b"flags", "frozen_credits", b"frozen_credits", "hosted_invoice_url", b"hosted_invoice_url", "invoice_number", b"invoice_number", "invoice_pdf_url", b"invoice_pdf_url", "organization_id", b"organization_id", "paid_time", b"paid_time", "resolve_reason", b"resolve_reason", "resolve_time", b"resolve_time", "resolved_by", b"resolved_by", "resolved_credits", b"resolved_credits", "status", b"status", "subtotal", b"subtotal", "tax", b"tax", "top_up_id", b"top_up_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

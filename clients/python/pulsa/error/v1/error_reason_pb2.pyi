@@ -114,6 +114,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Also for another organization's delivery."""
     ERROR_REASON_DESTINATION_UNREADABLE: _ErrorReason.ValueType  # 53
     """FAILED_PRECONDITION. No key of the server decrypts the OTP's last destination: give the destination in the request."""
+    ERROR_REASON_TOP_UP_PARTLY_PAID: _ErrorReason.ValueType  # 60
+    """FAILED_PRECONDITION. A part of the invoice is paid, so it is not voided: pay the rest, or use ResolveTopUp."""
+    ERROR_REASON_TOP_UP_NOT_RESOLVABLE: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION. The top-up needs no decision, or has fewer credits to add. Metadata: `status`,
+    `maximum_credits`.
+    """
+    ERROR_REASON_CUSTOMER_BALANCE_UNSETTLED: _ErrorReason.ValueType  # 62
+    """FAILED_PRECONDITION. An invoice would take or add the customer's balance at Stripe, which is not known to be paid;
+    the top-up is FAILED. Settle the balance, then use a new request_id. Metadata: `why` (customer_owes,
+    customer_balance_not_paid, rest_below_minimum_charge) and `customer_url` (the page of Stripe's dashboard).
+    """
+    ERROR_REASON_BILLING_ADDRESS_MISSING: _ErrorReason.ValueType  # 63
+    """INVALID_ARGUMENT. Stripe computes the tax from billing_address, which is not set."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It arrives in the status details as `google.rpc.ErrorInfo` with `domain` "pulsa" and `reason`
@@ -212,4 +225,17 @@ ERROR_REASON_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 52
 """NOT_FOUND. Also for another organization's delivery."""
 ERROR_REASON_DESTINATION_UNREADABLE: ErrorReason.ValueType  # 53
 """FAILED_PRECONDITION. No key of the server decrypts the OTP's last destination: give the destination in the request."""
+ERROR_REASON_TOP_UP_PARTLY_PAID: ErrorReason.ValueType  # 60
+"""FAILED_PRECONDITION. A part of the invoice is paid, so it is not voided: pay the rest, or use ResolveTopUp."""
+ERROR_REASON_TOP_UP_NOT_RESOLVABLE: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION. The top-up needs no decision, or has fewer credits to add. Metadata: `status`,
+`maximum_credits`.
+"""
+ERROR_REASON_CUSTOMER_BALANCE_UNSETTLED: ErrorReason.ValueType  # 62
+"""FAILED_PRECONDITION. An invoice would take or add the customer's balance at Stripe, which is not known to be paid;
+the top-up is FAILED. Settle the balance, then use a new request_id. Metadata: `why` (customer_owes,
+customer_balance_not_paid, rest_below_minimum_charge) and `customer_url` (the page of Stripe's dashboard).
+"""
+ERROR_REASON_BILLING_ADDRESS_MISSING: ErrorReason.ValueType  # 63
+"""INVALID_ARGUMENT. Stripe computes the tax from billing_address, which is not set."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
