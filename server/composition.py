@@ -1,11 +1,11 @@
 """Composition root: creates every object once and closes them in reverse order. Only this module knows all others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from pulsa.credit.v1 import credit_service_pb2
@@ -14,7 +14,8 @@ from pulsa.otp.v1 import otp_service_pb2
 from server.api.auth import TokenVerifier
 from server.api.credit_service import CreditDependencies, CreditService
 from server.api.interceptor import Interceptor
-from server.api.otp_service import OtpDependencies, OtpService
+from server.api.otp_records import OtpDependencies
+from server.api.otp_service import OtpService
 from server.api.server import GrpcServer, ListenOptions, start_server
 from server.api.tls import TlsFileError, TlsFiles
 from server.background import until_done
@@ -29,7 +30,7 @@ from server.credits.stripe.invoices import AutomaticTax, TaxRate
 from server.credits.top_ups.service import TopUps
 from server.credits.top_ups.state_machine import TopUpTerms
 from server.credits.top_ups.store import TopUpStore
-from server.environment import SettingsError
+from server.environment import SettingsError, naming_setting, required
 from server.jobs import JobRunner, RetentionPeriods, periodic_jobs
 from server.otps.admission import Admitted, SendLimits
 from server.otps.crypto import Crypto
@@ -64,8 +65,6 @@ _TLS_SETTINGS: Final = {
 """The setting of each field of TlsFiles."""
 _BALANCE_POLL_SECONDS: Final = 0.25
 _BALANCE_SPENDING_SECONDS: Final = 1.0
-
-Value = TypeVar("Value")
 
 
 @asynccontextmanager
@@ -375,22 +374,6 @@ def check_lease(settings: Settings) -> None:
                 f"PULSA_DELIVERY_LEASE_SECONDS: must exceed {longest:g}, the longest time of {'+'.join(providers)} "
                 "and of storing the outcome"
             )
-
-
-@contextmanager
-def naming_setting(name: str) -> Iterator[None]:
-    """Turn an OSError or ValueError of the block into a SettingsError that names the setting."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{name}: {error}") from error
-
-
-def required(value: Value | None, name: str) -> Value:
-    """Return the value. Raises SettingsError when it is None."""
-    if value is None:
-        raise SettingsError(f"{name}: is needed")
-    return value
 
 
 def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: OpenCredits, otps: OpenOtps) -> JobRunner:

@@ -1,10 +1,11 @@
 """Reads settings from environment variables. Every error is one line that names the variable."""
 
 from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,6 +17,9 @@ _FILE = "_FILE"
 _TYPE_NAMES: Mapping[object, str] = {
     Path: "path", SecretStr: "secret", str: "text", bool: "true or false", int: "whole number", float: "number"
 }  # fmt: skip
+
+
+Value = TypeVar("Value")
 
 
 class SettingsError(Exception):
@@ -103,3 +107,19 @@ def _with_files(given: Mapping[str, str], names: Container[str]) -> Iterator[tup
             yield name.removesuffix(_FILE), Path(value).read_text().strip()
         except OSError as error:
             raise SettingsError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def naming_setting(name: str) -> Iterator[None]:
+    """Turn an OSError or ValueError of the block into a SettingsError that names the setting."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
+def required(value: Value | None, name: str) -> Value:
+    """Return the value. Raises SettingsError when it is None."""
+    if value is None:
+        raise SettingsError(f"{name}: is needed")
+    return value

@@ -32,7 +32,7 @@ from server.credits.top_ups.state_machine import PAYABLE, UNFINISHED, TopUp, Top
 from server.errors import DomainError, RetryLater
 from server.otps.delivery.suppressions import Suppression, SuppressionReason
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
-from server.otps.send import Preview
+from server.otps.recipients import Preview
 from server.otps.usage import DailyUsage
 from server.providers.provider import Channel
 

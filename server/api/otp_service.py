@@ -4,33 +4,24 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import ClassVar, Final, NamedTuple
 from uuid import UUID
 
-from pulsa.otp.v1 import destination_pb2, otp_pb2
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
 from server.api.converters import (
-    SUPPRESSION_REASONS,
-    moment,
     preview_message,
-    reported_status,
-    suppression_message,
-    usage_message,
     write_compact,
-    write_delivery,
     write_otp,
-    write_record,
     write_refusal,
     write_send_error,
 )
 from server.api.interceptor import Call, ConcurrencyLimit
-from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
+from server.api.otp_records import OtpDependencies, OtpRecords, raw_destination
 from server.api.validation import MOST_REPEATED, RULES, compile_check, compile_validation
 from server.clock import Clock
 from server.errors import (
@@ -47,28 +38,18 @@ from server.errors import (
     WrongCode,
 )
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
-from server.otps.crypto import Crypto
-from server.otps.delivery.reports import report_delivery
-from server.otps.delivery.suppressions import SuppressionReason, Suppressions
 from server.otps.destinations import plain_digits
 from server.otps.guess_policy import Guess
-from server.otps.otp import Otp, OtpRecord, cancel_otp, list_otps, read_otp
-from server.otps.recipients import RawDestination, ResendRequest, SendRequest, parse_destination
-from server.otps.retention import erase_destination
-from server.otps.send import Accepted, Sender
-from server.otps.usage import read_usage
-from server.otps.verify import Verifier
-from server.postgres.batcher import Batcher, Batching, Locked, in_steps
-from server.postgres.pool import Pool, acquire
-from server.providers.provider import Channel
+from server.otps.otp import Otp
+from server.otps.recipients import RawDestination, ResendRequest, SendRequest
+from server.otps.send import Accepted
+from server.postgres.batcher import Batcher, Locked, in_steps
 
 DEFAULT_CODE_LENGTH: Final = 6
 DEFAULT_TTL: Final = timedelta(minutes=5)
 DEFAULT_MAX_ATTEMPTS: Final = 5
 
 _KNOWN_OPTIONS: Final = 1000
-_LAST_ID: Final = 2**128 - 1
-_CHANNELS: Final = {channel.field: channel for channel in Channel}
 
 _rest_is_valid: Final = compile_check(
     pb.SendOtpRequest.DESCRIPTOR,
@@ -79,25 +60,6 @@ _validate_send: Final = compile_validation(pb.SendOtpRequest.DESCRIPTOR)
 _BATCH_RETRY_SECONDS: Final = 0.2
 _NOT_PREPARED: Final = (ChannelNotConfigured, DestinationBlocked, InvalidDestination)
 """Errors of a request that could not be prepared: it may have been accepted before the settings changed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtpDependencies:
-    """The dependencies of OtpService."""
-
-    pool: Pool
-    crypto: Crypto
-    sender: Sender
-    verifier: Verifier
-    clock: Clock
-    batching: Batching
-    cooldown: timedelta
-    refund_accepted: bool
-    """Whether a reported failure refunds the credits although the provider had accepted the message."""
-    suppressions: Suppressions
-    free_places: Callable[[], int]
-    """How many more deliveries can be sent soon; those beyond wait in the outbox."""
-    batch_items_at_once: int = 10_000
 
 
 class _SendCall(NamedTuple):
@@ -133,8 +95,8 @@ class _VerifyCall(NamedTuple):
 _AnySend = _SendCall | _ItemCall | _ResendCall
 
 
-class OtpService:
-    """pulsa.otp.v1.OtpService; each rpc is documented there.
+class OtpService(OtpRecords):
+    """pulsa.otp.v1.OtpService; each rpc is documented there. OtpRecords has the others.
 
     SendOtp, ResendOtp and VerifyOtp run in batches, step by step: all calls of a batch are validated and prepared, then
     decided in one transaction, then answered. Repeating one step keeps its code and data in the processor's caches:
@@ -145,18 +107,13 @@ class OtpService:
     """Rpcs whose requests are validated in their batch, or each for itself, not in the interceptor."""
 
     def __init__(self, dependencies: OtpDependencies) -> None:
-        self._pool = dependencies.pool
-        self._crypto = dependencies.crypto
+        super().__init__(dependencies)
         self._sender = dependencies.sender
         self._verifier = dependencies.verifier
-        self._clock = dependencies.clock
-        self._cooldown = dependencies.cooldown
         self._known_options: dict[tuple[object, ...], SendOptions] = {}
         self._answer_templates: dict[tuple[object, ...], pb.SendOtpResponse] = {}
         self._templates_time: datetime | None = None
         """Of the flush that `_answer_templates` belong to."""
-        self._refund_accepted = dependencies.refund_accepted
-        self._suppressions = dependencies.suppressions
         self._free_places = dependencies.free_places
         self._items = ConcurrencyLimit(dependencies.batch_items_at_once)
         self._sends: Batcher[_AnySend, bytes | Replayed] = Batcher(self._send_batch, dependencies.batching)
@@ -288,104 +245,6 @@ class OtpService:
             )
             return wrong.SerializeToString()
 
-    async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
-        """Return one OTP."""
-        async with acquire(self._pool) as connection:
-            record = await read_otp(connection, request.organization_id, UUID(request.otp_id))
-        response = pb.GetOtpResponse()
-        self._write_record(response.otp, record)
-        return response
-
-    async def ListOtps(self, request: pb.ListOtpsRequest, _: Call) -> pb.ListOtpsResponse:
-        """Return a page of OTPs, newest first."""
-        tokens = PageTokens("ListOtps", request.organization_id, newest=_LAST_ID)
-        size = request.page_size or DEFAULT_PAGE_SIZE
-        async with acquire(self._pool) as connection:
-            records = await list_otps(
-                connection,
-                request.organization_id,
-                before_otp_id=UUID(int=tokens.read(request.page_token)),
-                limit=size + 1,
-            )
-        response = pb.ListOtpsResponse()
-        if last := write_page(response.otps, records, self._write_record, size=size):
-            response.next_page_token = tokens.write(last.otp.otp_id.int)
-        return response
-
-    async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
-        """Cancel an OTP: its code no longer works."""
-        now = self._clock()
-        async with acquire(self._pool) as connection:
-            record = await cancel_otp(connection, request.organization_id, UUID(request.otp_id), now=now)
-        response = pb.CancelOtpResponse()
-        self._write_record(response.otp, record)
-        return response
-
-    async def ReportDelivery(self, request: pb.ReportDeliveryRequest, _: Call) -> pb.ReportDeliveryResponse:
-        """Apply a provider's report and return the delivery."""
-        delivery = await report_delivery(
-            self._pool,
-            request.organization_id,
-            UUID(request.delivery_id),
-            status=reported_status(request.status),
-            failure_reason=request.failure_reason,
-            refund_accepted=self._refund_accepted,
-            now=self._clock(),
-            report_time=moment(request.report_time) if request.HasField("report_time") else None,
-        )
-        response = pb.ReportDeliveryResponse()
-        write_delivery(response.delivery, delivery)
-        return response
-
-    async def ReportMail(self, request: pb.ReportMailRequest, _: Call) -> pb.ReportMailResponse:
-        """Apply a report about a mail, suppress its address if it says so, and return the delivery."""
-        organization_id, delivery_id = await self._suppressions.organization_of(request.mail_token)
-        reason = SUPPRESSION_REASONS.get(request.suppression_reason)
-        delivery = await report_delivery(
-            self._pool,
-            organization_id,
-            delivery_id,
-            status=reported_status(request.status),
-            failure_reason=request.failure_reason,
-            refund_accepted=self._refund_accepted or reason is SuppressionReason.BOUNCE,
-            now=self._clock(),
-        )
-        if reason:
-            await self._suppressions.add(delivery, reason)
-        response = pb.ReportMailResponse()
-        write_delivery(response.delivery, delivery)
-        return response
-
-    async def ListSuppressions(self, request: pb.ListSuppressionsRequest, _: Call) -> pb.ListSuppressionsResponse:
-        """Return a page of suppressed addresses, newest first."""
-        tokens = PageTokens("ListSuppressions", request.organization_id, newest=_LAST_ID)
-        size = request.page_size or DEFAULT_PAGE_SIZE
-        before_id = UUID(int=tokens.read(request.page_token))
-        found = await self._suppressions.page(request.organization_id, before_id=before_id, limit=size + 1)
-        response = pb.ListSuppressionsResponse(suppressions=map(suppression_message, found[:size]))
-        if len(found) > size:
-            response.next_page_token = tokens.write(found[size - 1].suppression_id.int)
-        return response
-
-    async def LiftSuppression(self, request: pb.LiftSuppressionRequest, _: Call) -> pb.LiftSuppressionResponse:
-        """Let mail go to an address again."""
-        address = parse_destination(_destination(request.destination, "destination"))
-        lifted = await self._suppressions.lift(request.organization_id, address.normalized)
-        return pb.LiftSuppressionResponse(lifted=lifted)
-
-    async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
-        """Return the sends per day and channel."""
-        start, end = date.fromisoformat(request.start_date), date.fromisoformat(request.end_date)
-        async with acquire(self._pool) as connection:
-            days = await read_usage(connection, request.organization_id, start=start, end=end)
-        return pb.GetUsageResponse(daily_usages=map(usage_message, days))
-
-    async def EraseDestination(self, request: pb.EraseDestinationRequest, _: Call) -> pb.EraseDestinationResponse:
-        """Erase what is stored of a destination."""
-        destination = _destination(request.destination, "destination")
-        count = await erase_destination(self._pool, self._crypto, request.organization_id, destination)
-        return pb.EraseDestinationResponse(delivery_count=count)
-
     async def _send_batch(
         self, calls: Sequence[_AnySend], *, wait: bool
     ) -> "list[bytes | Replayed | Locked | Exception]":
@@ -404,7 +263,7 @@ class OtpService:
         return SendRequest(
             request.organization_id,
             UUID(request.request_id),
-            _destination(request.destination, "destination"),
+            raw_destination(request.destination, "destination"),
             options,
             request.context,
             dict(metadata) if metadata else {},
@@ -524,9 +383,6 @@ class OtpService:
         response.low_balance = accepted.low_balance
         response.replayed = accepted.replayed
 
-    def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
-        write_record(message, record, now=self._clock(), cooldown=self._cooldown)
-
 
 def _sends_of(request: pb.BatchSendOtpsRequest | pb.PreviewOtpsRequest) -> Iterator[pb.SendOtpRequest | DomainError]:
     """Each request of a batch, with its organization, or the error of one that no batch takes.
@@ -554,25 +410,18 @@ def _resend_request(request: pb.ResendOtpRequest, call: Call, time_zero: datetim
         organization_id=request.organization_id,
         request_id=UUID(request.request_id),
         otp_id=UUID(request.otp_id),
-        destination=_destination(request.destination, "destination") if request.HasField("destination") else None,
+        destination=raw_destination(request.destination, "destination") if request.HasField("destination") else None,
         deadline=_deadline(call, time_zero),
     )
 
 
 def _fallbacks(request: pb.SendOtpRequest) -> list[RawDestination]:
     return [
-        _destination(fallback.destination, f"fallbacks[{position}].destination")._replace(
+        raw_destination(fallback.destination, f"fallbacks[{position}].destination")._replace(
             after_seconds=fallback.after.ToTimedelta().total_seconds() if fallback.HasField("after") else None
         )
         for position, fallback in enumerate(request.fallbacks)
     ]
-
-
-def _destination(destination: destination_pb2.Destination, field: str) -> RawDestination:
-    channel = destination.WhichOneof("channel")
-    if channel is None:
-        raise ValueError(f"validation accepted {field} without a channel")
-    return RawDestination(_CHANNELS[channel], getattr(destination, channel), f"{field}.{channel}")
 
 
 def _time_zero(clock: Clock) -> datetime:

@@ -15,11 +15,11 @@ import psycopg
 import structlog
 from pydantic import SecretStr
 
-from server.composition import naming_setting, open_audit_keys, open_crypto, timeouts_of
+from server.composition import open_audit_keys, open_crypto, timeouts_of
 from server.credits import accounts
 from server.credits.audit import AuditReport, audit_all
 from server.credits.pricing import load_pricing
-from server.environment import SettingsError, load_settings
+from server.environment import SettingsError, load_settings, naming_setting
 from server.errors import InvalidDestination, RetryLater
 from server.ids import ORGANIZATION_ID
 from server.logs import configure_logging

@@ -15,11 +15,11 @@ import psycopg
 from server.api.auth import TokenVerifier
 from server.cli.database import existing_database
 from server.clock import DatabaseClock, utc_now
-from server.composition import area_policy, check_lease, open_stripe, required, signing_secrets
+from server.composition import area_policy, check_lease, open_stripe, signing_secrets
 from server.credits.pricing import load_pricing
 from server.credits.stripe.client import OLDEST_API_VERSION
 from server.credits.stripe.errors import StripeCallError
-from server.environment import SettingsError, load_settings, variables
+from server.environment import SettingsError, load_settings, required, variables
 from server.otps.destinations import library_time
 from server.postgres.migrate import look
 from server.postgres.pool import APPLICATION_ROLE, BoundedConnection, read_time

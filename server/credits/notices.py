@@ -103,7 +103,9 @@ def write_mail(notice: Notice) -> Rendered:
         code = notice.details["currency_code"]
         total = f"{code} {_number(Decimal(notice.details['total']).quantize(CURRENCIES[code].charge_unit), language)}"
         if tax := Decimal(notice.details.get("tax", 0)):
-            total = TEXTS[language]["with_tax"].format(total=total, tax=_number(tax.quantize(Decimal("0.01")), language))
+            total = TEXTS[language]["with_tax"].format(
+                total=total, tax=_number(tax.quantize(Decimal("0.01")), language)
+            )
         values |= {"total": total, "invoice_number": notice.details["invoice_number"]}
     if is_right_to_left(texts["text"]):
         # Isolated, so that a name or a number does not change the order of the words around it.

@@ -5,6 +5,7 @@ Resolved means parsed, allowed, priced and encrypted, for a send and its fallbac
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import chain
@@ -14,7 +15,7 @@ from uuid import UUID
 import structlog
 from cryptography.exceptions import InvalidTag
 
-from server.errors import ChannelNotConfigured, DestinationBlocked, InvalidDestination
+from server.errors import ChannelNotConfigured, DestinationBlocked, DomainError, InvalidDestination
 from server.otps.admission import SendOptions
 from server.otps.crypto import Crypto
 from server.otps.destinations import PARSERS, PHONE_CHANNELS, Destination, parse_phone
@@ -104,6 +105,22 @@ class ResendRequest(NamedTuple):
         """What the request says, as its caller wrote it."""
         to = self.destination
         return f"{self.otp_id}\0{to.channel}\0{to.text}" if to else str(self.otp_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a send would do if it came now."""
+
+    channel: Channel
+    credits: int = 0
+    """The price: 0 when the send is refused before its price is known, or its request_id was accepted before."""
+    masked_destination: str = ""
+    """Empty for a destination that is not valid."""
+    segments: int = 0
+    """SMS segments of the message; 0 for other channels."""
+    autofill: bool = False
+    """Whether the SMS has the line by which phones and browsers fill the code in."""
+    refusal: DomainError | None = None
 
 
 @lru_cache(maxsize=1024)

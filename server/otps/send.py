@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -51,7 +51,7 @@ from server.otps.otp import (
     read_answers,
     read_otp,
 )
-from server.otps.recipients import RawDestination, RecipientResolver, ResendRequest, SendRequest
+from server.otps.recipients import Preview, RawDestination, RecipientResolver, ResendRequest, SendRequest
 from server.otps.sms_pumping import add_unverified, fetch_unverified, queue_read_unverified
 from server.postgres.batcher import LOCKED, Locked
 from server.postgres.columns import (
@@ -143,22 +143,6 @@ class Accepted(NamedTuple):
     delivery: Delivery
     low_balance: bool
     replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a send would do if it came now."""
-
-    channel: Channel
-    credits: int = 0
-    """The price: 0 when the send is refused before its price is known, or its request_id was accepted before."""
-    masked_destination: str = ""
-    """Empty for a destination that is not valid."""
-    segments: int = 0
-    """SMS segments of the message; 0 for other channels."""
-    autofill: bool = False
-    """Whether the SMS has the line by which phones and browsers fill the code in."""
-    refusal: DomainError | None = None
 
 
 class Sender:

@@ -18,8 +18,8 @@ from server.otps.delivery.outcomes import Fallbacks, Outcomes
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess, GuessLimits
 from server.otps.otp import Delivery, DeliveryStatus, Otp, cancel_otp, read_otp
-from server.otps.recipients import RawDestination, RecipientResolver, SendRequest
-from server.otps.send import Accepted, Preview, Sender
+from server.otps.recipients import Preview, RawDestination, RecipientResolver, SendRequest
+from server.otps.send import Accepted, Sender
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
 from server.postgres.pool import Pool, acquire

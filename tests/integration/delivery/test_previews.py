@@ -14,14 +14,14 @@ from pulsa.otp.v1.destination_pb2 import Destination
 from server.api.auth import Caller
 from server.api.interceptor import Call
 from server.api.jwks import VerificationKey
-from server.api.otp_service import OtpDependencies, OtpService
+from server.api.otp_records import OtpDependencies
+from server.api.otp_service import OtpService
 from server.api.validation import compile_validation
 from server.errors import DomainError, InvalidDestination
 from server.otps.admission import SendLimits
 from server.otps.delivery.suppressions import Suppressions
 from server.otps.guess_policy import GuessLimits
-from server.otps.recipients import RawDestination
-from server.otps.send import Preview
+from server.otps.recipients import Preview, RawDestination
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
 from server.providers.provider import Channel

@@ -11,11 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from server.clock import utc_now
+from server.provider_settings import Smtp as SmtpGroup
 from server.providers.provider import Channel, Message, OutcomeKind, Subject
 from server.providers.smtp import Smtp, SmtpSettings
 from server.providers.templates import Templates
 from server.sandbox.relay import DROP, HANG, Relay
-from server.settings import Smtp as SmtpGroup
 from tests.waiting import until
 
 MakeMessage = Callable[..., Message]

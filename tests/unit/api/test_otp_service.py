@@ -15,7 +15,8 @@ from pulsa.otp.v1 import otp_service_pb2 as pb
 from server.api.auth import Caller
 from server.api.interceptor import Call
 from server.api.jwks import VerificationKey
-from server.api.otp_service import OtpDependencies, OtpService
+from server.api.otp_records import OtpDependencies
+from server.api.otp_service import OtpService
 from server.api.validation import compile_validation
 from server.clock import utc_now
 from server.errors import DomainError, InvalidFields, WrongCode

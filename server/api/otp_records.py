@@ -1,0 +1,180 @@
+"""The rpcs of the OTP service that read and change what is stored of OTPs, one call at a time."""
+
+# ruff: noqa: N802 - a method is named as its rpc
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Final
+from uuid import UUID
+
+from pulsa.otp.v1 import destination_pb2, otp_pb2
+from pulsa.otp.v1 import otp_service_pb2 as pb
+
+from server.api.converters import (
+    SUPPRESSION_REASONS,
+    moment,
+    reported_status,
+    suppression_message,
+    usage_message,
+    write_delivery,
+    write_record,
+)
+from server.api.interceptor import Call
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
+from server.clock import Clock
+from server.otps.crypto import Crypto
+from server.otps.delivery.reports import report_delivery
+from server.otps.delivery.suppressions import SuppressionReason, Suppressions
+from server.otps.otp import OtpRecord, cancel_otp, list_otps, read_otp
+from server.otps.recipients import RawDestination, parse_destination
+from server.otps.retention import erase_destination
+from server.otps.send import Sender
+from server.otps.usage import read_usage
+from server.otps.verify import Verifier
+from server.postgres.batcher import Batching
+from server.postgres.pool import Pool, acquire
+from server.providers.provider import Channel
+
+_LAST_ID: Final = 2**128 - 1
+_CHANNELS: Final = {channel.field: channel for channel in Channel}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtpDependencies:
+    """The dependencies of OtpService."""
+
+    pool: Pool
+    crypto: Crypto
+    sender: Sender
+    verifier: Verifier
+    clock: Clock
+    batching: Batching
+    cooldown: timedelta
+    refund_accepted: bool
+    """Whether a reported failure refunds the credits although the provider had accepted the message."""
+    suppressions: Suppressions
+    free_places: Callable[[], int]
+    """How many more deliveries can be sent soon; those beyond wait in the outbox."""
+    batch_items_at_once: int = 10_000
+
+
+class OtpRecords:
+    """The rpcs of pulsa.otp.v1.OtpService that send and verify nothing."""
+
+    def __init__(self, dependencies: OtpDependencies) -> None:
+        self._pool = dependencies.pool
+        self._crypto = dependencies.crypto
+        self._clock = dependencies.clock
+        self._cooldown = dependencies.cooldown
+        self._refund_accepted = dependencies.refund_accepted
+        self._suppressions = dependencies.suppressions
+
+    async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
+        """Return one OTP."""
+        async with acquire(self._pool) as connection:
+            record = await read_otp(connection, request.organization_id, UUID(request.otp_id))
+        response = pb.GetOtpResponse()
+        self._write_record(response.otp, record)
+        return response
+
+    async def ListOtps(self, request: pb.ListOtpsRequest, _: Call) -> pb.ListOtpsResponse:
+        """Return a page of OTPs, newest first."""
+        tokens = PageTokens("ListOtps", request.organization_id, newest=_LAST_ID)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        async with acquire(self._pool) as connection:
+            records = await list_otps(
+                connection,
+                request.organization_id,
+                before_otp_id=UUID(int=tokens.read(request.page_token)),
+                limit=size + 1,
+            )
+        response = pb.ListOtpsResponse()
+        if last := write_page(response.otps, records, self._write_record, size=size):
+            response.next_page_token = tokens.write(last.otp.otp_id.int)
+        return response
+
+    async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
+        """Cancel an OTP: its code no longer works."""
+        now = self._clock()
+        async with acquire(self._pool) as connection:
+            record = await cancel_otp(connection, request.organization_id, UUID(request.otp_id), now=now)
+        response = pb.CancelOtpResponse()
+        self._write_record(response.otp, record)
+        return response
+
+    async def ReportDelivery(self, request: pb.ReportDeliveryRequest, _: Call) -> pb.ReportDeliveryResponse:
+        """Apply a provider's report and return the delivery."""
+        delivery = await report_delivery(
+            self._pool,
+            request.organization_id,
+            UUID(request.delivery_id),
+            status=reported_status(request.status),
+            failure_reason=request.failure_reason,
+            refund_accepted=self._refund_accepted,
+            now=self._clock(),
+            report_time=moment(request.report_time) if request.HasField("report_time") else None,
+        )
+        response = pb.ReportDeliveryResponse()
+        write_delivery(response.delivery, delivery)
+        return response
+
+    async def ReportMail(self, request: pb.ReportMailRequest, _: Call) -> pb.ReportMailResponse:
+        """Apply a report about a mail, suppress its address if it says so, and return the delivery."""
+        organization_id, delivery_id = await self._suppressions.organization_of(request.mail_token)
+        reason = SUPPRESSION_REASONS.get(request.suppression_reason)
+        delivery = await report_delivery(
+            self._pool,
+            organization_id,
+            delivery_id,
+            status=reported_status(request.status),
+            failure_reason=request.failure_reason,
+            refund_accepted=self._refund_accepted or reason is SuppressionReason.BOUNCE,
+            now=self._clock(),
+        )
+        if reason:
+            await self._suppressions.add(delivery, reason)
+        response = pb.ReportMailResponse()
+        write_delivery(response.delivery, delivery)
+        return response
+
+    async def ListSuppressions(self, request: pb.ListSuppressionsRequest, _: Call) -> pb.ListSuppressionsResponse:
+        """Return a page of suppressed addresses, newest first."""
+        tokens = PageTokens("ListSuppressions", request.organization_id, newest=_LAST_ID)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        before_id = UUID(int=tokens.read(request.page_token))
+        found = await self._suppressions.page(request.organization_id, before_id=before_id, limit=size + 1)
+        response = pb.ListSuppressionsResponse(suppressions=map(suppression_message, found[:size]))
+        if len(found) > size:
+            response.next_page_token = tokens.write(found[size - 1].suppression_id.int)
+        return response
+
+    async def LiftSuppression(self, request: pb.LiftSuppressionRequest, _: Call) -> pb.LiftSuppressionResponse:
+        """Let mail go to an address again."""
+        address = parse_destination(raw_destination(request.destination, "destination"))
+        lifted = await self._suppressions.lift(request.organization_id, address.normalized)
+        return pb.LiftSuppressionResponse(lifted=lifted)
+
+    async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
+        """Return the sends per day and channel."""
+        start, end = date.fromisoformat(request.start_date), date.fromisoformat(request.end_date)
+        async with acquire(self._pool) as connection:
+            days = await read_usage(connection, request.organization_id, start=start, end=end)
+        return pb.GetUsageResponse(daily_usages=map(usage_message, days))
+
+    async def EraseDestination(self, request: pb.EraseDestinationRequest, _: Call) -> pb.EraseDestinationResponse:
+        """Erase what is stored of a destination."""
+        destination = raw_destination(request.destination, "destination")
+        count = await erase_destination(self._pool, self._crypto, request.organization_id, destination)
+        return pb.EraseDestinationResponse(delivery_count=count)
+
+    def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
+        write_record(message, record, now=self._clock(), cooldown=self._cooldown)
+
+
+def raw_destination(destination: destination_pb2.Destination, field: str) -> RawDestination:
+    """The destination of a request, as its caller wrote it; `field` is its path."""
+    channel = destination.WhichOneof("channel")
+    if channel is None:
+        raise ValueError(f"validation accepted {field} without a channel")
+    return RawDestination(_CHANNELS[channel], getattr(destination, channel), f"{field}.{channel}")
