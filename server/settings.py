@@ -302,13 +302,13 @@ class Delivery(Group):
         default=None,
         ge=7,
         description="days for which a repeated request_id gets its first answer; a new one that is a time-ordered UUID "
-        "older than that is refused; unset: PULSA_DELIVERY_RETENTION_DAYS, but at least 7",
+        "older than that is refused; unset: 7 more than PULSA_DELIVERY_RETENTION_DAYS, as OTPs are removed by weeks",
     )
 
     @property
     def request_life(self) -> timedelta:
         """How long requests are kept."""
-        return timedelta(days=self.request_days or max(7, self.retention_days))
+        return timedelta(days=self.request_days or 7 + self.retention_days)
 
 
 class Stripe(Group):

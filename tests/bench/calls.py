@@ -8,7 +8,7 @@ import psycopg
 from google.protobuf.duration_pb2 import Duration
 from pulsa.credit.v1.credit_service_pb2 import GetBalanceRequest
 from pulsa.otp.v1.destination_pb2 import Destination
-from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, VerifyOtpRequest
+from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsRequest, SendOtpRequest, VerifyOtpRequest
 
 from server.otps.crypto import Crypto
 from server.otps.otp import Otp, otp_from_row
@@ -16,6 +16,7 @@ from tests.bench.environment import KEY, KEY_ID, SPREAD
 
 SEND_OTP = "/pulsa.otp.v1.OtpService/SendOtp"
 VERIFY_OTP = "/pulsa.otp.v1.OtpService/VerifyOtp"
+BATCH_SEND_OTPS = "/pulsa.otp.v1.OtpService/BatchSendOtps"
 GET_BALANCE = "/pulsa.credit.v1.CreditService/GetBalance"
 _TTL = Duration(seconds=600)
 _numbers = count()
@@ -33,6 +34,19 @@ def spread_sends(count: int) -> list[bytes]:
     """SendOtp of SPREAD organizations in turn."""
     numbers = [next(_numbers) for _ in range(count)]
     return [_send(f"spread-{number * 7919 % SPREAD}", number) for number in numbers]
+
+
+def batches(organization_id: str, size: int) -> Bodies:
+    """BatchSendOtps of one organization, with compact results. More than 100 requests do not fit into a frame."""
+
+    def body() -> bytes:
+        requests = map(SendOtpRequest.FromString, sends(organization_id)(size))
+        batch = BatchSendOtpsRequest(organization_id=organization_id, requests=requests, compact=True)
+        for request in batch.requests:
+            request.ClearField("organization_id")
+        return batch.SerializeToString()
+
+    return lambda count: [body() for _ in range(count)]
 
 
 def balances(count: int) -> list[bytes]:

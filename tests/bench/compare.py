@@ -30,6 +30,8 @@ Comparisons = Mapping[str, Mapping[str, "Comparison"]]  # by the subject's name 
 THIS, BASE = "this", "base"
 _MOST_PER_SECOND = 10_000  # for which there are bodies: a faster server ends its round earlier
 _WARMING_SECONDS = 0.7
+_BATCH, _BATCHES_AT_ONCE = 100, 8
+_UNIMPLEMENTED = "12"
 _SETTLE_SECONDS = 10.0
 _LEAST = 0.01  # what a figure of 0 is taken for, which has no logarithm
 _T_975 = (
@@ -47,6 +49,8 @@ class Subject:
     path: str
     bodies: Callable[[str], calls.Bodies]  # by the URL of the database
     calls_at_once: int = CALLS_AT_ONCE
+    size: int = 1
+    """Sends per call: the figures are per send."""
 
 
 SUBJECTS: Mapping[str, Subject] = {
@@ -54,6 +58,9 @@ SUBJECTS: Mapping[str, Subject] = {
     "send_otp_spread": Subject(calls.SEND_OTP, lambda _: calls.spread_sends),
     "verify_otp": Subject(calls.VERIFY_OTP, calls.verifies),
     "get_balance": Subject(calls.GET_BALANCE, lambda _: calls.balances),
+    "batch_of_100": Subject(
+        calls.BATCH_SEND_OTPS, lambda _: calls.batches("hot", _BATCH), calls_at_once=_BATCHES_AT_ONCE, size=_BATCH
+    ),
     "lone_send_otp": Subject(calls.SEND_OTP, lambda _: calls.sends("hot"), calls_at_once=1),
 }
 
@@ -113,7 +120,7 @@ class Running:
 
     def measure(self, subject: Subject, seconds: float) -> dict[str, float]:
         """One run of load: its figures per call. Raises RuntimeError when a call did not end with OK."""
-        bodies = subject.bodies(self.side.database_url)(int(_MOST_PER_SECOND * seconds))
+        bodies = subject.bodies(self.side.database_url)(int(_MOST_PER_SECOND * seconds / subject.size))
         target = Target(self.server.port, subject.path, self.side.bench.token)
         server, backends, wal = process_seconds(self.server.pid), self._backend_seconds(), self._wal_bytes()
         outcome = drive(target, bodies, seconds=seconds, calls_at_once=subject.calls_at_once)
@@ -122,14 +129,22 @@ class Running:
         self._settle()
         server = process_seconds(self.server.pid) - server
         postgres = sum(used - backends.get(pid, 0.0) for pid, used in self._backend_seconds().items())
-        count = outcome.statuses.total()
+        count = outcome.statuses.total() * subject.size
         figures = {
             "server_us": server / count * 1e6,
             "postgres_us": postgres / count * 1e6,
             "wal_bytes": (self._wal_bytes() - wal) / count,
-            "per_second": outcome.per_second,
+            "per_second": outcome.per_second * subject.size,
         }
         return figures | ({"p50_ms": outcome.percentile_ms(50)} if subject.calls_at_once == 1 else {})
+
+    def serves(self, subject: Subject) -> bool:
+        """Whether the checkout has the rpc."""
+        target = Target(self.server.port, subject.path, self.side.bench.token)
+        served = _UNIMPLEMENTED not in drive(target, [b""], seconds=_WARMING_SECONDS, calls_at_once=1).statuses
+        if not served:
+            print(f"{subject.path} is left out, as {self.side.name} lacks it", file=sys.stderr)  # noqa: T201
+        return served
 
     def _backend_seconds(self) -> dict[int, float]:
         """What each connection to the database has used of the processors so far, by the backend's pid."""
@@ -255,7 +270,10 @@ def _compare(sides: Sequence[Side], *, rounds: int, seconds: float) -> Compariso
     comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in subjects}
     with ExitStack() as servers:
         pair = [servers.enter_context(_running(side)) for side in sides]
-        for subject in subjects.values():
+        for name, subject in list(subjects.items()):
+            if not all(running.serves(subject) for running in pair):
+                del subjects[name], comparisons[name]
+                continue
             for running in pair:
                 running.measure(subject, _WARMING_SECONDS)
         for number in range(rounds):
