@@ -123,6 +123,8 @@ def key_ring(name: str, value: SecretStr | None) -> dict[str, bytes]:
         raise ValueError(f"{name}: is needed")
     entries = [entry.strip().partition(":") for entry in value.get_secret_value().split(",")]
     ring = {key_id: key_bytes(name, key) for key_id, _, key in entries}
+    if "" in ring:
+        raise ValueError(f"{name}: every key needs an id")
     if len(ring) < len(entries):
         raise ValueError(f"{name}: must be id:base64 entries with distinct ids")
     return ring

@@ -22,7 +22,6 @@ from server.setting_types import (
     Json,
     NumberType,
     Words,
-    key_bytes,
     key_ring,
 )
 
@@ -124,36 +123,22 @@ class Secret(Group):
         description="encryption keys as id:base64 of 32 bytes, separated by commas, oldest first: the last one "
         "encrypts, all of them decrypt",
     )
-    digest_key: SecretStr | None = Field(
-        default=None,
-        description="the only digest key of a deployment that has no PULSA_SECRET_DIGEST_KEYS yet, base64 of 32 bytes",
-    )
     digest_keys: SecretStr | None = Field(
         default=None,
         description="keys that make digests of destinations and requests, as PULSA_SECRET_KEYS: the last one makes "
-        "them; at most two. The key that was PULSA_SECRET_DIGEST_KEY has no id here: :base64",
+        "them; at most two",
     )
 
     def key_ring(self) -> dict[str, bytes]:
         """The encryption keys by id, oldest first. Raises ValueError when PULSA_SECRET_KEYS is unset or malformed."""
-        ring = key_ring("PULSA_SECRET_KEYS", self.keys)
-        if "" in ring:
-            raise ValueError("PULSA_SECRET_KEYS: every key needs an id")
-        return ring
+        return key_ring("PULSA_SECRET_KEYS", self.keys)
 
     def digest_key_ring(self) -> dict[str, bytes]:
-        """The digest keys by id, oldest first; that of PULSA_SECRET_DIGEST_KEY has an empty id.
-
-        Raises ValueError when neither variable or both are set, or one is malformed.
-        """
-        if self.digest_key is None:
-            ring = key_ring("PULSA_SECRET_DIGEST_KEYS", self.digest_keys)
-            if len(set(ring.values())) < len(ring) or len(ring) > MAXIMUM_DIGEST_KEYS:
-                raise ValueError("PULSA_SECRET_DIGEST_KEYS: must be one key, or two different ones")
-            return ring
-        if self.digest_keys is not None:
-            raise ValueError("PULSA_SECRET_DIGEST_KEY: must be unset, as PULSA_SECRET_DIGEST_KEYS is set")
-        return {"": key_bytes("PULSA_SECRET_DIGEST_KEY", self.digest_key.get_secret_value())}
+        """The digest keys by id, oldest first. Raises ValueError when PULSA_SECRET_DIGEST_KEYS is unset or wrong."""
+        ring = key_ring("PULSA_SECRET_DIGEST_KEYS", self.digest_keys)
+        if len(set(ring.values())) < len(ring) or len(ring) > MAXIMUM_DIGEST_KEYS:
+            raise ValueError("PULSA_SECRET_DIGEST_KEYS: must be one key, or two different ones")
+        return ring
 
 
 class Audit(Group):

@@ -158,7 +158,7 @@ def key_report(crypto: Crypto, needed: Mapping[str, Mapping[str, int]]) -> Itera
 def digest_key_report(crypto: Crypto, needed: Mapping[str, datetime]) -> Iterator[str]:
     """Yield a line for each key of the digest ring, and for each missing key that is needed until a time."""
     for key_id in dict.fromkeys([*crypto.digest_key_ids, *needed]):
-        line = f"digest key {key_id or 'without an id'}"
+        line = f"digest key {key_id}"
         if key_id == crypto.digest_key_ids[-1]:
             yield f"{line}: the current key"
         elif key_id not in needed:

@@ -63,7 +63,7 @@ def _passes(name: str, check: Check, settings: Settings) -> bool:
 
 def _secrets(settings: Settings) -> str:
     ring = settings.secret.key_ring()
-    digest_key_id = list(settings.secret.digest_key_ring())[-1] or "PULSA_SECRET_DIGEST_KEY"
+    digest_key_id = list(settings.secret.digest_key_ring())[-1]
     return f"{len(ring)} keys; {list(ring)[-1]} encrypts, {digest_key_id} makes digests"
 
 

@@ -21,8 +21,6 @@ from server.otps.otp import DIGEST_BYTES, Otp
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _TOKEN_MAC_BYTES = 8
-_VERSION_2 = "2:"
-"""Begins the code_key_id of an OTP whose code has version 2. The id of a key contains no colon."""
 
 
 class Crypto:
@@ -30,21 +28,16 @@ class Crypto:
 
     The last key of `secrets` encrypts and makes codes; every key of it decrypts and verifies. The last key of
     `digest_secrets` makes digests; a second one makes each digest once more, for look-ups during a rotation.
-
-    Codes are made under version 2 of their key; those of version 1 still verify.
     """
 
     def __init__(self, secrets: Mapping[str, bytes], *, digest_secrets: Mapping[str, bytes]) -> None:
         self.key_ids = tuple(secrets)
         self.current_key_id = self.key_ids[-1]
         self.digest_key_ids = tuple(digest_secrets)
-        self.code_key_id = _VERSION_2 + self.current_key_id
-        self._code_keys = {key_id: _derive(secret, b"pulsa code") for key_id, secret in secrets.items()}
         self._codes = {
-            _VERSION_2 + key_id: hmac.new(_derive(secret, b"pulsa code 2"), digestmod="sha256")
-            for key_id, secret in secrets.items()
+            key_id: hmac.new(_derive(secret, b"pulsa code"), digestmod="sha256") for key_id, secret in secrets.items()
         }
-        self._contexts = {_VERSION_2 + key_id: _keyed(secret, b"pulsa context") for key_id, secret in secrets.items()}
+        self._contexts = {key_id: _keyed(secret, b"pulsa context") for key_id, secret in secrets.items()}
         self._ciphers = {key_id: AESGCM(_derive(secret, b"pulsa seal")) for key_id, secret in secrets.items()}
         self._token_keys = {key_id: _keyed(secret, b"pulsa mail token") for key_id, secret in secrets.items()}
         self._current_prefix = _prefix(self.current_key_id)
@@ -59,10 +52,7 @@ class Crypto:
         A resend has the same code; another context has another code. All 256 bits are reduced, so that every code is
         equally likely. Raises KeyError when the OTP's key is not in the key ring.
         """
-        keyed = self._codes.get(otp.code_key_id)
-        if keyed is None:
-            return self._code_of_version_1(otp)
-        mac = keyed.copy()
+        mac = self._codes[otp.code_key_id].copy()
         organization_id, purpose = otp.organization_id.encode(), otp.purpose.encode()
         mac.update(
             b"%c%b%b%c%b%b"
@@ -76,11 +66,7 @@ class Crypto:
         It is stored, as a code is derived again for a resend and after a crash, when nobody knows the context. Raises
         KeyError when the key is not in the key ring.
         """
-        if not context:
-            return b""
-        if keyed := self._contexts.get(code_key_id):
-            return _mac(keyed, context.encode())
-        return self._digest_keys[""].digest(context)
+        return _mac(self._contexts[code_key_id], context.encode()) if context else b""
 
     def other_digest(self, text: str) -> bytes:
         """The digest of a text under the digest ring's other key; empty unless it has two."""
@@ -127,16 +113,6 @@ class Crypto:
     def sealed_with(sealed: bytes) -> str:
         """The id of the key that encrypted these bytes."""
         return sealed[1 : 1 + sealed[0]].decode()
-
-    def _code_of_version_1(self, otp: Otp | Send) -> str:
-        """HOTP (RFC 4226) with a key derived for the OTP."""
-        binding = b"\x00".join(
-            [otp.organization_id.encode(), otp.otp_id.bytes, otp.purpose.encode(), otp.context_digest]
-        )
-        key = hmac.digest(self._code_keys[otp.code_key_id], binding, "sha256")
-        mac = hmac.digest(key, bytes(8), "sha1")
-        offset = mac[-1] & 0x0F
-        return _digits(int.from_bytes(mac[offset : offset + 4]) & 0x7FFF_FFFF, otp.code_length)
 
 
 class _DigestKey:

@@ -41,8 +41,7 @@ WHERE fallbacks_sealed IS NOT NULL
 GROUP BY 1;
 
 -- count_live_otps
--- A code_key_id is the id of a key, after the code's version and a colon unless that is 1.
-SELECT convert_to(substring(code_key_id FROM '[^:]*$'), 'UTF8'), count(*)
+SELECT convert_to(code_key_id, 'UTF8'), count(*)
 FROM otps
 WHERE status = 'PENDING' AND expire_time > %(now)s
 GROUP BY 1;

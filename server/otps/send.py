@@ -183,7 +183,7 @@ class Sender:
         recipient = self._recipients.resolve(organization_id, destination)
         also = self._recipients.validate_fallbacks(organization_id, fallbacks) if fallbacks else ()
         content = request.content
-        code_key_id = self._crypto.code_key_id
+        code_key_id = self._crypto.current_key_id
         now = self._clock()
         return Send(
             organization_id,

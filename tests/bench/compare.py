@@ -81,14 +81,10 @@ class Side:
     @property
     def settings(self) -> dict[str, str]:
         """What its processes need beyond BenchmarkEnvironment.settings. PYTHONPATH comes before what .venv says."""
-        settings = {
+        return {
             "PYTHONPATH": f"{self.root}{os.pathsep}{self.root / 'clients/python'}",
             "PULSA_METRICS_LISTEN": "off",
         }
-        if "digest_keys" not in (self.root / "server/settings.py").read_text():  # a checkout from before the ring
-            _, key = self.bench.settings(self.name)["PULSA_SECRET_DIGEST_KEYS"].split(":")
-            settings |= {"PULSA_SECRET_DIGEST_KEYS": "", "PULSA_SECRET_DIGEST_KEY": key}
-        return settings
 
     def manage(self, command: str) -> None:
         """Run `python -m server COMMAND` of the checkout. Raises CalledProcessError when it fails."""

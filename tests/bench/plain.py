@@ -117,7 +117,7 @@ class Plain:
             "delivery_id": new_id(),
             "purpose": request.purpose,
             "locale": request.locale,
-            "code_key_id": self.crypto.code_key_id,
+            "code_key_id": self.crypto.current_key_id,
             "channel": Channel(channel.upper()).value,
             "credits": _PRICES[channel],
             "destination_digest": self.crypto.digest(destination.normalized),

@@ -128,7 +128,7 @@ async def test_a_login_without_the_application_s_role_is_refused(
 
 
 async def test_commands_without_a_database_make_none(tmp_path: Path) -> None:
-    secrets = {"PULSA_SECRET_KEYS": f"a:{'A' * 43}=", "PULSA_SECRET_DIGEST_KEY": f"{'A' * 43}="}
+    secrets = {"PULSA_SECRET_KEYS": f"a:{'A' * 43}=", "PULSA_SECRET_DIGEST_KEYS": f"a:{'A' * 43}="}
     seen = await run(COMMANDS, secrets | {"PULSA_DATA": str(tmp_path / "data")}, tmp_path)
     told = f"{URL}is needed, as there is no embedded PostgreSQL in {tmp_path / 'data'}"
     assert seen == all_refuse(COMMANDS, told)

@@ -85,17 +85,17 @@ async def assert_limits_hold(deployment: ProcessDeployment, step: str) -> None:
 
 
 def let_two_days_pass(database_url: str) -> None:
-    """For the sends under the key without an id, whose fingerprints begin with its length: 0."""
+    """For the sends under the old key, whose fingerprints begin with its id."""
     with psycopg.connect(database_url) as connection:
         connection.execute(
             "UPDATE requests SET create_time = create_time - interval '2 days'"
-            " WHERE fingerprint <> '' AND get_byte(fingerprint, 0) = 0 AND rpc IN ('SendOtp', 'ResendOtp')"
+            " WHERE substring(fingerprint FROM 2 FOR 3) = 'old' AND rpc IN ('SendOtp', 'ResendOtp')"
         )
 
 
 async def test_a_digest_key_is_rotated_under_load_and_nobody_notices(database_url: str, tmp_path: Path) -> None:
     limits = {"PULSA_LIMIT_COOLDOWN_SECONDS": "3600", "PULSA_LIMIT_WRONG_GUESSES": str(WRONG_GUESSES)}
-    first = {"PULSA_SECRET_DIGEST_KEY": OLD, "PULSA_SECRET_DIGEST_KEYS": ""}
+    first = {"PULSA_SECRET_DIGEST_KEYS": f"old:{OLD}"}
     async with two_replicas(database_url, tmp_path, **limits, **first) as replicas:
         deployment, granted, reports = replicas.deployment, 1_000_000, []
         await deployment.grant(granted)
@@ -106,8 +106,8 @@ async def test_a_digest_key_is_rotated_under_load_and_nobody_notices(database_ur
             for _ in range(2):
                 group.create_task(shoppers.keep_ordering())
             await shoppers.make_progress()
-            for step, ring in (("known", f"new:{NEW},:{OLD}"), ("used", f":{OLD},new:{NEW}")):
-                await replicas.roll(PULSA_SECRET_DIGEST_KEY="", PULSA_SECRET_DIGEST_KEYS=ring)
+            for step, ring in (("known", f"new:{NEW},old:{OLD}"), ("used", f"old:{OLD},new:{NEW}")):
+                await replicas.roll(PULSA_SECRET_DIGEST_KEYS=ring)
                 await shoppers.make_progress()
                 await assert_limits_hold(deployment, step)
                 other_sends += 1
@@ -122,5 +122,5 @@ async def test_a_digest_key_is_rotated_under_load_and_nobody_notices(database_ur
         await load.assert_charged_once(granted, other_sends=other_sends + shoppers.verified)
 
     assert [code for code, _ in reports] == [1, 0]
-    assert "digest key without an id: still needed until" in reports[0][1]
-    assert "digest key without an id: no longer needed" in reports[1][1]
+    assert "digest key old: still needed until" in reports[0][1]
+    assert "digest key old: no longer needed" in reports[1][1]

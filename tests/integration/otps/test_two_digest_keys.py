@@ -19,14 +19,12 @@ from server.postgres.pool import Pool, acquire
 from server.providers.provider import Channel
 from tests.integration.otps.replica import NO_LIMITS, ManualClock, Replica, count_rows, fund, wrong
 
-SECRETS = {"": b"0" * KEY_BYTES, "old": b"4" * KEY_BYTES, "new": b"5" * KEY_BYTES}
-KEYS = pytest.mark.parametrize("old", ["", "old"], ids=["from a key without an id", "from a key with an id"])
+SECRETS = {"old": b"4" * KEY_BYTES, "new": b"5" * KEY_BYTES}
 BOB, NUMBER = "bob@example.com", "+6281234567890"
 
 
 def replicas(
     pool: Pool,
-    old: str,
     *,
     limits: SendLimits = NO_LIMITS,
     guess_limits: GuessLimits | None = None,
@@ -34,7 +32,7 @@ def replicas(
     clock: ManualClock | None = None,
 ) -> list[Replica]:
     """A replica at each step of a rotation; those of neighbouring steps run at the same time."""
-    rings = ([old], ["new", old], [old, "new"], ["new"])
+    rings = (["old"], ["new", "old"], ["old", "new"], ["new"])
     return [
         Replica(
             pool,
@@ -48,10 +46,9 @@ def replicas(
     ]
 
 
-@KEYS
-async def test_a_code_is_right_with_its_context_on_the_replicas_before_and_after(pool: Pool, old: str) -> None:
+async def test_a_code_is_right_with_its_context_on_the_replicas_before_and_after(pool: Pool) -> None:
     await fund(pool, 100)
-    steps = replicas(pool, old)
+    steps = replicas(pool)
     for step, replica in enumerate(steps):
         for other in steps[max(0, step - 1) : step + 2]:
             otp = (await replica.send(context="IDR 100")).record.otp
@@ -61,10 +58,9 @@ async def test_a_code_is_right_with_its_context_on_the_replicas_before_and_after
             assert (await other.verify(otp, code, context="IDR 100")).status is OtpStatus.VERIFIED
 
 
-@KEYS
-async def test_a_repeat_is_recognized_by_every_replica_and_another_request_is_not(pool: Pool, old: str) -> None:
+async def test_a_repeat_is_recognized_by_every_replica_and_another_request_is_not(pool: Pool) -> None:
     await fund(pool, 100)
-    steps = replicas(pool, old)
+    steps = replicas(pool)
     for step, replica in enumerate(steps):
         request_id, resend_id = uuid4(), uuid4()
         sent = await replica.send(BOB, request_id=request_id)
@@ -87,11 +83,10 @@ async def test_a_repeat_is_recognized_by_every_replica_and_another_request_is_no
     assert await count_rows(pool, "deliveries") == 2 * len(steps)
 
 
-@KEYS
-async def test_neighbours_share_the_cooldowns_and_counts_of_a_destination(pool: Pool, old: str) -> None:
+async def test_neighbours_share_the_cooldowns_and_counts_of_a_destination(pool: Pool) -> None:
     await fund(pool, 100)
     limits, clock = SendLimits(timedelta(seconds=30), 5, 0, 0), ManualClock()
-    for pair in pairwise(replicas(pool, old, limits=limits, clock=clock)):
+    for pair in pairwise(replicas(pool, limits=limits, clock=clock)):
         for replica, other in (pair, pair[::-1]) * 2:
             await replica.send(BOB)
             with pytest.raises(ResendTooSoon):
@@ -107,7 +102,7 @@ async def test_neighbours_share_the_cooldowns_and_counts_of_a_destination(pool: 
 
 async def test_a_lone_send_on_a_cached_account_has_the_cooldown_of_a_send_with_the_other_key(pool: Pool) -> None:
     await fund(pool, 100)
-    _, known, used, _ = replicas(pool, "old", limits=SendLimits(timedelta(seconds=30), 0, 0, 0))
+    _, known, used, _ = replicas(pool, limits=SendLimits(timedelta(seconds=30), 0, 0, 0))
     await known.send(BOB)
     await used.send()
     await used.send()
@@ -115,11 +110,10 @@ async def test_a_lone_send_on_a_cached_account_has_the_cooldown_of_a_send_with_t
         await used.send(BOB)
 
 
-@KEYS
-async def test_neighbours_share_the_guesses_at_a_destination(pool: Pool, old: str) -> None:
+async def test_neighbours_share_the_guesses_at_a_destination(pool: Pool) -> None:
     await fund(pool, 100)
     limits, clock = GuessLimits(wrong_guesses=8, free_guesses=100), ManualClock()
-    for pair in pairwise(replicas(pool, old, guess_limits=limits, clock=clock)):
+    for pair in pairwise(replicas(pool, guess_limits=limits, clock=clock)):
         otps = [(await replica.send(BOB, max_attempts=10)).record.otp for replica in pair]
         for number in range(8):
             with pytest.raises(WrongCode):
@@ -132,11 +126,10 @@ async def test_neighbours_share_the_guesses_at_a_destination(pool: Pool, old: st
         clock.advance(days=1)
 
 
-@KEYS
-async def test_a_rotation_gives_a_prefix_no_further_credits(pool: Pool, old: str) -> None:
+async def test_a_rotation_gives_a_prefix_no_further_credits(pool: Pool) -> None:
     await fund(pool, 100)
     limits = SendLimits(timedelta(), 0, 0, 0, unverified_credits_per_prefix=9)
-    steps = replicas(pool, old, limits=limits, areas=AreaPolicy(prefix_digits=7))
+    steps = replicas(pool, limits=limits, areas=AreaPolicy(prefix_digits=7))
     sent = [await replica.send(NUMBER, channel=Channel.SMS) for replica in steps[:3]]
     for replica in steps[:3]:
         with pytest.raises(TooManySends):
