@@ -155,7 +155,7 @@ async def test_a_plan_made_while_the_table_is_empty_finds_budgets_by_their_whole
 async def test_the_uses_of_each_digest_key_are_known(pool: Pool) -> None:
     await fund(pool, 100)
     clock = ManualClock()
-    _, known, used, new = replicas(pool, "", clock=clock)
+    _, known, used, new = replicas(pool, clock=clock)
     before = clock.now
     sent = await known.send()
     clock.advance(minutes=1)
