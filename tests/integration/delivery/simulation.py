@@ -8,7 +8,7 @@ from random import Random
 from uuid import UUID
 
 from server.clock import utc_now
-from server.jobs import take_over_deliveries
+from server.jobs import send_due_fallbacks, take_over_deliveries
 from server.otps.delivery.reports import report_delivery
 from server.otps.otp import DeliveryStatus
 from server.otps.send import Accepted
@@ -142,6 +142,8 @@ class Simulation:
             clock=self.harness.clock,
             limit=10_000,
         )
+        now = self.harness.clock()
+        await send_due_fallbacks(self.harness.pool, self.harness.outcomes, self.harness.dispatcher, now=now)
 
     async def _crash(self) -> None:
         """Crash after 1 to 49 more provider calls, or when no job is left."""
