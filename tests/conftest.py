@@ -10,9 +10,11 @@ import pytest
 from server.credits.audit import RULES
 from server.postgres import embedded
 from server.postgres.migrate import migrate
-from server.postgres.pool import Pool, open_pool
+from server.postgres.pool import Pool, Timeouts, open_pool
 
 TEMPLATE = "pulsa_template"
+TIMEOUTS = Timeouts(connection=5, transaction=5)
+"""Longer than a server's: several tests run at once, also on a busy machine."""
 _numbers = count(1)
 
 
@@ -42,7 +44,7 @@ def database_url(postgres: str) -> Iterator[str]:
 @pytest.fixture
 async def pool(database_url: str) -> AsyncIterator[Pool]:
     """Connections to the test's own database, in the application's role."""
-    pool = await open_pool(database_url, size=4)
+    pool = await open_pool(database_url, size=4, timeouts=TIMEOUTS)
     yield pool
     await pool.close()
 
@@ -50,7 +52,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 @pytest.fixture
 async def one_connection(database_url: str) -> AsyncIterator[Pool]:
     """As `pool`, with a single connection, which every borrower gets in the state that the last one left."""
-    pool = await open_pool(database_url, size=1)
+    pool = await open_pool(database_url, size=1, timeouts=TIMEOUTS)
     yield pool
     await pool.close()
 
