@@ -1,6 +1,8 @@
 """Tasks in the background: a failure is logged with its kind, and the work begins again after a pause.
 
 Nobody awaits such a task: without this, an error, or a cancellation that leaks out of a library, would end it unseen.
+Nor may it outlive its own cancellation: in Python 3.11 asyncio.wait_for, with which psycopg's pool waits, swallows one
+that comes together with its result.
 """
 
 import asyncio
@@ -50,16 +52,20 @@ async def repeat(name: str, interval_seconds: float, work: Callable[[], Awaitabl
 
 
 async def _succeeds(name: str, work: Callable[[], Awaitable[object]]) -> bool:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    succeeded = False
     try:
         await work()
+        succeeded = True
     except asyncio.CancelledError:
-        if (task := asyncio.current_task()) is None or task.cancelling():
+        if task.cancelling():
             raise
         _log.error("job failed", job=name, why="CancelledError")  # something that the work awaited was cancelled
     except DomainError as error:
         _log.warning("job failed", job=name, reason=error.reason, why=type(error.__cause__ or error).__name__)
     except Exception as error:  # noqa: BLE001 - no failure may end the task; the line logs the error
         _log.error("job failed", job=name, why=type(error).__name__, trace=safe_traceback(error))
-    else:
-        return True
-    return False
+    if task.cancelling():
+        raise asyncio.CancelledError
+    return succeeded

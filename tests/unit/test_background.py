@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from itertools import repeat as forever
 
@@ -73,3 +74,19 @@ async def test_a_cancelled_task_ends(start: Callable[[Callable[[], Awaitable[flo
     await asyncio.wait([task])
 
     assert task.cancelled()
+
+
+async def test_a_job_ends_although_its_work_swallows_the_cancellation() -> None:
+    waits = asyncio.Event()
+
+    async def swallow() -> float:
+        waits.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return 0.0
+
+    job = asyncio.create_task(repeat("test job", 0.001, swallow))
+    await waits.wait()
+    job.cancel()
+    await asyncio.wait([job], timeout=20)
+    assert job.cancelled()
