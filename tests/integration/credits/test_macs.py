@@ -50,12 +50,10 @@ DELETE_NEWEST_SEND = """
     UPDATE ledger_entries SET sequence = 5 WHERE organization_id = 'acme' AND sequence = 6;
 """
 FORGED_TOP_UP = """
-    INSERT INTO top_ups
-    SELECT organization_id, gen_random_uuid(), status, end_status, failure_reason, flags, credits, currency_code,
-        unit_price, total, created_by, create_time, stripe_parameters, attempt, attempt_time,
-        stripe_customer_id, 'in_2', invoice_number, invoice_total, hosted_invoice_url, invoice_pdf_url,
-        links_fetch_time, due_time, paid_time, cancel_time, lease_expire_time, next_check_time
-    FROM top_ups;
+    CREATE TEMPORARY TABLE forged AS SELECT * FROM top_ups;
+    UPDATE forged SET top_up_id = gen_random_uuid(), stripe_invoice_id = 'in_2';
+    INSERT INTO top_ups SELECT * FROM forged;
+    DROP TABLE forged;
     INSERT INTO ledger_entries (organization_id, sequence, kind, credits, balance_after, reference_id, create_time)
     SELECT organization_id, 7, 'TOP_UP', credits, 0, top_up_id, now() FROM top_ups WHERE stripe_invoice_id = 'in_2';
 """
