@@ -51,7 +51,8 @@ _RESERVE: Final = 8
 _SENDS: Final = ("SendOtp", "ResendOtp")
 _TOKEN_CHECK_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 0.02
-_REFUSING_SECONDS: Final = 0.5
+_QUIET_PERIODS: Final = 3
+_REFUSING_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -237,11 +238,13 @@ class Interceptor:
         """
         for handlers in self._handlers:
             handlers.draining = True
-        refused = -1
-        end = time.monotonic() + _REFUSING_SECONDS
-        while refused < self._calls_refused and time.monotonic() < end:
+        quiet, end = 0, time.monotonic() + _REFUSING_SECONDS
+        while quiet < _QUIET_PERIODS and (began := time.monotonic()) < end:
             refused = self._calls_refused
             await asyncio.sleep(_QUIET_SECONDS)
+            # A period that took longer says nothing: the processor was busy, and calls may wait for it.
+            is_quiet = refused == self._calls_refused and time.monotonic() - began < 2 * _QUIET_SECONDS
+            quiet = quiet + 1 if is_quiet else 0
 
     def end_calls(self) -> None:
         """End the unary calls in flight with SERVER_DRAINING."""

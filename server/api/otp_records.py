@@ -11,6 +11,7 @@ from uuid import UUID
 from pulsa.otp.v1 import destination_pb2, otp_pb2
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
+from server.api.auth import ANY_ORGANIZATION
 from server.api.converters import (
     SUPPRESSION_REASONS,
     moment,
@@ -23,6 +24,7 @@ from server.api.converters import (
 from server.api.interceptor import Call
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
 from server.clock import Clock
+from server.errors import DeliveryNotFound
 from server.otps.crypto import Crypto
 from server.otps.delivery.reports import report_delivery
 from server.otps.delivery.suppressions import SuppressionReason, Suppressions
@@ -119,9 +121,11 @@ class OtpRecords:
         write_delivery(response.delivery, delivery)
         return response
 
-    async def ReportMail(self, request: pb.ReportMailRequest, _: Call) -> pb.ReportMailResponse:
+    async def ReportMail(self, request: pb.ReportMailRequest, call: Call) -> pb.ReportMailResponse:
         """Apply a report about a mail, suppress its address if it says so, and return the delivery."""
         organization_id, delivery_id = await self._suppressions.organization_of(request.mail_token)
+        if call.caller.organization_id not in (organization_id, ANY_ORGANIZATION):
+            raise DeliveryNotFound
         reason = SUPPRESSION_REASONS.get(request.suppression_reason)
         delivery = await report_delivery(
             self._pool,

@@ -39,10 +39,11 @@ def make_message() -> MakeMessage:
         destination: str = "",
         locale: str = "en",
         ttl: timedelta = timedelta(minutes=5),
+        now: datetime | None = None,
         domain: str = "",
     ) -> Message:
         normalized = destination or (EMAIL if channel is Channel.EMAIL else PHONE)
-        delivery_id, expire_time = uuid4(), datetime.now(UTC) + ttl
+        delivery_id, expire_time = uuid4(), (now or datetime.now(UTC)) + ttl
         reference = f"acme@jakarta/{delivery_id.hex}"
         return Message(
             delivery_id, channel, normalized, CODE, "login", locale, expire_time, expire_time, domain, reference

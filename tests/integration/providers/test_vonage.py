@@ -24,7 +24,9 @@ async def vonage(sandbox_url: str, templates: Templates) -> AsyncIterator[Vonage
 async def test_a_message_is_sent_as_vonage_documents_it(
     vonage: Vonage, sandbox: ProvidersSandbox, make_message: MakeMessage
 ) -> None:
-    message = make_message(ttl=timedelta(minutes=5))
+    now = utc_now()
+    vonage._clock = lambda: now
+    message = make_message(ttl=timedelta(minutes=5), now=now)
 
     outcome = await vonage.deliver(message)
 
