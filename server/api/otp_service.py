@@ -40,7 +40,7 @@ from server.errors import (
 from server.otps.admission import Admitted, Replayed, Send, SendOptions
 from server.otps.destinations import plain_digits
 from server.otps.guess_policy import Guess
-from server.otps.otp import Otp
+from server.otps.otp import Delivery, Otp
 from server.otps.recipients import RawDestination, ResendRequest, SendRequest
 from server.otps.send import Accepted
 from server.postgres.batcher import Batcher, Locked, in_steps
@@ -161,11 +161,12 @@ class OtpService(OtpRecords):
                     repeat = await self._sender.find_repeat(self._send_request(item.request, call, time_zero))
                     if repeat is None:
                         raise answer
-                    self._write_repeat(item, repeat)
+                    self._write_repeat(item, repeat.delivery, repeat)
                 elif isinstance(answer, Exception):
                     raise answer
                 elif isinstance(answer, Replayed):
-                    self._write_repeat(item, await self._sender.replay(answer))
+                    repeat = None if item.compact else await self._sender.replay(answer)
+                    self._write_repeat(item, answer.delivery, repeat)
             except DomainError as error:
                 write_send_error(item.result.error, error)
         return response
@@ -185,11 +186,11 @@ class OtpService(OtpRecords):
         finally:
             items.in_flight -= count
 
-    def _write_repeat(self, item: _ItemCall, accepted: Accepted) -> None:
-        if not item.compact:
+    def _write_repeat(self, item: _ItemCall, first: Delivery, accepted: Accepted | None) -> None:
+        """Write the first answer to a repeated request; `accepted` may be None for a compact result."""
+        if accepted is not None and not item.compact:
             self._write_response(item.result.response, accepted)
             return
-        first = accepted.delivery
         write_compact(
             item.result.compact,
             otp_id=first.otp_id,
