@@ -106,7 +106,9 @@ def to(**destination: str) -> dict[str, dict[str, str]]:
 
 def _count_stored_fallbacks(database_url: str) -> int:
     with psycopg.connect(database_url) as connection:
-        rows = connection.execute("SELECT FROM outbox WHERE fallbacks_sealed IS NOT NULL").fetchall()
+        rows = connection.execute(
+            "SELECT FROM outbox WHERE fallbacks_sealed IS NOT NULL AND next_attempt_time < 'infinity'"
+        ).fetchall()
     return len(rows)
 
 

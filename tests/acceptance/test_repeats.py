@@ -97,7 +97,7 @@ def _uuid1_of(moment: datetime) -> str:
 
 async def test_a_new_request_with_a_time_ordered_id_older_than_answers_are_kept_is_refused(pulsa: Deployment) -> None:
     await pulsa.grant(10)
-    old, recent = (datetime.now(UTC) - timedelta(days=days) for days in (91, 89))
+    old, recent = (datetime.now(UTC) - timedelta(days=days) for days in (98, 96))
     for request_id in (str(first_id(old)), _uuid1_of(old)):
         assert await reason_of(pulsa.send(email="jane@mail.example", request_id=request_id)) == "REQUEST_ID_EXPIRED"
         assert await reason_of(pulsa.order(request_id=request_id)) == "REQUEST_ID_EXPIRED"

@@ -26,7 +26,7 @@ from pulsa.errors import PulsaError
 from server.postgres import embedded
 from server.postgres.migrate import migrate
 from tests.fault_proxy import Fault, FaultProxy, proxy_to
-from tests.faults.process_deployment import ProcessDeployment, deployed_processes, recipient
+from tests.faults.process_deployment import UNSETTLED, ProcessDeployment, deployed_processes, recipient
 from tests.waiting import until
 
 _SEED: Final = 20
@@ -171,7 +171,7 @@ async def _is_accepted(deployment: ProcessDeployment, request_id: str) -> bool:
 
 def _outbox_is_empty(url: str) -> bool:
     with psycopg.connect(url) as connection:
-        return connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+        return connection.execute(UNSETTLED).fetchone() == (0,)
 
 
 @asynccontextmanager
