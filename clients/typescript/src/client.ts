@@ -26,15 +26,15 @@ const SHORTEST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
 /** Node's timers take a longer time for 1 ms, and connect takes 0 for none. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
-/** Codes after which a stream is opened again: INTERNAL, UNKNOWN and CANCELLED are of proxies that cut a silent one. */
+/** Codes after which a stream is opened again. A proxy that cuts a silent one says INTERNAL, UNKNOWN or CANCELLED. */
 const REOPENED = new Set([Code.Unavailable, Code.Internal, Code.Unknown, Code.Canceled]);
 
 /**
  * Pulsa's services. A call throws PulsaError, or FieldError for a value that its field cannot hold.
  *
- * A unary call is repeated until its deadline, in at most 4 attempts, after UNAVAILABLE and OVERLOADED: all attempts have
- * the same request_id, so that they charge once. VerifyOtp is repeated only when the server did not look at the code,
- * because each guess counts.
+ * A unary call is repeated until its deadline, in at most 4 attempts, after UNAVAILABLE and OVERLOADED: all attempts
+ * have the same request_id, so that they charge once. VerifyOtp is repeated only when the server did not look at the
+ * code, because each guess counts.
  */
 export class PulsaClient {
   readonly credits: Client<typeof CreditService>;
