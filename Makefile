@@ -12,7 +12,7 @@ TYPESCRIPT_STUBS := $(TYPESCRIPT)/src/gen
 NODE := $(shell command -v npm >/dev/null && node --print 'parseInt(process.versions.node) >= 20 || ""')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-faults test-mail test-typescript generate stubs typescript-stubs verify-generate \
+.PHONY: help setup run demo test test-faults test-mail test-typescript test-callers generate stubs typescript-stubs verify-generate \
 	verify-typescript-stubs no-node format lint types hops test-docs wheels postgres check lock bench \
 	bench-quick bench-compare bench-check soak bench-publish fuzz clean
 
@@ -133,6 +133,10 @@ postgres: .venv/ready  ## Run the embedded PostgreSQL alone; its URL is in data/
 
 test-typescript: .venv/ready $(if $(NODE),$(TYPESCRIPT)/node_modules/ready,no-node)  ## Test the TypeScript client against the real server; needs Node
 	@$(if $(NODE),cd $(TYPESCRIPT) && npm test --silent)
+
+test-callers: .venv/ready $(if $(NODE),$(TYPESCRIPT)/node_modules/ready,no-node)  ## Call through each gRPC stack and proxy that is installed, and name the others
+	@$(if $(NODE),cd $(TYPESCRIPT) && npm run --silent build && npx tsc --project test)
+	$(RUN) -m pytest tests/stacks.py -v -rs $(ARGS)
 
 check: lint types test test-typescript  ## Run lint, types and all tests, as CI does
 
