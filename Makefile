@@ -7,9 +7,13 @@ STUBS := clients/python
 TEST_PROCESSES ?= 3
 PROTOS = $(shell cd protos && find pulsa -name '*.proto' | sort)
 SERVICES = $(filter %_service.proto,$(PROTOS))
+TYPESCRIPT := clients/typescript
+TYPESCRIPT_STUBS := $(TYPESCRIPT)/src/gen
+NODE := $(shell command -v npm >/dev/null && node --print 'parseInt(process.versions.node) >= 20 || ""')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-faults test-mail generate stubs verify-generate format lint types hops test-docs wheels postgres check lock bench \
+.PHONY: help setup run demo test test-faults test-mail test-typescript test-callers generate stubs typescript-stubs verify-generate \
+	verify-typescript-stubs no-node format lint types hops test-docs wheels postgres check lock bench \
 	bench-quick bench-compare bench-check soak bench-publish fuzz clean
 
 help:  ## List the targets
@@ -40,7 +44,7 @@ demo: .venv/ready  ## Run an example: one top-up and three sends; starts what it
 test: .venv/ready  ## Run the test suite
 	$(RUN) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
 
-generate: .venv/ready stubs  ## Generate the stubs from protos/ and the tables in docs/ from the code
+generate: .venv/ready stubs $(if $(NODE),typescript-stubs,no-node)  ## Generate the stubs from protos/ and the tables in docs/ from the code
 	@$(RUN) -m server reference README.md docs/*.md
 
 stubs: .venv/ready
@@ -50,6 +54,24 @@ stubs: .venv/ready
 		--python_out=$(STUBS) --mypy_out=quiet:$(STUBS) $(PROTOS)
 	$(RUN) -m grpc_tools.protoc --proto_path=protos --plugin=$(BIN)/protoc-gen-mypy_grpc \
 		--grpc_python_out=$(STUBS) --mypy_grpc_out=quiet:$(STUBS) $(SERVICES)
+
+typescript-stubs: .venv/ready $(TYPESCRIPT)/node_modules/ready
+	@rm -rf $(TYPESCRIPT_STUBS) && mkdir -p $(TYPESCRIPT_STUBS)
+	$(RUN) -m grpc_tools.protoc --proto_path=protos --proto_path=$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		--plugin=$(TYPESCRIPT)/node_modules/.bin/protoc-gen-es --es_out=$(TYPESCRIPT_STUBS) \
+		--es_opt=target=ts,import_extension=js $(PROTOS) google/rpc/error_details.proto
+
+verify-typescript-stubs: .venv/ready
+	@rm -rf build/typescript
+	@$(MAKE) --no-print-directory typescript-stubs TYPESCRIPT_STUBS=build/typescript >/dev/null
+	@diff -rq build/typescript $(TYPESCRIPT_STUBS) || { echo "The TypeScript stubs are not current: run make generate" >&2; exit 1; }
+
+no-node:
+	@echo "Left out, as Node 20 or newer with npm is not installed: the TypeScript client, its stubs and its tests" >&2
+
+$(TYPESCRIPT)/node_modules/ready: $(TYPESCRIPT)/package-lock.json
+	@cd $(TYPESCRIPT) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
 
 verify-generate: .venv/ready
 	@rm -rf build/stubs
@@ -64,7 +86,7 @@ format: .venv/ready  ## Format Python and protos
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/buf format --write
 
-lint: .venv/ready verify-generate  ## Check style, imports between layers, the protos and the generated stubs
+lint: .venv/ready verify-generate $(if $(NODE),verify-typescript-stubs,no-node)  ## Check style, imports between layers, the protos and the generated stubs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
@@ -109,7 +131,14 @@ wheels: .venv/ready  ## Build the wheels of the server and of the Python client 
 postgres: .venv/ready  ## Run the embedded PostgreSQL alone; its URL is in data/postgres.url
 	@$(RUN) -m server postgres
 
-check: lint types test  ## Run lint, types and test, as CI does
+test-typescript: .venv/ready $(if $(NODE),$(TYPESCRIPT)/node_modules/ready,no-node)  ## Test the TypeScript client against the real server; needs Node
+	@$(if $(NODE),cd $(TYPESCRIPT) && npm test --silent)
+
+test-callers: .venv/ready $(if $(NODE),$(TYPESCRIPT)/node_modules/ready,no-node)  ## Call through each gRPC stack and proxy that is installed, and name the others
+	@$(if $(NODE),cd $(TYPESCRIPT) && npm run --silent build && npx tsc --project test)
+	$(RUN) -m pytest tests/stacks.py -v -rs $(ARGS)
+
+check: lint types test test-typescript  ## Run lint, types and all tests, as CI does
 
 lock: .venv/ready  ## Resolve pyproject.toml's dependencies into requirements/, with hashes
 	$(PYTHON) -m venv --clear build/lock && build/lock/bin/pip install --quiet uv

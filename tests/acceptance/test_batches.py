@@ -2,11 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pulsa import aio
 from pulsa.client import connect
 from pulsa.error.v1.error_reason_pb2 import ErrorReason
 from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsResponse, SendOtpRequest
@@ -124,7 +124,7 @@ def fields_of(request: SendOtpRequest) -> dict[str, Any]:
     return {field.name: value for field, value in request.ListFields()}
 
 
-async def test_the_python_client_sends_more_than_one_call_takes_and_waits_for_room(
+async def test_the_python_clients_send_more_than_one_call_takes_and_wait_for_room(
     database_url: str, tmp_path: Path
 ) -> None:
     async with deployed(database_url, tmp_path, limit={"batch_items_at_once": 700}) as pulsa:
@@ -132,13 +132,18 @@ async def test_the_python_client_sends_more_than_one_call_takes_and_waits_for_ro
         batches = [[send(1100 * batch + number) for number in range(1100)] for batch in range(2)]
         progress: list[int] = []
 
-        def send_all(requests: list[SendOtpRequest], progress: Callable[[int], object]) -> list[str]:
+        def send_all(requests: list[SendOtpRequest]) -> list[str]:
             with connect(pulsa.address, token=pulsa.token()) as client:
-                results = client.send_batch("acme", requests, progress=progress, largest=600)
+                results = client.send_batch("acme", requests, progress=progress.append, largest=600)
             return [result.compact.otp_id for result in results]
 
-        first = await asyncio.gather(*(asyncio.to_thread(send_all, batch, progress.append) for batch in batches))
-        again = await asyncio.to_thread(send_all, batches[0], progress.append)
+        async def send_all_asynchronously(requests: list[SendOtpRequest]) -> list[str]:
+            async with aio.connect(pulsa.address, token=pulsa.token()) as client:
+                results = await client.send_batch("acme", requests, progress=progress.append, largest=600)
+            return [result.compact.otp_id for result in results]
+
+        first = await asyncio.gather(asyncio.to_thread(send_all, batches[0]), send_all_asynchronously(batches[1]))
+        again = await send_all_asynchronously(batches[0])
 
         assert len({otp_id for sent in first for otp_id in sent} - {""}) == 2000
         assert [sent for sent in first[0] if sent] == [sent for sent in again if sent]

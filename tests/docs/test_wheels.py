@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +42,25 @@ def test_no_time_but_that_of_the_commit_is_in_a_wheel(builds: tuple[Wheels, Whee
     for wheel in builds[0].values():
         times = {datetime(*entry.date_time, tzinfo=UTC) for entry in zipfile.ZipFile(wheel).infolist()}
         assert times == {stored}
+
+
+def test_the_clients_wheel_brings_a_command_and_types_to_an_environment_without_a_checkout(
+    builds: tuple[Wheels, Wheels], tmp_path: Path
+) -> None:
+    packages = Path(sysconfig.get_path("purelib"))
+    venv.create(tmp_path)
+    (tmp_path / packages.relative_to(sys.prefix) / "dependencies.pth").write_text(f"{packages}\n")
+    python, bare = str(tmp_path / "bin/python"), {"PATH": os.environ["PATH"]}
+    install = ("-m", "pip", "--python", python, "install", "--quiet", "--no-index", str(builds[0]["pulsa_client"]))
+    subprocess.run(["python3", *install], env=bare, check=True)  # noqa: S603, S607 - the Makefile's Python, which has pip
+
+    helped = subprocess.run([tmp_path / "bin/pulsa", "--help"], env=bare, stdout=subprocess.PIPE, check=True)  # noqa: S603
+    imports = "import pulsa.aio, pulsa.client, pulsa.reports, pathlib; folder = pathlib.Path(pulsa.aio.__file__).parent"
+    show = f"{imports}; print(folder, (folder / 'py.typed').exists())"
+    found = subprocess.run([python, "-c", show], cwd="/", env=bare, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+
+    assert b"top-up" in helped.stdout
+    assert found.stdout.split() == [str(tmp_path / packages.relative_to(sys.prefix) / "pulsa"), "True"]
 
 
 def build(folder: Path, *, umask: int, **environment: str) -> Wheels:

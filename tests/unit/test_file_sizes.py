@@ -10,7 +10,8 @@ CHECKOUT = Path(__file__).parents[2]
 MOST_LINES_OF_A_FILE = 500
 MOST_LINES_OF_A_FUNCTION = 70
 FOLDERS = ("server", "clients", "tests")
-GENERATED = ("_pb2", "_pb2_grpc")
+GENERATED = ("_pb2", "_pb2_grpc", "_pb")
+BUILT = {"node_modules", "dist", "build"}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 
 
@@ -19,7 +20,9 @@ def files(*suffixes: str) -> list[Path]:
         path
         for folder in FOLDERS
         for path in sorted((CHECKOUT / folder).rglob("*"))
-        if path.suffix in suffixes and not path.stem.endswith(GENERATED) and "node_modules" not in path.parts
+        if path.suffix in suffixes
+        and not path.stem.endswith(GENERATED)
+        and not BUILT & set(path.relative_to(CHECKOUT).parts)
     ]
 
 

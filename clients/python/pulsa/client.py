@@ -1,86 +1,55 @@
-"""A thin client: the generated stubs with a token, a deadline, safe retries and typed errors.
+"""A thin client: the generated stubs with a token, a deadline, safe repeats and typed errors.
 
     with connect("pulsa.internal:50051", token=token_from_file(Path("/run/secrets/pulsa-token"))) as pulsa:
         pulsa.otps.SendOtp(SendOtpRequest(...))
 
-A call that fails with UNAVAILABLE is retried until its deadline, with at most 4 attempts. Retries are safe: every call
-that spends credits has the caller's request_id, and all attempts have the same one.
+A call that ends UNAVAILABLE or OVERLOADED is repeated until its deadline, in at most 4 attempts. That is safe: every
+call that spends credits has the caller's request_id, and all attempts have the same one. VerifyOtp is repeated only
+when it was OVERLOADED, because each guess counts. pulsa.aio is the same for asyncio.
 """
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self, cast
 
 import grpc
 
+from pulsa.calls import (
+    OPTIONS,
+    Batch,
+    Metadata,
+    Pause,
+    Rules,
+    Token,
+    checked_timeout,
+    pause_of_overload,
+    reopens,
+)
 from pulsa.credit.v1.credit_service_pb2 import WatchBalanceRequest, WatchBalanceResponse
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
-from pulsa.error.v1.error_reason_pb2 import ErrorReason
 from pulsa.errors import PulsaError, explain
-from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsRequest, BatchSendOtpsResult, SendOtpRequest
+from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsResult, SendOtpRequest
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
-
-Token = str | Callable[[], str]
-"""A token, or a function that returns one for each call; see pulsa.tokens."""
-
-_RETRY_POLICY: Final = {
-    "maxAttempts": 4,
-    "initialBackoff": "0.1s",
-    "maxBackoff": "1s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-_OPTIONS: Final = [
-    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
-    # gRPC retries no request that is larger than this; Pulsa takes 1 MiB.
-    ("grpc.per_rpc_retry_buffer_size", 2 * 1024 * 1024),
-    # Reconnects soon after a server restart: by default gRPC waits for up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
-_LONGEST_SECONDS: Final = 366 * 86_400.0
-"""Of a deadline. gRPC takes a much longer one, such as math.inf, for one that has passed."""
-_REOPENED: Final = (
-    grpc.StatusCode.UNAVAILABLE,
-    # By a proxy that cuts a silent stream: nginx, HAProxy 2, HAProxy 3.
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.CANCELLED,
-)
-_LARGEST_BATCH_BYTES: Final = 1_000_000
-_UNDECIDED: Final = frozenset(
-    {
-        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-        ErrorReason.ERROR_REASON_ACCOUNT_BUSY,
-        ErrorReason.ERROR_REASON_SERVER_DRAINING,
-    }
-)
-"""Errors of a request of a batch after which it is sent again."""
-_REPEATED: Final = frozenset({"OVERLOADED", "DATABASE_UNAVAILABLE", "ACCOUNT_BUSY", "SERVER_DRAINING", ""})
-"""Reasons of a whole batch's error after which it is sent again; none when no server has answered."""
-_SHORTEST_PAUSE_SECONDS: Final = 0.1
-_LONGEST_PAUSE_SECONDS: Final = 5.0
 
 
 class PulsaClient:
     """Pulsa's services. Thread-safe. Close it after use, or use it in a `with` statement.
 
-    A unary call raises PulsaError, and so does the result of its `future`, which does not wait. A stream raises
-    grpc.RpcError while it is read: pulsa.errors.explain converts it. It ends with its token, for the reason
-    TOKEN_INVALID. `watch_balance` opens it again.
+    A unary call raises PulsaError, and so does the result of its `future`, which does not wait, and does not repeat
+    what is OVERLOADED. A stream raises grpc.RpcError while it is read: pulsa.errors.explain converts it. It ends with
+    its token, for the reason TOKEN_INVALID. `watch_balance` opens it again. A request that is not the rpc's message
+    raises TypeError, and a timeout that is not above 0 and at most a year ValueError.
     """
 
     def __init__(self, channel: grpc.Channel, *, token: Token, timeout_seconds: float = 10.0) -> None:
-        """`timeout_seconds` is the deadline of unary calls without a timeout of their own; more than a year is none."""
+        """`timeout_seconds` is the deadline of unary calls without a timeout of their own, at most a year."""
+        checked_timeout(timeout_seconds)
         self._channel = channel
-        provider = (lambda: token) if isinstance(token, str) else token
-        intercepted = grpc.intercept_channel(channel, _Interceptor(provider, timeout_seconds))
-        self.credits = CreditServiceStub(intercepted)
-        self.otps = OtpServiceStub(intercepted)
+        ours = cast("grpc.Channel", _Channel(channel, token, timeout_seconds))
+        self.credits = CreditServiceStub(ours)
+        self.otps = OtpServiceStub(ours)
 
     def watch_balance(self, organization_id: str) -> Iterator[WatchBalanceResponse]:
         """Yield the balance now and on each change, for as long as it is asked for.
@@ -88,22 +57,20 @@ class PulsaClient:
         Opens the stream again, after a pause, when the server drains or is away, when a proxy has cut it, and when a
         token expires under it. Raises PulsaError when the server refuses, and ValueError once the client is closed.
         """
-        pause_seconds = _SHORTEST_PAUSE_SECONDS
+        pause = Pause()
         while True:
             stream, received = self.credits.WatchBalance(WatchBalanceRequest(organization_id=organization_id)), False
             try:
                 for response in stream:
-                    pause_seconds, received = _SHORTEST_PAUSE_SECONDS, True
+                    pause, received = Pause(), True
                     yield response
             except grpc.RpcError as error:
                 explained = explain(error)
-                refused = explained.code not in _REOPENED or explained.reason == "INTERNAL"
-                if refused and not (received and explained.code is grpc.StatusCode.UNAUTHENTICATED):
+                if not reopens(explained, received=received):
                     raise explained from error
             finally:
                 stream.cancel()
-            time.sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+            time.sleep(pause.take())
 
     def send_batch(
         self,
@@ -122,35 +89,15 @@ class PulsaClient:
         `patience_seconds`: then their errors are the results, and the error of a whole call is raised as PulsaError.
         Sending the same batch again charges nothing twice. `progress` is called with the number of results so far.
         """
-        requests = list(requests)
-        results: list[BatchSendOtpsResult] = [BatchSendOtpsResult()] * len(requests)
-        waiting, pause_seconds = list(range(len(requests))), _SHORTEST_PAUSE_SECONDS
-        end = time.monotonic() + patience_seconds
-        while waiting:
-            chunk = _first_chunk(waiting[:largest], requests)
-            request = BatchSendOtpsRequest(
-                organization_id=organization_id, requests=[requests[number] for number in chunk], compact=compact
-            )
-            undecided: list[int] = []
+        batch = Batch(organization_id, requests, compact=compact, largest=largest, patience_seconds=patience_seconds)
+        while request := batch.next():
             try:
-                for number, result in zip(chunk, self.otps.BatchSendOtps(request).results, strict=True):
-                    results[number] = result
-                    if result.error.reason in _UNDECIDED:
-                        undecided.append(number)
+                batch.answered(self.otps.BatchSendOtps(request).results)
             except PulsaError as error:
-                if error.reason not in _REPEATED or time.monotonic() >= end:
-                    raise
-                undecided = chunk
-            waiting = undecided + waiting[len(chunk) :]
-            if len(undecided) < len(chunk):
-                end, pause_seconds = time.monotonic() + patience_seconds, _SHORTEST_PAUSE_SECONDS
-            elif time.monotonic() >= end:
-                return results
-            if undecided:
-                time.sleep(pause_seconds)
-                pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
-            progress(len(requests) - len(waiting))
-        return results
+                batch.failed(error)
+            time.sleep(batch.pause_seconds)
+            progress(batch.decided)
+        return batch.results
 
     def close(self) -> None:
         """Close the connection and cancel calls in progress."""
@@ -174,39 +121,76 @@ def connect(
     one machine.
     """
     channel = (
-        grpc.secure_channel(target, credentials, options=_OPTIONS)
+        grpc.secure_channel(target, credentials, options=OPTIONS)
         if credentials
-        else grpc.insecure_channel(target, options=_OPTIONS)
+        else grpc.insecure_channel(target, options=OPTIONS)
     )
     return PulsaClient(channel, token=token, timeout_seconds=timeout_seconds)
 
 
-def _first_chunk(waiting: Sequence[int], requests: Sequence[SendOtpRequest]) -> list[int]:
-    """The first of the waiting numbers: as many as fit into one call."""
-    chunk: list[int] = []
-    size = 0
-    for number in waiting:
-        size += requests[number].ByteSize() + 8
-        if chunk and size > _LARGEST_BATCH_BYTES:
-            break
-        chunk.append(number)
-    return chunk
+class _Channel:
+    """What a stub needs of a channel, with calls that follow the rules."""
+
+    def __init__(self, channel: grpc.Channel, token: Token, timeout_seconds: float) -> None:
+        self._channel = channel
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+
+    def unary_unary(self, rpc: str, *args: Any, **kwargs: Any) -> "_Unary":
+        call = self._channel.unary_unary(rpc, *args, **kwargs)
+        return _Unary(call, Rules(rpc, self._token, self._timeout_seconds))
+
+    def unary_stream(self, rpc: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        call, rules = self._channel.unary_stream(rpc, *args, **kwargs), Rules(rpc, self._token, None)
+
+        def stream(request: Any, timeout: float | None = None, metadata: Metadata | None = None, **options: Any) -> Any:
+            timeout = rules.check(request, timeout)
+            return call(request, timeout=timeout, metadata=rules.metadata(metadata), **options)
+
+        return stream
 
 
-@dataclass(frozen=True, slots=True)
-class _Details(grpc.ClientCallDetails):
-    """The details of a call."""
+class _Unary:
+    """A unary rpc."""
 
-    method: str
-    timeout: float | None
-    metadata: tuple[tuple[str, str | bytes], ...]
-    credentials: grpc.CallCredentials | None
-    wait_for_ready: bool | None
-    compression: grpc.Compression | None
+    def __init__(self, call: Any, rules: Rules) -> None:
+        self._call = call
+        self._rules = rules
+
+    def __call__(
+        self, request: Any, timeout: float | None = None, metadata: Metadata | None = None, **options: Any
+    ) -> Any:
+        response, _ = self.with_call(request, timeout, metadata, **options)
+        return response
+
+    def with_call(
+        self, request: Any, timeout: float | None = None, metadata: Metadata | None = None, **options: Any
+    ) -> Any:
+        """Return the response and gRPC's call."""
+        end = time.monotonic() + (self._rules.check(request, timeout) or 0)
+        for attempt in count(1):
+            try:
+                return self._call.with_call(
+                    request, timeout=end - time.monotonic(), metadata=self._rules.metadata(metadata), **options
+                )
+            except grpc.RpcError as error:
+                explained = explain(error)
+                pause_seconds = pause_of_overload(explained, attempt=attempt, end=end)
+                if pause_seconds is None:
+                    raise explained from error
+            time.sleep(pause_seconds)
+        raise AssertionError
+
+    def future(
+        self, request: Any, timeout: float | None = None, metadata: Metadata | None = None, **options: Any
+    ) -> "_Future":
+        """Begin the call."""
+        timeout = self._rules.check(request, timeout)
+        return _Future(self._call.future(request, timeout=timeout, metadata=self._rules.metadata(metadata), **options))
 
 
-class _ExplainedCall:
-    """A unary call, finished or not, whose error is a PulsaError. Its other methods are those of gRPC's call."""
+class _Future:
+    """A call in progress, whose error is a PulsaError. Its other methods are those of gRPC's call."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -230,31 +214,6 @@ class _ExplainedCall:
         explained.__cause__ = error
         return explained
 
-    def add_done_callback(self, done: Callable[["_ExplainedCall"], object]) -> None:
+    def add_done_callback(self, done: Callable[["_Future"], object]) -> None:
         """Call `done` with this call when it ends, at once if it has."""
         self._call.add_done_callback(lambda _: done(self))
-
-
-class _Interceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    def __init__(self, token: Callable[[], str], timeout_seconds: float) -> None:
-        self._token = token
-        self._timeout_seconds = timeout_seconds
-
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        timeout = client_call_details.timeout
-        details = self._details(client_call_details, self._timeout_seconds if timeout is None else timeout)
-        return _ExplainedCall(continuation(details, request))
-
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return continuation(self._details(client_call_details, client_call_details.timeout), request)
-
-    def _details(self, details: Any, timeout: float | None) -> _Details:
-        """The details with a token, and without a deadline that gRPC cannot represent."""
-        return _Details(
-            details.method,
-            None if timeout is not None and timeout > _LONGEST_SECONDS else timeout,
-            (*(details.metadata or ()), ("authorization", f"Bearer {self._token()}")),
-            details.credentials,
-            details.wait_for_ready,
-            details.compression,
-        )

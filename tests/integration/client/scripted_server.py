@@ -13,6 +13,7 @@ from pulsa.credit.v1.credit_service_pb2 import (
     WatchBalanceRequest,
     WatchBalanceResponse,
 )
+from pulsa.otp.v1.otp_service_pb2 import VerifyOtpRequest, VerifyOtpResponse
 
 from server.api.status import error_status
 from server.errors import DomainError
@@ -43,9 +44,13 @@ class ScriptedServer:
                 self._watch_balance, WatchBalanceRequest.FromString, WatchBalanceResponse.SerializeToString
             ),
         }
+        verify: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+            self._verify_otp, VerifyOtpRequest.FromString, VerifyOtpResponse.SerializeToString
+        )
         server = grpc.server(ThreadPoolExecutor(2))
         handler: Callable[..., Any] = grpc.method_handlers_generic_handler
         server.add_generic_rpc_handlers([handler("pulsa.credit.v1.CreditService", methods)])
+        server.add_generic_rpc_handlers([handler("pulsa.otp.v1.OtpService", {"VerifyOtp": verify})])
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         return server, f"127.0.0.1:{port}"
@@ -55,6 +60,11 @@ class ScriptedServer:
         self.answers.wait(SECONDS)
         self._raise_next_error(context)
         return GetBalanceResponse()
+
+    def _verify_otp(self, request: VerifyOtpRequest, context: grpc.ServicerContext) -> VerifyOtpResponse:
+        self._record(request, context)
+        self._raise_next_error(context)
+        return VerifyOtpResponse()
 
     def _watch_balance(
         self, request: WatchBalanceRequest, context: grpc.ServicerContext

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ from pulsa.credit.v1.credit_service_pb2 import (
     WatchBalanceResponse,
 )
 from pulsa.errors import FieldViolation, PulsaError, explain
+from pulsa.otp.v1.otp_service_pb2 import VerifyOtpRequest
 from pulsa.tokens import token_from_file
 
 from server import errors
@@ -190,13 +192,64 @@ def test_retries_are_limited_and_other_errors_are_not_retried(
     assert (refused.value.code, len(server.requests)) == (code, calls)
 
 
-@pytest.mark.parametrize("timeout", [math.inf, 1e10])
-def test_a_deadline_in_another_age_is_none(server: ScriptedServer, address: str, timeout: float) -> None:
-    with connect(address, token="secret", timeout_seconds=timeout) as pulsa:
+def test_an_overloaded_server_is_tried_again(server: ScriptedServer, address: str) -> None:
+    server.errors.extend([errors.Overloaded(retry_after_seconds=0.01)] * 3)
+    with connect(address, token="secret") as pulsa:
         pulsa.credits.GetBalance(REQUEST)
-        pulsa.credits.GetBalance(REQUEST, timeout=timeout)
-        next(pulsa.credits.WatchBalance(WatchBalanceRequest(organization_id="acme"), timeout=timeout))
-    assert len(server.requests) == 3
+        assert server.requests == [REQUEST] * 4
+        server.errors.extend([errors.Overloaded(retry_after_seconds=0.01)] * 4)
+        with pytest.raises(PulsaError, match="OVERLOADED"):
+            pulsa.credits.GetBalance(REQUEST)
+        server.errors.append(errors.Overloaded(retry_after_seconds=60))
+        with pytest.raises(PulsaError, match="OVERLOADED"):
+            pulsa.credits.GetBalance(REQUEST)
+    assert len(server.requests) == 9
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        errors.ResendTooSoon(retry_after_seconds=0.01),
+        errors.TooManySends(limit="country", retry_after_seconds=0.01),
+        errors.TooManyGuesses(retry_after_seconds=0.01),
+    ],
+)
+def test_a_limit_is_not_tried_again(server: ScriptedServer, address: str, limit: errors.DomainError) -> None:
+    server.errors.append(limit)
+    with connect(address, token="secret") as pulsa, pytest.raises(PulsaError, match=limit.reason):
+        pulsa.credits.GetBalance(REQUEST)
+    assert len(server.requests) == 1
+
+
+def test_a_guess_is_tried_again_only_when_the_server_had_no_room_for_it(server: ScriptedServer, address: str) -> None:
+    server.errors.extend([errors.Overloaded(retry_after_seconds=0.01), grpc.StatusCode.UNAVAILABLE])
+    with connect(address, token="secret") as pulsa, pytest.raises(PulsaError, match="UNAVAILABLE"):
+        pulsa.otps.VerifyOtp(VerifyOtpRequest())
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("timeout", [math.inf, math.nan, 1e10, 0, -1])
+def test_a_deadline_that_grpc_takes_for_another_is_refused(
+    server: ScriptedServer, address: str, timeout: float
+) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        connect(address, token="secret", timeout_seconds=timeout)
+    with connect(address, token="secret") as pulsa:
+        for call in (pulsa.credits.GetBalance, pulsa.credits.GetBalance.future, pulsa.credits.GetBalance.with_call):
+            with pytest.raises(ValueError, match="timeout"):
+                call(REQUEST, timeout=timeout)
+        with pytest.raises(ValueError, match="timeout"):
+            pulsa.credits.WatchBalance(WatchBalanceRequest(organization_id="acme"), timeout=timeout)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("request_", [None, {"organization_id": "acme"}, GetPricingRequest(organization_id="acme")])
+def test_a_request_that_is_not_the_rpcs_message_is_refused(server: ScriptedServer, address: str, request_: Any) -> None:
+    with connect(address, token="secret") as pulsa:
+        for call in (pulsa.credits.GetBalance, pulsa.credits.GetBalance.future, pulsa.credits.WatchBalance):
+            with pytest.raises(TypeError, match="is not pulsa"):
+                call(request_)
+    assert server.requests == []
 
 
 def test_a_large_request_is_retried_too(server: ScriptedServer, address: str) -> None:

@@ -1,0 +1,194 @@
+"""What pulsa.client and pulsa.aio do alike: tokens, deadlines, what is repeated, and batches."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import grpc
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from pulsa.error.v1.error_reason_pb2 import ErrorReason
+from pulsa.errors import PulsaError
+from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsRequest, BatchSendOtpsResult, SendOtpRequest
+
+Token = str | Callable[[], str]
+"""A token, or a function that returns one for each call; see pulsa.tokens."""
+Metadata = Sequence[tuple[str, str | bytes]]
+"""Of a call."""
+
+_ATTEMPTS: Final = 4
+_RETRY_POLICY: Final = {
+    "maxAttempts": _ATTEMPTS,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_METHODS: Final = [
+    {"name": [{}], "retryPolicy": _RETRY_POLICY},
+    # Each guess at a code counts, also one whose answer was lost.
+    {"name": [{"service": "pulsa.otp.v1.OtpService", "method": "VerifyOtp"}]},
+]
+OPTIONS: Final = [
+    ("grpc.service_config", json.dumps({"methodConfig": _METHODS})),
+    # gRPC retries no request that is larger than this; Pulsa takes 1 MiB.
+    ("grpc.per_rpc_retry_buffer_size", 2 * 1024 * 1024),
+    # Reconnects soon after a server restart: by default gRPC waits for up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""Of a channel."""
+_LONGEST_TIMEOUT_SECONDS: Final = 366 * 86_400.0
+"""gRPC takes a much longer one, such as math.inf, for one that has passed."""
+_REOPENED: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    # By a proxy that cuts a silent stream: nginx, HAProxy 2, HAProxy 3.
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+)
+_LARGEST_BATCH_BYTES: Final = 1_000_000
+_UNDECIDED: Final = frozenset(
+    {
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        ErrorReason.ERROR_REASON_ACCOUNT_BUSY,
+        ErrorReason.ERROR_REASON_SERVER_DRAINING,
+    }
+)
+"""Errors of a request of a batch after which it is sent again."""
+_REPEATED: Final = frozenset({"OVERLOADED", "DATABASE_UNAVAILABLE", "ACCOUNT_BUSY", "SERVER_DRAINING", ""})
+"""Reasons of a whole batch's error after which it is sent again; none when no server has answered."""
+
+
+class Pause:
+    """A pause that doubles each time, from 0.1 to 5 s."""
+
+    seconds = 0.1
+
+    def take(self) -> float:
+        """The seconds to wait now."""
+        taken, self.seconds = self.seconds, min(2 * self.seconds, 5.0)
+        return taken
+
+
+class Rules:
+    """What every call of one rpc of a client gets."""
+
+    def __init__(self, rpc: str, token: Token, timeout_seconds: float | None) -> None:
+        """`rpc` is the path of a call; `timeout_seconds` the deadline of calls without a timeout of their own."""
+        self._request: type[Message] = GetMessageClass(Default().FindMethodByName(rpc[1:].replace("/", ".")).input_type)
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+
+    def check(self, request: object, timeout: float | None) -> float | None:
+        """Return the timeout. Raises TypeError and ValueError for what gRPC would send as something else."""
+        if type(request) is not self._request:
+            raise TypeError(f"{type(request).__qualname__} is not {self._request.DESCRIPTOR.full_name}")
+        return checked_timeout(self._timeout_seconds if timeout is None else timeout)
+
+    def metadata(self, metadata: Metadata | None) -> tuple[tuple[str, str | bytes], ...]:
+        """The metadata of one attempt, with a token."""
+        token = self._token if isinstance(self._token, str) else self._token()
+        return (*(metadata or ()), ("authorization", f"Bearer {token}"))
+
+
+def checked_timeout(seconds: float | None) -> float | None:
+    """Return it. Raises ValueError unless it is above 0 and at most a year."""
+    if seconds is not None and not 0 < seconds <= _LONGEST_TIMEOUT_SECONDS:
+        raise ValueError(f"a timeout of {seconds} seconds: above 0, and at most a year")
+    return seconds
+
+
+def pause_of_overload(error: PulsaError, *, attempt: int, end: float) -> float | None:
+    """Seconds before a call that the server had no room for is repeated; None for another error, or no time left.
+
+    The channel itself repeats calls that end UNAVAILABLE.
+    """
+    if error.reason != "OVERLOADED" or attempt == _ATTEMPTS:
+        return None
+    # Calls that are refused together do not come back together.
+    pause_seconds = (error.retry_after_seconds or 0.1) * random.uniform(1, 1.5)  # noqa: S311 - not secret
+    return pause_seconds if time.monotonic() + pause_seconds < end else None
+
+
+def reopens(error: PulsaError, *, received: bool) -> bool:
+    """Whether a stream that ended so, after a message or before, is opened again."""
+    if error.code is grpc.StatusCode.UNAUTHENTICATED:
+        return received  # the token expired under it
+    return error.code in _REOPENED and error.reason != "INTERNAL"
+
+
+class Batch:
+    """Any number of sends: which call is next, and what its answer means."""
+
+    def __init__(
+        self,
+        organization_id: str,
+        requests: Iterable[SendOtpRequest],
+        *,
+        compact: bool,
+        largest: int,
+        patience_seconds: float,
+    ) -> None:
+        self.pause_seconds = 0.0
+        """The time to wait before the next call."""
+        self._organization_id = organization_id
+        self._requests = list(requests)
+        self.results = [BatchSendOtpsResult()] * len(self._requests)
+        self._compact = compact
+        self._largest = largest
+        self._patience_seconds = patience_seconds
+        self._waiting = list(range(len(self._requests)))
+        self._chunk: list[int] = []
+        self._pause = Pause()
+        self._end = time.monotonic() + patience_seconds
+
+    @property
+    def decided(self) -> int:
+        """The number of results so far."""
+        return len(self._requests) - len(self._waiting)
+
+    def next(self) -> BatchSendOtpsRequest | None:
+        """The next call, of as many requests as fit; None at the end."""
+        self._chunk = []
+        size = 0
+        for number in self._waiting[: self._largest]:
+            size += self._requests[number].ByteSize() + 8
+            if self._chunk and size > _LARGEST_BATCH_BYTES:
+                break
+            self._chunk.append(number)
+        if not self._chunk:
+            return None
+        return BatchSendOtpsRequest(
+            organization_id=self._organization_id,
+            requests=[self._requests[number] for number in self._chunk],
+            compact=self._compact,
+        )
+
+    def answered(self, results: Iterable[BatchSendOtpsResult]) -> None:
+        """Keep the results of the call."""
+        undecided = []
+        for number, result in zip(self._chunk, results, strict=True):
+            self.results[number] = result
+            if result.error.reason in _UNDECIDED:
+                undecided.append(number)
+        self._continue(undecided)
+
+    def failed(self, error: PulsaError) -> None:
+        """Prepare a repeat of the call; raises the error if it is final."""
+        if error.reason not in _REPEATED or time.monotonic() >= self._end:
+            raise error
+        self._continue(self._chunk)
+
+    def _continue(self, undecided: list[int]) -> None:
+        self._waiting = undecided + self._waiting[len(self._chunk) :]
+        if len(undecided) < len(self._chunk):
+            self._end, self._pause = time.monotonic() + self._patience_seconds, Pause()
+        elif time.monotonic() >= self._end:
+            self._waiting = []
+        self.pause_seconds = self._pause.take() if undecided else 0.0
