@@ -13,10 +13,17 @@ from server.sandbox.stripe.control import Parts, control_routes
 from server.sandbox.stripe.errors import ApiError
 from server.sandbox.stripe.faults import Faults
 from server.sandbox.stripe.idempotency import IdempotencyKeys
+from server.sandbox.stripe.invoice_actions import Action, start_payment
 from server.sandbox.stripe.invoice_pages import hosted_page, index_page, invoice_pdf
 from server.sandbox.stripe.webhooks import WebhookSender
 
 _SHUTDOWN_SECONDS = 1.0
+_STEPS: dict[str, Action] = {
+    "pay": invoices.receive_payment,
+    "decline": invoices.fail_payment,
+    "transfer": start_payment,
+}
+"""What the buttons of a hosted page do."""
 
 
 class StripeSandbox:
@@ -103,17 +110,21 @@ def _page_routes(parts: Parts) -> list[web.RouteDef]:
         return web.Response(text=index_page(finalized), content_type="text/html")
 
     async def show(request: web.Request) -> web.Response:
-        page = hosted_page(_invoice(parts, request), token=request.match_info["token"])
+        invoice = _invoice(parts, request)
+        pending = bool(parts.account.private[invoice["id"]].get("payment_pending"))
+        declined = "declined" in request.query
+        page = hosted_page(invoice, token=request.match_info["token"], pending=pending, declined=declined)
         return web.Response(text=page, content_type="text/html")
 
     async def pay(request: web.Request) -> web.Response:
-        invoice = _invoice(parts, request)
+        invoice, step = _invoice(parts, request), request.match_info["step"]
         try:
-            invoices.receive_payment(parts.account, invoice)
+            _STEPS[step](parts.account, invoice)
         except ApiError as error:
             return web.Response(text=error.message, status=HTTPStatus.CONFLICT)
         parts.save()
-        return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": f"/i/{request.match_info['token']}"})
+        page = f"/i/{request.match_info['token']}{'?declined' if step == 'decline' else ''}"
+        return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": page})
 
     async def download(request: web.Request) -> web.Response:
         invoice = _invoice(parts, request)
@@ -124,7 +135,7 @@ def _page_routes(parts: Parts) -> list[web.RouteDef]:
     handlers: list[tuple[str, str, Callable[[web.Request], Awaitable[web.Response]]]] = [
         ("GET", "/", index),
         ("GET", "/i/{token}", show),
-        ("POST", "/i/{token}/pay", pay),
+        ("POST", f"/i/{{token}}/{{step:{'|'.join(_STEPS)}}}", pay),
         ("GET", "/i/{token}/pdf", download),
     ]
     return [web.route(method, path, handler) for method, path, handler in handlers]
