@@ -26,8 +26,9 @@ from server.environment import load_settings
 from server.logs import configure_logging
 from server.providers.console import Console
 from server.providers.provider import Channel
+from server.providers.templates import load_templates
 from server.sandbox.billing import Person, serve_billing
-from server.sandbox.providers import message_page
+from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.setting_types import KEY_BYTES
 from server.settings import Settings
@@ -116,9 +117,15 @@ async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
             webhook_secret=_WEBHOOK_SECRET,
             webhook_url=f"http://{settings.webhook.listen}{PATH}",
             state_file=settings.data / "stripe.json",
+            links={
+                "Billing pages": f"http://127.0.0.1:{settings.sandbox.billing_port}/billing",
+                "Messages, as on a phone and in a mailbox": f"http://127.0.0.1:{settings.sandbox.messages_port}/",
+            },
         )
         stack.push_async_callback(stripe.close)
-        await stack.enter_async_context(message_page(console, port=settings.sandbox.messages_port))
+        templates = load_templates(settings.channel.templates)
+        messages = message_page(console, port=settings.sandbox.messages_port, templates=templates)
+        await stack.enter_async_context(messages)
         serve_metrics(settings.metrics.listen)
         failpoint = _failpoint(settings.sandbox.failpoint)
         await stack.enter_async_context(running(settings, database_url=url, console=console, failpoint=failpoint))

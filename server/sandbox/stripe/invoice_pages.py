@@ -1,6 +1,5 @@
 """An invoice's hosted page, which pays without JavaScript and without money, and its PDF."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from html import escape
@@ -99,19 +98,6 @@ def _actions(token: str, amount: str, *, pending: bool) -> str:
         for path, text in (_TRANSFER if pending else _CARD)
     )
     return _WAITS.format(amount=amount) + forms if pending else forms
-
-
-def index_page(invoices: Mapping[str, Object]) -> str:
-    """The start page: every finalized invoice by the token of its hosted page, newest last."""
-    rows = "".join(
-        f'<li><a href="/i/{token}">Invoice {escape(str(invoice["number"]))}</a>:'
-        f" {format_amount(invoice['total'], invoice['currency'])}, {escape(invoice['status'])}</li>"
-        for token, invoice in invoices.items()
-    )
-    listed = f"<ul>{rows}</ul>" if rows else "<p>No invoice yet: call CreateTopUp.</p>"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Stripe stand-in</title><h1>Invoices</h1>{listed}'
-    )
 
 
 def invoice_pdf(invoice: Object) -> bytes:
