@@ -12,8 +12,8 @@ TYPESCRIPT_STUBS := $(TYPESCRIPT)/src/gen
 NODE := $(shell command -v npm >/dev/null && node --print 'parseInt(process.versions.node) >= 20 || ""')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-faults test-mail test-typescript test-callers generate stubs typescript-stubs verify-generate \
-	verify-typescript-stubs no-node format lint types hops test-docs wheels postgres check lock bench \
+.PHONY: help setup run demo test test-faults test-mail test-browser screenshots test-typescript test-callers generate stubs \
+	typescript-stubs verify-generate verify-typescript-stubs no-node format lint types hops test-docs wheels postgres check lock bench \
 	bench-quick bench-compare bench-check soak bench-publish fuzz clean
 
 help:  ## List the targets
@@ -120,6 +120,19 @@ $(MAIL)/ready:
 	@cd $(MAIL) && for pair in postfix:postfix exim4-daemon-light:exim libidn12:exim opensmtpd:opensmtpd; do \
 		dpkg -x $${pair%%:*}_*.deb $${pair#*:} || exit 1; done
 	@touch $@
+
+test-browser: .venv/ready build/axe/ready  ## Play the story of the billing pages in Debian's Chromium; needs chromium and npm
+	$(RUN) -m pytest tests/browser/billing.py $(ARGS)
+
+# The accessibility checker.
+build/axe/ready:
+	@command -v npm >/dev/null || { echo "make test-browser needs npm: apt install npm" >&2; exit 1; }
+	@mkdir -p $(@D) && npm install --prefix $(@D) --no-audit --no-fund --silent axe-core@4.14.1
+	@touch $@
+
+screenshots:  ## Copy the pictures that the last make test-browser took to docs/
+	@mkdir -p docs/pictures && cp $(foreach picture,low-en-desk dialog-en-desk dialog-id-phone open-id-desk \
+		paid-en-phone-dark paid-id-phone,build/browser/$(picture).webp) docs/pictures/
 
 test-faults: .venv/ready  ## Measure what callers notice of locks, silent hosts, outages and crashes, in about 20 minutes
 	@$(RUN) -m tests.faults.figures

@@ -370,6 +370,7 @@ class Sandbox(Group):
     """The stand-ins of `python -m server dev`."""
 
     stripe_port: int = Field(default=12111, description="port of the Stripe stand-in, on 127.0.0.1")
+    billing_port: int = Field(default=12110, description="port of the sample billing pages, on 127.0.0.1")
     messages_port: int = Field(default=12112, description="port of the page that shows sent messages, on 127.0.0.1")
     failpoint: str = Field(
         default="",

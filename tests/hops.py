@@ -58,7 +58,7 @@ _SHARE: Final = 0.8  # of the repetitions
 _IDLE_SECONDS, _WAIT_SECONDS, _CALL_SECONDS, _START_SECONDS = 0.1, 0.4, 10, 90
 _CREDITS: Final = 1000
 _ADDRESSES: Final = ("PULSA_LISTEN", "PULSA_WEBHOOK_LISTEN")
-_PORTS: Final = ("PULSA_SANDBOX_STRIPE_PORT", "PULSA_SANDBOX_MESSAGES_PORT")
+_PORTS: Final = ("PULSA_SANDBOX_STRIPE_PORT", "PULSA_SANDBOX_MESSAGES_PORT", "PULSA_SANDBOX_BILLING_PORT")
 _STRIPE_KEY, _WEBHOOK_SECRET = "sk_test_sandbox", "whsec_sandbox"
 _SERVING: Final = re.compile(r"_handle_exceptions|_handle_rpc|RequestHandler\.")
 """Coroutines in which grpcio serves a call, or aiohttp a request."""

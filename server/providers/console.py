@@ -1,9 +1,11 @@
 """The console provider: prints messages to the terminal. For development only, as it shows codes."""
 
 from collections import deque
+from datetime import datetime
 from typing import TextIO
 from uuid import UUID
 
+from server.clock import utc_now
 from server.providers.provider import Message, Outcome, OutcomeKind
 from server.providers.templates import Rendered
 
@@ -20,10 +22,15 @@ class Console:
         """Print to `stream`, None for nowhere; keep the latest `keep` messages."""
         self._stream = stream
         self.messages: deque[Message] = deque(maxlen=keep)
+        self.times: deque[datetime] = deque(maxlen=keep)
+        """When each of the messages was delivered."""
+        self.mails: deque[tuple[datetime, str, Rendered]] = deque(maxlen=keep)
+        """The e-mails that are not OTPs, each with its time and address."""
 
     async def deliver(self, message: Message) -> Outcome:
         """Print the message and accept it."""
         self.messages.append(message)
+        self.times.append(utc_now())
         if self._stream is not None:
             self._stream.write(_readable(message))
             self._stream.flush()
@@ -31,6 +38,7 @@ class Console:
 
     async def mail(self, address: str, rendered: Rendered) -> Outcome:
         """Print an e-mail that is not an OTP, and accept it."""
+        self.mails.append((utc_now(), address, rendered))
         if self._stream is not None:
             self._stream.write(f"\n--- mail to {address}: {rendered.subject}\n{rendered.text}\n")
             self._stream.flush()

@@ -5,14 +5,17 @@ import secrets
 import signal
 import sys
 from base64 import b64encode
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import uvloop
+from pulsa.client import connect
 
 from server.api.auth import ANY_ORGANIZATION, mint
-from server.api.permissions import ALL_PERMISSIONS, STRIPE_RELAY
+from server.api.permissions import ALL_PERMISSIONS, BALANCE_READ, STRIPE_RELAY, SUBSCRIBE
 from server.cli.database import database
 from server.cli.serve import wait_for_stop_signal
 from server.cli.token import DevelopmentKey, development_key
@@ -23,7 +26,9 @@ from server.environment import load_settings
 from server.logs import configure_logging
 from server.providers.console import Console
 from server.providers.provider import Channel
-from server.sandbox.providers import message_page
+from server.providers.templates import load_templates
+from server.sandbox.billing import Person, serve_billing
+from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.setting_types import KEY_BYTES
 from server.settings import Settings
@@ -31,6 +36,8 @@ from server.webhook.relay import Relay
 from server.webhook.sidecar import PATH, start_sidecar
 
 ORGANIZATION: Final = "demo"
+_PEOPLE: Final = {"ayu": [BALANCE_READ, SUBSCRIBE], "budi": [BALANCE_READ]}
+"""Who looks at the billing pages, with their permissions."""
 _STRIPE_KEY: Final = "sk_test_sandbox"
 _WEBHOOK_SECRET: Final = "whsec_sandbox"  # noqa: S105 - of the stand-in
 _DAY_SECONDS: Final = 24 * 60 * 60
@@ -38,10 +45,11 @@ _DAY_SECONDS: Final = 24 * 60 * 60
 _WELCOME: Final = """
 Pulsa is running, with stand-ins for Stripe and the message providers.
 
+  billing    http://127.0.0.1:{billing}/billing   (buy credits here; pay, and watch them arrive)
   gRPC       {grpc}
   webhook    http://{webhook}/stripe/webhook
-  Stripe     http://127.0.0.1:{stripe}   (a stand-in; its invoices have a Pay button)
-  messages   http://127.0.0.1:{messages}/messages
+  Stripe     http://127.0.0.1:{stripe}   (a stand-in: its invoices, webhooks, and faults to play with)
+  messages   http://127.0.0.1:{messages}   (as they look on a phone and in a mailbox; as JSON at /messages)
   metrics    http://{metrics}/metrics
 
 A token for the organization "{organization}", valid for a day:
@@ -109,9 +117,15 @@ async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
             webhook_secret=_WEBHOOK_SECRET,
             webhook_url=f"http://{settings.webhook.listen}{PATH}",
             state_file=settings.data / "stripe.json",
+            links={
+                "Billing pages": f"http://127.0.0.1:{settings.sandbox.billing_port}/billing",
+                "Messages, as on a phone and in a mailbox": f"http://127.0.0.1:{settings.sandbox.messages_port}/",
+            },
         )
         stack.push_async_callback(stripe.close)
-        await stack.enter_async_context(message_page(console, port=settings.sandbox.messages_port))
+        templates = load_templates(settings.channel.templates)
+        messages = message_page(console, port=settings.sandbox.messages_port, templates=templates)
+        await stack.enter_async_context(messages)
         serve_metrics(settings.metrics.listen)
         failpoint = _failpoint(settings.sandbox.failpoint)
         await stack.enter_async_context(running(settings, database_url=url, console=console, failpoint=failpoint))
@@ -124,15 +138,36 @@ async def _run(settings: Settings, url: str, key: DevelopmentKey) -> None:
         host, _, port = settings.webhook.listen.rpartition(":")
         sidecar = await start_sidecar(relay, host=host, port=int(port))
         stack.push_async_callback(sidecar.stop)
+        await stack.enter_async_context(_billing(settings, key))
         _welcome(settings, key)
         await wait_for_stop_signal()
         print("\nStopping …", flush=True)
+
+
+@asynccontextmanager
+async def _billing(settings: Settings, key: DevelopmentKey) -> AsyncIterator[None]:
+    """Serve the billing pages, to a person who may buy and to one who may only look."""
+    with ExitStack() as stack:
+        people = {}
+        for name, permissions in _PEOPLE.items():
+            token = partial(_token, key, name, ORGANIZATION, *permissions)
+            pulsa = stack.enter_context(connect(settings.listen, token=token))
+            may_subscribe = SUBSCRIBE in permissions
+            people[name] = Person(name.title(), ORGANIZATION, f"{name}@example.com", may_subscribe, pulsa)
+        async with serve_billing(
+            people,
+            port=settings.sandbox.billing_port,
+            secret=key.private_key(),
+            other_origins=[f"http://127.0.0.1:{settings.sandbox.stripe_port}"],
+        ):
+            yield
 
 
 def _welcome(settings: Settings, key: DevelopmentKey) -> None:
     token = _token(key, "developer", ORGANIZATION, *sorted(ALL_PERMISSIONS))
     print(
         _WELCOME.format(
+            billing=settings.sandbox.billing_port,
             grpc=settings.listen,
             webhook=settings.webhook.listen,
             stripe=settings.sandbox.stripe_port,

@@ -1,22 +1,16 @@
-"""Stand-ins for Twilio, Vonage and the WhatsApp Cloud API: they accept each message, or give a scripted answer.
-
-And the page of the messages that a development server has sent: what recipients would read on their phones.
-"""
+"""Stand-ins for Twilio, Vonage and the WhatsApp Cloud API: they accept each message, or give a scripted answer."""
 
 import asyncio
 import json
 from base64 import b64encode
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import count
 from typing import Any
 
 from aiohttp import web
-
-from server.providers.console import Console
 
 
 class Conduct(Enum):
@@ -153,31 +147,3 @@ async def _truncated(request: web.Request, answer: Answer) -> web.StreamResponse
     if request.transport is not None:
         request.transport.close()
     return response
-
-
-@asynccontextmanager
-async def message_page(console: Console, *, port: int) -> AsyncIterator[int]:
-    """Serve `GET /messages?to=…` on 127.0.0.1 while the block runs: the messages as JSON, newest first.
-
-    Yields the port; port 0 takes any free one.
-    """
-
-    async def messages(request: web.Request) -> web.Response:
-        wanted = request.query.get("to")
-        return web.json_response(
-            [
-                {"channel": message.channel, "to": message.destination, "code": message.code}
-                for message in reversed(console.messages)
-                if wanted in {None, message.destination}
-            ]
-        )
-
-    application = web.Application()
-    application.add_routes([web.get("/messages", messages)])
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()

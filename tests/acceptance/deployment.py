@@ -18,7 +18,7 @@ from server.credits.stripe.client import Failpoint
 from server.environment import load_settings
 from server.providers.console import Console
 from server.providers.provider import Channel
-from server.sandbox.providers import message_page
+from server.sandbox.messages import message_page
 from server.sandbox.stripe import start_stripe_sandbox
 from server.setting_types import KEY_BYTES
 from server.settings import Settings

@@ -109,6 +109,7 @@ async def open_dev_server(database_url: str, folder: Path) -> AsyncIterator[DevS
             # The stand-ins of `dev` itself, which are not called.
             "PULSA_SANDBOX_STRIPE_PORT": "0",
             "PULSA_SANDBOX_MESSAGES_PORT": "0",
+            "PULSA_SANDBOX_BILLING_PORT": "0",
         }
         key = development_key(folder)
         dev_server = DevServer(channel, key, address, browser, stripe.url, webhook_url, "", settings, folder, [])

@@ -14,15 +14,15 @@ from tests.faults.processes import Process, free_ports, listens
 from tests.waiting import until
 
 NAMES = ("PULSA_LISTEN", "PULSA_WEBHOOK_LISTEN", "PULSA_METRICS_LISTEN")
-PORT_NAMES = ("PULSA_SANDBOX_STRIPE_PORT", "PULSA_SANDBOX_MESSAGES_PORT")
+PORT_NAMES = ("PULSA_SANDBOX_STRIPE_PORT", "PULSA_SANDBOX_MESSAGES_PORT", "PULSA_SANDBOX_BILLING_PORT")
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, str]:
     """A data folder and free ports for this test."""
-    *listening, stripe, messages = free_ports(len(NAMES) + len(PORT_NAMES))
+    listening, others = free_ports(len(NAMES)), free_ports(len(PORT_NAMES))
     addresses = {name: f"127.0.0.1:{port}" for name, port in zip(NAMES, listening, strict=True)}
-    ports = dict(zip(PORT_NAMES, (str(stripe), str(messages)), strict=True))
+    ports = {name: str(port) for name, port in zip(PORT_NAMES, others, strict=True)}
     return {"PULSA_DATA": str(tmp_path / "data"), **addresses, **ports}
 
 

@@ -1,6 +1,5 @@
-"""An invoice's hosted page, with a Pay button that needs no JavaScript, and its PDF."""
+"""An invoice's hosted page, which pays without JavaScript and without money, and its PDF."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from html import escape
@@ -22,21 +21,25 @@ _PAGE = Template("""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Invoice $number</title>
+<link rel="icon" href="data:,">
 <style>
   body { margin: 0; background: #f4f5f8; color: #1a1f36; font: 16px/1.5 system-ui, sans-serif; }
-  main { max-width: 26rem; margin: 4rem auto; padding: 2rem; background: #fff; border-radius: 12px;
-         box-shadow: 0 2px 12px rgb(26 31 54 / 12%); }
+  main { box-sizing: border-box; max-width: 28rem; margin: 2rem auto; padding: 2rem; background: #fff;
+         border-radius: 12px; box-shadow: 0 2px 12px rgb(26 31 54 / 12%); }
   h1 { margin: 0; font-size: 2.25rem; }
   .status { float: right; padding: .1rem .75rem; border-radius: 1rem; background: #e3e8ee; font-weight: 600; }
   .paid { background: #d7f7c2; color: #05690d; }
   dl { display: grid; grid-template-columns: auto 1fr; gap: .25rem 1rem; }
-  dt { color: #687385; }
+  dt { color: #566070; }
   dd { margin: 0; text-align: right; }
   hr { margin: 1rem 0; border: 0; border-top: 1px solid #e3e8ee; }
-  button { width: 100%; padding: .8rem; border: 0; border-radius: 8px; background: #635bff; color: #fff; font: inherit;
+  button { width: 100%; padding: .8rem; border: 0; border-radius: 8px; background: #5851e0; color: #fff; font: inherit;
            font-weight: 600; cursor: pointer; }
-  footer { margin-top: 1.5rem; color: #687385; font-size: .85rem; }
-  a { color: #635bff; }
+  footer { margin-top: 1.5rem; color: #566070; font-size: .85rem; }
+  a { color: #4a43c9; }
+  form { margin-top: .5rem; }
+  .other { border: 1px solid #c9d0da; background: #fff; color: #1a1f36; font-weight: 400; }
+  .declined { color: #a41c1c; }
 </style>
 </head>
 <body>
@@ -58,14 +61,22 @@ $action
 </html>
 """)
 
-_PAY = Template('<form method="post" action="$action"><button type="submit" id="pay">Pay $amount</button></form>')
+_CARD = (
+    ("pay", "Pay {amount}"),
+    ("decline", "Pay with a card that is declined"),
+    ("transfer", "Pay by virtual account"),
+)
+_TRANSFER = (("pay", "Let the transfer of {amount} arrive"), ("decline", "Let the transfer fail"))
+_WAITS = "<p>Transfer {amount} to the virtual account 8808 0123 4567. The payment is pending until it arrives.</p>"
 
 
-def hosted_page(invoice: Object, *, token: str) -> str:
-    """The page as HTML; text from callers is escaped."""
+def hosted_page(invoice: Object, *, token: str, pending: bool, declined: bool = False) -> str:
+    """The page as HTML; text from callers is escaped. `pending`: a transfer was begun. `declined`: the last payment."""
     currency = invoice["currency"]
     payable = invoice["status"] in {"open", "uncollectible"}
-    pay = _PAY.substitute(action=f"/i/{token}/pay", amount=format_amount(invoice["amount_remaining"], currency))
+    action = _actions(token, format_amount(invoice["amount_remaining"], currency), pending=pending)
+    if declined:
+        action = f'<p class="declined" role="alert">The payment was declined. Try another way to pay.</p>{action}'
     return _PAGE.substitute(
         number=escape(invoice["number"]),
         status=invoice["status"],
@@ -74,22 +85,19 @@ def hosted_page(invoice: Object, *, token: str) -> str:
         customer=escape(invoice["customer_name"] or invoice["customer_email"] or invoice["customer"]),
         due=_date(invoice["due_date"]),
         lines=_lines(invoice),
-        action=pay if payable else "",
+        action=action if payable else "",
         pdf=f"/i/{token}/pdf",
     )
 
 
-def index_page(invoices: Mapping[str, Object]) -> str:
-    """The start page: every finalized invoice by the token of its hosted page, newest last."""
-    rows = "".join(
-        f'<li><a href="/i/{token}">Invoice {escape(str(invoice["number"]))}</a>:'
-        f" {format_amount(invoice['total'], invoice['currency'])}, {escape(invoice['status'])}</li>"
-        for token, invoice in invoices.items()
+def _actions(token: str, amount: str, *, pending: bool) -> str:
+    """A button for each way in which a payment can go on."""
+    forms = "".join(
+        f'<form method="post" action="/i/{token}/{path}"><button type="submit" id="{path}"'
+        f" class={'primary' if path == 'pay' else 'other'}>{text.format(amount=amount)}</button></form>"
+        for path, text in (_TRANSFER if pending else _CARD)
     )
-    listed = f"<ul>{rows}</ul>" if rows else "<p>No invoice yet: call CreateTopUp.</p>"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Stripe stand-in</title><h1>Invoices</h1>{listed}'
-    )
+    return _WAITS.format(amount=amount) + forms if pending else forms
 
 
 def invoice_pdf(invoice: Object) -> bytes:

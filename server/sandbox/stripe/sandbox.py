@@ -1,6 +1,6 @@
 """Starts the stand-in: one HTTP server with the API, the hosted invoice pages and the control API."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -13,10 +13,18 @@ from server.sandbox.stripe.control import Parts, control_routes
 from server.sandbox.stripe.errors import ApiError
 from server.sandbox.stripe.faults import Faults
 from server.sandbox.stripe.idempotency import IdempotencyKeys
-from server.sandbox.stripe.invoice_pages import hosted_page, index_page, invoice_pdf
+from server.sandbox.stripe.invoice_actions import Action, start_payment
+from server.sandbox.stripe.invoice_pages import hosted_page, invoice_pdf
+from server.sandbox.stripe.start_page import start_page_routes
 from server.sandbox.stripe.webhooks import WebhookSender
 
 _SHUTDOWN_SECONDS = 1.0
+_STEPS: dict[str, Action] = {
+    "pay": invoices.receive_payment,
+    "decline": invoices.fail_payment,
+    "transfer": start_payment,
+}
+"""What the buttons of a hosted page do."""
 
 
 class StripeSandbox:
@@ -57,10 +65,12 @@ async def start_stripe_sandbox(
     webhook_url: str | None = None,
     state_file: Path | None = None,
     seed: str | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> StripeSandbox:
     """Serve a simulated Stripe account.
 
-    With `state_file` the account survives a restart. With a fixed `seed` equal calls create equal ids.
+    With `state_file` the account survives a restart. With a fixed `seed` equal calls create equal ids. `links` are the
+    addresses of other pages, by name, for the start page.
     """
     account, faults = StripeAccount(seed or new_seed()), Faults()
     runner = web.AppRunner(web.Application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
@@ -75,6 +85,7 @@ async def start_stripe_sandbox(
     parts = Parts(account, faults, keys, api, webhook_sender, save)
     runner.app.add_routes(control_routes(parts))
     runner.app.add_routes(_page_routes(parts))
+    runner.app.add_routes(start_page_routes(parts, links or {}))
     runner.app.router.add_route("*", "/v1/{path:.*}", api.handle)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
@@ -93,27 +104,22 @@ async def start_stripe_sandbox(
 
 
 def _page_routes(parts: Parts) -> list[web.RouteDef]:
-    async def index(_: web.Request) -> web.Response:
-        account = parts.account
-        finalized = {
-            token: account.find("invoice", invoice_id)
-            for token, invoice_id in account.tokens.items()
-            if account.private[invoice_id]["token"] == token
-        }
-        return web.Response(text=index_page(finalized), content_type="text/html")
-
     async def show(request: web.Request) -> web.Response:
-        page = hosted_page(_invoice(parts, request), token=request.match_info["token"])
+        invoice = _invoice(parts, request)
+        pending = bool(parts.account.private[invoice["id"]].get("payment_pending"))
+        declined = "declined" in request.query
+        page = hosted_page(invoice, token=request.match_info["token"], pending=pending, declined=declined)
         return web.Response(text=page, content_type="text/html")
 
     async def pay(request: web.Request) -> web.Response:
-        invoice = _invoice(parts, request)
+        invoice, step = _invoice(parts, request), request.match_info["step"]
         try:
-            invoices.receive_payment(parts.account, invoice)
+            _STEPS[step](parts.account, invoice)
         except ApiError as error:
             return web.Response(text=error.message, status=HTTPStatus.CONFLICT)
         parts.save()
-        return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": f"/i/{request.match_info['token']}"})
+        page = f"/i/{request.match_info['token']}{'?declined' if step == 'decline' else ''}"
+        return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": page})
 
     async def download(request: web.Request) -> web.Response:
         invoice = _invoice(parts, request)
@@ -122,9 +128,8 @@ def _page_routes(parts: Parts) -> list[web.RouteDef]:
         return web.Response(body=invoice_pdf(invoice), content_type="application/pdf", headers=headers)
 
     handlers: list[tuple[str, str, Callable[[web.Request], Awaitable[web.Response]]]] = [
-        ("GET", "/", index),
         ("GET", "/i/{token}", show),
-        ("POST", "/i/{token}/pay", pay),
+        ("POST", f"/i/{{token}}/{{step:{'|'.join(_STEPS)}}}", pay),
         ("GET", "/i/{token}/pdf", download),
     ]
     return [web.route(method, path, handler) for method, path, handler in handlers]
