@@ -725,22 +725,60 @@ class ListOtpsRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    OTP_STATUSES_FIELD_NUMBER: _builtins.int
+    PURPOSES_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     page_size: _builtins.int
     """At most this many: 0 to 500, where 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
+    """next_page_token of the previous page, for the same filters; empty for the first page. At most 256 characters."""
+    @_builtins.property
+    def destination(self) -> _destination_pb2.Destination:
+        """Returns only OTPs of which a delivery went to exactly this destination; unset for all. A phone number is one
+        destination for WhatsApp and SMS. What was erased is not found.
+        """
+
+    @_builtins.property
+    def otp_statuses(self) -> _containers.RepeatedScalarFieldContainer[_otp_pb2.OtpStatus.ValueType]:
+        """Returns only OTPs with one of these statuses, at most 10 of them; empty for all."""
+
+    @_builtins.property
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Returns only OTPs with one of these purposes, at most 10 of them, each as in SendOtp; empty for all."""
+
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_channel_pb2.Channel.ValueType]:
+        """Returns only OTPs whose first delivery was through one of these channels, at most 10 of them; empty for all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Returns only OTPs that were created at this time or later; unset for all."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Returns only OTPs that were created before this time; unset for all."""
+
     def __init__(
         self,
         *,
         organization_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        destination: _destination_pb2.Destination | None = ...,
+        otp_statuses: _abc.Iterable[_otp_pb2.OtpStatus.ValueType] | None = ...,
+        purposes: _abc.Iterable[_builtins.str] | None = ...,
+        channels: _abc.Iterable[_channel_pb2.Channel.ValueType] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "destination", b"destination", "end_time", b"end_time", "organization_id", b"organization_id", "otp_statuses", b"otp_statuses", "page_size", b"page_size", "page_token", b"page_token", "purposes", b"purposes", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -755,7 +793,7 @@ class ListOtpsResponse(_message.Message):
     OTPS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """The page_token of the next page; empty on the last page."""
+    """The page_token of the next page; empty on the last page only."""
     @_builtins.property
     def otps(self) -> _containers.RepeatedCompositeFieldContainer[_otp_pb2.Otp]:
         """Newest first."""
