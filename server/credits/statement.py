@@ -8,6 +8,7 @@ until a time, and the balance then, never change.
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -67,7 +68,7 @@ class Position(NamedTuple):
     """Where an export goes on."""
 
     last_sequence: int
-    """The last entry of the export."""
+    """The last entry of the export; 0: the newest that there is."""
     sequence: int
     """The last one that was exported."""
 
@@ -109,9 +110,13 @@ async def search_entries(
         first = await find_first_sequence(connection, organization_id, search.start_time)
     if search.end_time is not None:
         before_sequence = min(before_sequence, await find_first_sequence(connection, organization_id, search.end_time))
+    kinds = sorted({kind.value for kind in search.kinds or LedgerEntryKind})
     if search.reference_id is not None:
-        query = SQL.find_entries_of
-    elif search.kinds and LedgerEntryKind.SEND not in search.kinds:
+        reference = {"organization_id": organization_id, "kinds": kinds, "reference_id": search.reference_id}
+        rows = await (await connection.execute(SQL.find_entries_of, reference)).fetchall()
+        found = sorted(map(entry_from_row, rows), key=attrgetter("sequence"), reverse=True)
+        return [entry for entry in found if first <= entry.sequence < before_sequence][:limit], None
+    if search.kinds and LedgerEntryKind.SEND not in search.kinds:
         query = SQL.find_entries_of_kinds
     else:
         query = SQL.find_entries
@@ -120,8 +125,7 @@ async def search_entries(
             first = bound = low
     values = {
         "organization_id": organization_id,
-        "kinds": sorted({kind.value for kind in search.kinds or LedgerEntryKind}),
-        "reference_id": search.reference_id,
+        "kinds": kinds,
         "before_sequence": before_sequence,
         "first_sequence": first,
         "limit": limit,
@@ -189,7 +193,7 @@ async def export_ledger(
             begin = end
             continue
         if begin > sequence:
-            lines.append(f"{month.name},OPENING_BALANCE,,{month.start:%Y-%m-%dT%H:%M:%SZ},,{opening},,,,,,")
+            lines.append(f"{month.name},OPENING_BALANCE,,{month.start:%Y-%m-%d %H:%M:%SZ},,{opening},,,,,,")
         while sequence < end - 1:
             text, sequence = await _export_part(pool, organization_id, month.name, after=sequence, end=end)
             csv = "".join(f"{line}\n" for line in lines) + text
@@ -198,7 +202,7 @@ async def export_ledger(
         if not is_over:
             lines.append(f"{month.name},CURRENT_BALANCE,,,,{closing},,,,,,")
             break
-        lines.append(f"{month.name},CLOSING_BALANCE,,{month.end:%Y-%m-%dT%H:%M:%SZ},,{closing},,,,,,")
+        lines.append(f"{month.name},CLOSING_BALANCE,,{month.end:%Y-%m-%d %H:%M:%SZ},,{closing},,,,,,")
         begin = end
     yield Part("".join(f"{line}\n" for line in lines).encode(), None, total, total)
 
@@ -217,7 +221,7 @@ async def _range(
         if not months:
             return 1, 0, iter(())
         begin = await find_first_sequence(connection, organization_id, months[0].start)
-        if resume is not None:
+        if resume is not None and resume.last_sequence:
             return begin, resume.last_sequence, iter(months)
         return begin, await find_first_sequence(connection, organization_id, months[-1].end) - 1, iter(months)
 

@@ -1,7 +1,13 @@
 """What support and bookkeepers ask for: what happened to a destination, what a balance was, and the ledger by month."""
 
+import asyncio
+import os
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -190,19 +196,19 @@ async def test_an_export_has_each_month_with_its_balances_entries_and_invoices(
     assert token == ""
     assert lines == [
         "month,kind,sequence,create_time,credits,balance,reference_id,reason,created_by,invoice_number,currency_code,total",
-        "2026-01,OPENING_BALANCE,,2026-01-01T00:00:00Z,,0,,,,,,",
-        f'2026-01,TOP_UP,1,2026-01-20T00:00:00.000000Z,1000,1000,{top_up.top_up_id},,,"{invoice}",IDR,150000',
-        "2026-01,CLOSING_BALANCE,,2026-02-01T00:00:00Z,,1000,,,,,,",
-        "2026-02,OPENING_BALANCE,,2026-02-01T00:00:00Z,,1000,,,,,,",
-        f'2026-02,ADJUSTMENT,2,2026-02-10T00:00:00.000000Z,-10,990,{references[1]},"a ""typo"", fixed","ann",,,',
-        f"2026-02,SEND,3,2026-02-28T23:59:59.900000Z,-1,989,{references[2]},,,,,",
-        f"2026-02,SEND,4,2026-02-28T23:59:59.800000Z,-1,988,{references[3]},,,,,",
-        "2026-02,CLOSING_BALANCE,,2026-03-01T00:00:00Z,,988,,,,,,",
-        "2026-03,OPENING_BALANCE,,2026-03-01T00:00:00Z,,988,,,,,,",
-        "2026-03,CLOSING_BALANCE,,2026-04-01T00:00:00Z,,988,,,,,,",
-        "2026-04,OPENING_BALANCE,,2026-04-01T00:00:00Z,,988,,,,,,",
-        f"2026-04,SEND,5,2026-04-01T00:00:00.000000Z,-1,987,{references[4]},,,,,",
-        "2026-04,CLOSING_BALANCE,,2026-05-01T00:00:00Z,,987,,,,,,",
+        "2026-01,OPENING_BALANCE,,2026-01-01 00:00:00Z,,0,,,,,,",
+        f'2026-01,TOP_UP,1,2026-01-20 00:00:00Z,1000,1000,{top_up.top_up_id},,,"{invoice}",IDR,150000',
+        "2026-01,CLOSING_BALANCE,,2026-02-01 00:00:00Z,,1000,,,,,,",
+        "2026-02,OPENING_BALANCE,,2026-02-01 00:00:00Z,,1000,,,,,,",
+        f'2026-02,ADJUSTMENT,2,2026-02-10 00:00:00Z,-10,990,{references[1]},"a ""typo"", fixed","ann",,,',
+        f"2026-02,SEND,3,2026-02-28 23:59:59.9Z,-1,989,{references[2]},,,,,",
+        f"2026-02,SEND,4,2026-02-28 23:59:59.8Z,-1,988,{references[3]},,,,,",
+        "2026-02,CLOSING_BALANCE,,2026-03-01 00:00:00Z,,988,,,,,,",
+        "2026-03,OPENING_BALANCE,,2026-03-01 00:00:00Z,,988,,,,,,",
+        "2026-03,CLOSING_BALANCE,,2026-04-01 00:00:00Z,,988,,,,,,",
+        "2026-04,OPENING_BALANCE,,2026-04-01 00:00:00Z,,988,,,,,,",
+        f"2026-04,SEND,5,2026-04-01 00:00:00Z,-1,987,{references[4]},,,,,",
+        "2026-04,CLOSING_BALANCE,,2026-05-01 00:00:00Z,,987,,,,,,",
     ]
     assert (await export(pulsa, start_month="2026-02", end_month="2026-03"))[0] == [lines[0], *lines[4:11]]
     assert (await export(pulsa, start_month="2025-01", end_month="2026-01"))[0] == lines[:4]
@@ -227,3 +233,59 @@ async def test_an_export_is_resumed_after_every_message(pulsa: Deployment, datab
     assert (found, steps) == (whole, 4)
     refused = pulsa.call("ExportLedger", resume_token="0" * 32)
     assert await reason_of(refused) == "INVALID_FIELDS"
+
+
+async def run_export(database_url: str, *arguments: object) -> tuple[int, str]:
+    """The exit code of `python -m server export acme …`, and its last line on standard error."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "server", "export", "acme", *map(str, arguments)),
+        env={**os.environ, "PULSA_DATABASE_URL": database_url, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, errors.decode().strip().splitlines()[-1]
+
+
+async def test_the_command_writes_what_the_rpc_streams_and_goes_on_after_an_interruption(
+    pulsa: Deployment, database_url: str, tmp_path: Path
+) -> None:
+    await pulsa.grant(10)
+    await pulsa.grant(20)
+    move_entries(database_url, ("2026-01-20", "2026-03-10"))
+    file, partial = tmp_path / "ledger.csv", tmp_path / "ledger.csv.acme..2026-05.partial"
+    lines, _ = await export(pulsa, end_month="2026-05")
+    whole = "".join(f"{line}\n" for line in lines).encode()
+    begun = whole[: whole.index(b"2026-03,ADJUSTMENT") + 5]
+    marked = begun.replace(b"for a test", b"a mark")  # what is written already is not written again
+
+    assert await run_export(database_url, file, "--end", "2026-05") == (0, "2 of 2 entries")
+    assert (file.read_bytes(), partial.exists()) == (whole, False)
+    partial.write_bytes(marked)
+    assert await run_export(database_url, file, "--end", "2026-05") == (0, "2 of 2 entries")
+    assert file.read_bytes() == marked[:-5] + whole[len(begun) - 5 :]
+
+
+async def test_the_command_writes_parquet_or_names_what_it_lacks(
+    pulsa: Deployment, database_url: str, tmp_path: Path
+) -> None:
+    await pulsa.grant(10)
+    move_entries(database_url, ("2026-01-20",))
+    file = tmp_path / "ledger.parquet"
+
+    code, line = await run_export(database_url, file, "--format", "parquet", "--end", "2026-01")
+
+    if find_spec("pyarrow") is None:
+        assert (code, line.partition(": ")[2]) == (2, "pip install 'pulsa-server[export]'")
+        return
+    first = file.read_bytes()
+    rows = import_module("pyarrow.parquet").read_table(file).to_pylist()
+    assert [(row["kind"], row["sequence"], row["balance"]) for row in rows] == [
+        ("OPENING_BALANCE", None, 0),
+        ("ADJUSTMENT", 1, 10),
+        ("CLOSING_BALANCE", None, 10),
+    ]
+    assert rows[1]["create_time"] == datetime(2026, 1, 20, tzinfo=UTC)
+    assert await run_export(database_url, file, "--format", "parquet", "--end", "2026-01") == (0, "1 of 1 entries")
+    assert file.read_bytes() == first

@@ -690,7 +690,8 @@ class ExportLedgerResponse(_message.Message):
     csv: _builtins.bytes
     """The next whole lines in UTF-8, each with a line feed at its end. The first of all names the columns: month, kind,
     sequence, create_time, credits, balance, reference_id, reason, created_by, invoice_number, currency_code, total.
-    `kind` is that of the entry, or OPENING_BALANCE, CLOSING_BALANCE, and CURRENT_BALANCE for a month that is not over.
+    `kind` is that of the entry, or OPENING_BALANCE, CLOSING_BALANCE, and CURRENT_BALANCE for a month that is not over. A
+    time is in UTC, such as 2026-01-31 23:59:59.999999Z. `total` is that of the invoice, with tax.
     """
     resume_token: _builtins.str
     """Continues after these lines; empty in the last message."""
