@@ -32,6 +32,7 @@ def valid_fields() -> dict[str, Any]:
         "end_time": Timestamp(seconds=1_790_000_000),
         "time": Timestamp(seconds=1_790_000_000),
         "with_runway": False,
+        "with_conversions": True,
         "start_month": "2026-01",
         "end_month": "2026-02",
         "resume_token": "",

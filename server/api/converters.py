@@ -34,7 +34,7 @@ from server.errors import DomainError, RetryLater
 from server.otps.delivery.suppressions import Suppression, SuppressionReason
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
 from server.otps.recipients import Preview
-from server.otps.usage import DailyUsage
+from server.otps.usage import Conversion, DailyUsage
 from server.providers.provider import Channel
 
 SUPPRESSION_REASONS: Final = {
@@ -316,6 +316,18 @@ def write_send_error(message: otp_service_pb2.SendError, error: DomainError) -> 
 def reported_status(number: delivery_pb2.DeliveryStatus.ValueType) -> DeliveryStatus:
     """Convert the number of a status from a delivery report; validation accepts only known numbers."""
     return _DELIVERY_STATUSES_BY_NUMBER[number]
+
+
+def conversion_message(conversion: Conversion) -> usage_pb2.Conversion:
+    """Convert what became of the sends to one country through one channel and provider."""
+    return usage_pb2.Conversion(
+        country=conversion.country,
+        channel=CHANNELS[conversion.channel],
+        provider=conversion.provider,
+        sends=conversion.sends,
+        credits=conversion.credits,
+        verified_sends=conversion.verified_sends,
+    )
 
 
 def usage_message(usage: DailyUsage) -> usage_pb2.DailyUsage:

@@ -15,6 +15,7 @@ from server.api.converters import (
     CHANNELS_BY_NUMBER,
     OTP_STATUSES_BY_NUMBER,
     SUPPRESSION_REASONS,
+    conversion_message,
     moment_or_none,
     reported_status,
     suppression_message,
@@ -33,7 +34,7 @@ from server.otps.recipients import RawDestination, parse_destination
 from server.otps.retention import erase_destination
 from server.otps.search import OtpSearch, search_otps
 from server.otps.send import Sender
-from server.otps.usage import read_usage
+from server.otps.usage import read_conversions, read_usage
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
 from server.postgres.pool import Pool, acquire
@@ -164,11 +165,18 @@ class OtpRecords:
         return pb.LiftSuppressionResponse(lifted=lifted)
 
     async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
-        """Return the sends per day and channel."""
+        """Return the sends per day and channel, and what became of them."""
         start, end = date.fromisoformat(request.start_date), date.fromisoformat(request.end_date)
         async with acquire(self._pool) as connection:
             days = await read_usage(connection, request.organization_id, start=start, end=end)
-        return pb.GetUsageResponse(daily_usages=map(usage_message, days))
+            response = pb.GetUsageResponse(daily_usages=map(usage_message, days))
+            if request.with_conversions:
+                since, found = await read_conversions(connection, request.organization_id, start=start, end=end)
+                response.conversions_start_date = since.isoformat()
+                response.conversions.extend(map(conversion_message, found))
+        if verified := sum(day.verified_otps for day in days):
+            response.credits_per_verified_otp = sum(day.credits for day in days) / verified
+        return response
 
     async def EraseDestination(self, request: pb.EraseDestinationRequest, _: Call) -> pb.EraseDestinationResponse:
         """Erase what is stored of a destination."""

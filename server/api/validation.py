@@ -166,6 +166,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "end_time": _MOMENT,
     "time": _MOMENT,
     "with_runway": _ANYTHING,
+    "with_conversions": _ANYTHING,
     "start_month": _MONTH,
     "end_month": _MONTH,
     "resume_token": _text(0, 256),

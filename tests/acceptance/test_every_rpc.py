@@ -26,7 +26,7 @@ PERMISSION_OF = {rpc: permission for rpcs in PERMISSIONS.values() for rpc, permi
 FOR_NO_ORGANIZATION = {"RecordStripeEvent", "ReportMail"}
 NOT_FOUND = {"top_up_id": "TOP_UP_NOT_FOUND", "otp_id": "OTP_NOT_FOUND", "delivery_id": "DELIVERY_NOT_FOUND"}
 # Every value of these fields is well-formed.
-NEVER_MALFORMED = {"credits", "validate_only", "compact", "wrong_code_as_result", "with_runway"}
+NEVER_MALFORMED = {"credits", "validate_only", "compact", "wrong_code_as_result", "with_runway", "with_conversions"}
 # Every reason that a caller may see: all but INTERNAL.
 EXPECTED_REASONS = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"INTERNAL"}
 

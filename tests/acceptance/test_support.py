@@ -24,6 +24,7 @@ from pulsa.otp.v1.otp_pb2 import OTP_STATUS_CANCELED, OTP_STATUS_EXPIRED, OTP_ST
 
 from tests.acceptance.deployment import Deployment
 from tests.callers import reason_of
+from tests.waiting import until
 
 NUMBER = "+6281234567890"
 MONTHS = ("2026-01-20", "2026-02-10", "2026-02-28T23:59:59.9", "2026-02-28T23:59:59.8", "2026-04-01")
@@ -289,3 +290,31 @@ async def test_the_command_writes_parquet_or_names_what_it_lacks(
     assert rows[1]["create_time"] == datetime(2026, 1, 20, tzinfo=UTC)
     assert await run_export(database_url, file, "--format", "parquet", "--end", "2026-01") == (0, "1 of 1 entries")
     assert file.read_bytes() == first
+
+
+async def test_usage_tells_what_became_of_sends_by_country_and_provider(pulsa: Deployment, database_url: str) -> None:
+    await pulsa.grant(100)
+    sent = await pulsa.send(sms=NUMBER)
+    await pulsa.send(email="jane@mail.example")
+    days = dict.fromkeys(("start_date", "end_date"), f"{datetime.now(UTC):%Y-%m-%d}")
+    assert not (await pulsa.call("GetUsage", **days)).HasField("credits_per_verified_otp")
+    await pulsa.call("VerifyOtp", otp_id=sent.otp.otp_id, code=await pulsa.code_sent_to(NUMBER))
+    await pulsa.code_sent_to("jane@mail.example")
+
+    async def is_carried() -> bool:
+        listed = (await pulsa.call("ListOtps")).otps
+        return all(otp.deliveries[0].provider for otp in listed)
+
+    await until(is_carried)
+    usage = await pulsa.call("GetUsage", with_conversions=True, **days)
+
+    assert (usage.credits_per_verified_otp, usage.conversions_start_date) == (4.0, days["start_date"])
+    assert [
+        (each.country, each.channel, each.provider, each.sends, each.credits, each.verified_sends)
+        for each in usage.conversions
+    ] == [("", CHANNEL_EMAIL, "console", 1, 1, 0), ("ID", CHANNEL_SMS, "console", 1, 3, 1)]
+
+    with psycopg.connect(database_url) as connection:  # as retention does when it removes OTPs of the day
+        connection.execute("INSERT INTO daily_usage VALUES ('acme', %s, 'SMS', 5, 15, 5, 0)", (days["end_date"],))
+    usage = await pulsa.call("GetUsage", with_conversions=True, **days)
+    assert (usage.conversions_start_date > days["end_date"], list(usage.conversions)) == (True, [])

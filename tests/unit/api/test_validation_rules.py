@@ -116,6 +116,7 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "end_month": month,
     "resume_token": lambda value: text(value, 0, 256),
     "with_runway": lambda _: True,
+    "with_conversions": lambda _: True,
     "start_date": day,
     "currency_code": lambda value: only(value, set(string.ascii_uppercase), 3, 3),
     "billing_name": lambda value: text(value, 0, 120),

@@ -1106,22 +1106,26 @@ class GetUsageRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     START_DATE_FIELD_NUMBER: _builtins.int
     END_DATE_FIELD_NUMBER: _builtins.int
+    WITH_CONVERSIONS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     start_date: _builtins.str
     """The first day in UTC, as YYYY-MM-DD."""
     end_date: _builtins.str
     """The last day in UTC, as YYYY-MM-DD; at most 92 days after the first."""
+    with_conversions: _builtins.bool
+    """True: the response has conversions."""
     def __init__(
         self,
         *,
         organization_id: _builtins.str = ...,
         start_date: _builtins.str = ...,
         end_date: _builtins.str = ...,
+        with_conversions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_date", b"end_date", "organization_id", b"organization_id", "start_date", b"start_date"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_date", b"end_date", "organization_id", b"organization_id", "start_date", b"start_date", "with_conversions", b"with_conversions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1134,20 +1138,38 @@ class GetUsageResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DAILY_USAGES_FIELD_NUMBER: _builtins.int
+    CREDITS_PER_VERIFIED_OTP_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_START_DATE_FIELD_NUMBER: _builtins.int
+    credits_per_verified_otp: _builtins.float
+    """Credits of all these days for each verified OTP of them; unset when none is verified."""
+    conversions_start_date: _builtins.str
+    """The first day, as YYYY-MM-DD, that conversions are of: OTPs of days before it were removed, and conversions of those
+    days are not known. Empty unless asked for.
+    """
     @_builtins.property
     def daily_usages(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.DailyUsage]:
         """By date, then channel; days without sends are left out."""
+
+    @_builtins.property
+    def conversions(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.Conversion]:
+        """By country, channel and provider; empty unless asked for."""
 
     def __init__(
         self,
         *,
         daily_usages: _abc.Iterable[_usage_pb2.DailyUsage] | None = ...,
+        credits_per_verified_otp: _builtins.float | None = ...,
+        conversions: _abc.Iterable[_usage_pb2.Conversion] | None = ...,
+        conversions_start_date: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credits_per_verified_otp", b"_credits_per_verified_otp", "credits_per_verified_otp", b"credits_per_verified_otp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["daily_usages", b"daily_usages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credits_per_verified_otp", b"_credits_per_verified_otp", "conversions", b"conversions", "conversions_start_date", b"conversions_start_date", "credits_per_verified_otp", b"credits_per_verified_otp", "daily_usages", b"daily_usages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__credits_per_verified_otp: _TypeAlias = _typing.Literal["credits_per_verified_otp"]  # noqa: Y015
+    _WhichOneofArgType__credits_per_verified_otp: _TypeAlias = _typing.Literal["_credits_per_verified_otp", b"_credits_per_verified_otp"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credits_per_verified_otp) -> _WhichOneofReturnType__credits_per_verified_otp | None: ...
 
 Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
 
