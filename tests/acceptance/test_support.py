@@ -27,7 +27,9 @@ from tests.callers import reason_of
 from tests.waiting import until
 
 NUMBER = "+6281234567890"
-MONTHS = ("2026-01-20", "2026-02-10", "2026-02-28T23:59:59.9", "2026-02-28T23:59:59.8", "2026-04-01")
+APRIL = "2026-04-01"
+# The fourth entry is older than the third, and in the middle, where the search of a time begins.
+MONTHS = ("2026-01-20", "2026-02-10", "2026-03-01T00:00:00.1", "2026-02-28T23:59:59.9", APRIL, APRIL, APRIL)
 
 
 def at(moment: datetime) -> Timestamp:
@@ -187,7 +189,7 @@ async def test_an_export_has_each_month_with_its_balances_entries_and_invoices(
     await pulsa.wait_for_balance(1000)
     invoice = (await pulsa.call("GetTopUp", top_up_id=top_up.top_up_id)).top_up.invoice_number
     await pulsa.call("AdjustCredits", adjust_credits=-10, reason='a "typo", fixed')
-    for name in "abc":
+    for name in "abcde":
         await pulsa.send(email=f"{name}@mail.example")
     references = [entry.reference_id for entry in reversed((await pulsa.call("ListLedgerEntries")).ledger_entries)]
     move_entries(database_url, MONTHS)
@@ -202,14 +204,17 @@ async def test_an_export_has_each_month_with_its_balances_entries_and_invoices(
         "2026-01,CLOSING_BALANCE,,2026-02-01 00:00:00Z,,1000,,,,,,",
         "2026-02,OPENING_BALANCE,,2026-02-01 00:00:00Z,,1000,,,,,,",
         f'2026-02,ADJUSTMENT,2,2026-02-10 00:00:00Z,-10,990,{references[1]},"a ""typo"", fixed","ann",,,',
-        f"2026-02,SEND,3,2026-02-28 23:59:59.9Z,-1,989,{references[2]},,,,,",
-        f"2026-02,SEND,4,2026-02-28 23:59:59.8Z,-1,988,{references[3]},,,,,",
-        "2026-02,CLOSING_BALANCE,,2026-03-01 00:00:00Z,,988,,,,,,",
-        "2026-03,OPENING_BALANCE,,2026-03-01 00:00:00Z,,988,,,,,,",
+        "2026-02,CLOSING_BALANCE,,2026-03-01 00:00:00Z,,990,,,,,,",
+        "2026-03,OPENING_BALANCE,,2026-03-01 00:00:00Z,,990,,,,,,",
+        f"2026-03,SEND,3,2026-03-01 00:00:00.1Z,-1,989,{references[2]},,,,,",
+        f"2026-03,SEND,4,2026-02-28 23:59:59.9Z,-1,988,{references[3]},,,,,",
         "2026-03,CLOSING_BALANCE,,2026-04-01 00:00:00Z,,988,,,,,,",
         "2026-04,OPENING_BALANCE,,2026-04-01 00:00:00Z,,988,,,,,,",
-        f"2026-04,SEND,5,2026-04-01 00:00:00Z,-1,987,{references[4]},,,,,",
-        "2026-04,CLOSING_BALANCE,,2026-05-01 00:00:00Z,,987,,,,,,",
+        *(
+            f"2026-04,SEND,{number},2026-04-01 00:00:00Z,-1,{992 - number},{references[number - 1]},,,,,"
+            for number in (5, 6, 7)
+        ),
+        "2026-04,CLOSING_BALANCE,,2026-05-01 00:00:00Z,,985,,,,,,",
     ]
     assert (await export(pulsa, start_month="2026-02", end_month="2026-03"))[0] == [lines[0], *lines[4:11]]
     assert (await export(pulsa, start_month="2025-01", end_month="2026-01"))[0] == lines[:4]
