@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
-from server.cli import database, doctor, reference, restored, serve, stripe, token, webhook
+from server.cli import database, doctor, export, reference, restored, serve, stripe, token, webhook
 from server.environment import SettingsError
 from server.errors import DatabaseUnavailable
 from server.postgres.embedded import EmbeddedPostgresError
@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     database.add_organization_arguments(add("resume", database.resume, "end an organization's suspension"))
     database.add_erase_arguments(
         add("erase", database.erase, "erase what is stored of one destination, which is read from standard input")
+    )
+    export.add_arguments(
+        add("export", export.export, "write an organization's ledger to a file, by month, as CSV or Parquet")
     )
     restored.add_arguments(
         add("restored", restored.restored, "do what follows when the database was restored to an earlier time")

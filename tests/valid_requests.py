@@ -8,8 +8,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
+from pulsa.credit.v1.channel_pb2 import Channel
+from pulsa.credit.v1.ledger_entry_pb2 import LedgerEntryKind
 from pulsa.credit.v1.top_up_pb2 import TopUpStatus
 from pulsa.otp.v1.delivery_pb2 import DeliveryStatus
+from pulsa.otp.v1.otp_pb2 import OtpStatus
 
 
 def valid_fields() -> dict[str, Any]:
@@ -20,6 +23,19 @@ def valid_fields() -> dict[str, Any]:
         "page_size": 10,
         "page_token": "token",
         "statuses": [TopUpStatus.TOP_UP_STATUS_OPEN],
+        "otp_statuses": [OtpStatus.OTP_STATUS_EXPIRED],
+        "channels": [Channel.CHANNEL_SMS],
+        "kinds": [LedgerEntryKind.LEDGER_ENTRY_KIND_SEND],
+        "purposes": ["login"],
+        "reference_id": str(uuid4()),
+        "start_time": Timestamp(seconds=1_700_000_000),
+        "end_time": Timestamp(seconds=1_790_000_000),
+        "time": Timestamp(seconds=1_790_000_000),
+        "with_runway": False,
+        "with_conversions": True,
+        "start_month": "2026-01",
+        "end_month": "2026-02",
+        "resume_token": "",
         "start_date": "2026-01-31",
         "end_date": "2026-02-28",
         "credits": 1000,

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -28,12 +28,13 @@ from server.credits.alerts import Alerts
 from server.credits.balances import Balance
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.credits.pricing import Money, Pricing
+from server.credits.statement import PastBalance
 from server.credits.top_ups.state_machine import PAYABLE, UNFINISHED, TopUp, TopUpFlag, TopUpStatus
 from server.errors import DomainError, RetryLater
 from server.otps.delivery.suppressions import Suppression, SuppressionReason
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
 from server.otps.recipients import Preview
-from server.otps.usage import DailyUsage
+from server.otps.usage import Conversion, DailyUsage
 from server.providers.provider import Channel
 
 SUPPRESSION_REASONS: Final = {
@@ -43,12 +44,15 @@ SUPPRESSION_REASONS: Final = {
 CHANNELS: Final[Mapping[Channel, channel_pb2.Channel.ValueType]] = {
     name: channel_pb2.Channel.Value(f"CHANNEL_{name}") for name in Channel
 }
+CHANNELS_BY_NUMBER: Final = {number: channel for channel, number in CHANNELS.items()}
 
 _KINDS = {kind: ledger_entry_pb2.LedgerEntryKind.Value(f"LEDGER_ENTRY_KIND_{kind}") for kind in LedgerEntryKind}
+KINDS_BY_NUMBER: Final = {number: kind for kind, number in _KINDS.items()}
 _TOP_UP_STATUSES = {status: top_up_pb2.TopUpStatus.Value(f"TOP_UP_STATUS_{status}") for status in TopUpStatus}
 _TOP_UP_FLAGS = {flag.value: top_up_pb2.TopUpFlag.Value(f"TOP_UP_FLAG_{flag}") for flag in TopUpFlag}
 _TOP_UP_STATUSES_BY_NUMBER = {number: status for status, number in _TOP_UP_STATUSES.items()}
 _OTP_STATUSES = {status: otp_pb2.OtpStatus.Value(f"OTP_STATUS_{status}") for status in OtpStatus}
+OTP_STATUSES_BY_NUMBER: Final = {number: status for status, number in _OTP_STATUSES.items()}
 _DELIVERY_STATUSES = {
     status: delivery_pb2.DeliveryStatus.Value(f"DELIVERY_STATUS_{status}") for status in DeliveryStatus
 }
@@ -80,6 +84,11 @@ def moment(message: Timestamp) -> datetime:
     return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 
+def moment_or_none(request: Any, field: str) -> datetime | None:
+    """Convert a request's field that is a valid Timestamp; None when it is not set."""
+    return moment(getattr(request, field)) if request.HasField(field) else None
+
+
 def money(amount: Money) -> money_pb2.Money:
     """Convert an amount to units and nanos (billionths)."""
     units, nanos = divmod(int(amount.amount * _NANOS_PER_UNIT), _NANOS_PER_UNIT)
@@ -105,6 +114,15 @@ class BalanceConverter:
         for channel, credits in self._prices:
             message.sends_left.add(channel=channel, sends=available // credits)
         return message
+
+
+def past_balance_message(organization_id: str, balance: PastBalance) -> balance_pb2.Balance:
+    """Convert a balance of the past. Thresholds and prices of then are not known."""
+    return balance_pb2.Balance(
+        organization_id=organization_id,
+        available_credits=balance.available_credits,
+        last_sequence=balance.last_sequence,
+    )
 
 
 def pricing_message(pricing: Pricing) -> pricing_pb2.Pricing:
@@ -298,6 +316,18 @@ def write_send_error(message: otp_service_pb2.SendError, error: DomainError) -> 
 def reported_status(number: delivery_pb2.DeliveryStatus.ValueType) -> DeliveryStatus:
     """Convert the number of a status from a delivery report; validation accepts only known numbers."""
     return _DELIVERY_STATUSES_BY_NUMBER[number]
+
+
+def conversion_message(conversion: Conversion) -> usage_pb2.Conversion:
+    """Convert what became of the sends to one country through one channel and provider."""
+    return usage_pb2.Conversion(
+        country=conversion.country,
+        channel=CHANNELS[conversion.channel],
+        provider=conversion.provider,
+        sends=conversion.sends,
+        credits=conversion.credits,
+        verified_sends=conversion.verified_sends,
+    )
 
 
 def usage_message(usage: DailyUsage) -> usage_pb2.DailyUsage:

@@ -12,10 +12,14 @@ from pulsa.credit.v1 import credit_service_pb2 as pb
 from pulsa.credit.v1 import ledger_entry_pb2, top_up_pb2
 
 from server.api.converters import (
+    KINDS_BY_NUMBER,
     BalanceConverter,
     alerts_message,
     entry_message,
+    moment,
+    moment_or_none,
     money,
+    past_balance_message,
     pricing_message,
     suspension_message,
     timestamp,
@@ -23,13 +27,21 @@ from server.api.converters import (
     top_up_status,
 )
 from server.api.interceptor import Call
-from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, filters_of, write_page
 from server.credits.accounts import RequestMemory, resume, suspend
 from server.credits.alerts import read_alerts, update_alerts
 from server.credits.audit import audit_organization
 from server.credits.balances import Balances, BalanceStreams
 from server.credits.ledger import AuditKeys, LedgerEntry, adjust_credits, list_entries
 from server.credits.pricing import Pricing
+from server.credits.statement import (
+    EntrySearch,
+    Position,
+    export_ledger,
+    read_balance_at,
+    read_runway,
+    search_entries,
+)
 from server.credits.stripe.inbox import StripeInbox
 from server.credits.top_ups.service import Purchase, TopUps
 from server.credits.top_ups.state_machine import Resolution, TopUp
@@ -38,6 +50,7 @@ from server.postgres.pool import Pool, acquire
 # ruff: noqa: N802 - a method is named as its rpc
 
 _LAST_SEQUENCE: Final = 2**63 - 1
+_SEQUENCE_BITS: Final = 64
 _LAST_ID: Final = 2**128 - 1
 _RESPONSE_SECONDS = 0.5
 """Reserved before the caller's deadline to return the state that a top-up has reached."""
@@ -74,8 +87,17 @@ class CreditService:
 
     async def GetBalance(self, request: pb.GetBalanceRequest, _: Call) -> pb.GetBalanceResponse:
         """Return the current balance."""
+        if request.HasField("time"):
+            then = await read_balance_at(self._dependencies.pool, request.organization_id, moment(request.time))
+            return pb.GetBalanceResponse(balance=past_balance_message(request.organization_id, then))
         balance = await self._get_balance(request.organization_id)
-        return pb.GetBalanceResponse(balance=self._balance_message(balance))
+        response = pb.GetBalanceResponse(balance=self._balance_message(balance))
+        if request.with_runway:
+            pool = self._dependencies.pool
+            runway_days = await read_runway(pool, request.organization_id, now=pool.now())
+            if runway_days is not None:
+                response.balance.runway_days = runway_days
+        return response
 
     async def WatchBalance(
         self, request: pb.WatchBalanceRequest, _: Call
@@ -155,15 +177,53 @@ class CreditService:
 
     async def ListLedgerEntries(self, request: pb.ListLedgerEntriesRequest, _: Call) -> pb.ListLedgerEntriesResponse:
         """Return one page of ledger entries, newest first."""
-        tokens = PageTokens("ListLedgerEntries", request.organization_id, newest=_LAST_SEQUENCE)
+        tokens = PageTokens("ListLedgerEntries", request.organization_id, *filters_of(request), newest=_LAST_SEQUENCE)
         size = request.page_size or DEFAULT_PAGE_SIZE
         before = tokens.read(request.page_token)
+        search = EntrySearch(
+            kinds=tuple(KINDS_BY_NUMBER[number] for number in request.kinds),
+            reference_id=UUID(request.reference_id) if request.reference_id else None,
+            start_time=moment_or_none(request, "start_time"),
+            end_time=moment_or_none(request, "end_time"),
+        )
+        bound: int | None = None
         async with acquire(self._dependencies.pool) as connection:
-            entries = await list_entries(connection, request.organization_id, before_sequence=before, limit=size + 1)
+            if search == EntrySearch():
+                entries = await list_entries(
+                    connection, request.organization_id, before_sequence=before, limit=size + 1
+                )
+            else:
+                entries, bound = await search_entries(
+                    connection, request.organization_id, search, before_sequence=before, limit=size + 1
+                )
         response = pb.ListLedgerEntriesResponse()
         if last := write_page(response.ledger_entries, entries, _write_entry, size=size):
-            response.next_page_token = tokens.write(last.sequence)
+            bound = last.sequence
+        if bound:
+            response.next_page_token = tokens.write(bound)
         return response
+
+    async def ExportLedger(
+        self, request: pb.ExportLedgerRequest, _: Call
+    ) -> AsyncGenerator[pb.ExportLedgerResponse, None]:
+        """Stream the ledger as CSV, from the position of the resume_token."""
+        months = (request.start_month, request.end_month)
+        tokens = PageTokens("ExportLedger", request.organization_id, *months, newest=_LAST_ID, field="resume_token")
+        position = tokens.read(request.resume_token) if request.resume_token else None
+        parts = export_ledger(
+            self._dependencies.pool,
+            request.organization_id,
+            *months,
+            resume=None if position is None else Position(*divmod(position, 1 << _SEQUENCE_BITS)),
+        )
+        async with aclosing(parts):
+            async for part in parts:
+                yield pb.ExportLedgerResponse(
+                    csv=part.csv,
+                    resume_token="" if part.position is None else tokens.write(_number_of(part.position)),
+                    exported_entries=part.exported_entries,
+                    total_entries=part.total_entries,
+                )
 
     async def GetAlerts(self, request: pb.GetAlertsRequest, _: Call) -> pb.GetAlertsResponse:
         """Return the alert settings."""
@@ -246,6 +306,10 @@ class CreditService:
     def _wait_seconds(self, call: Call) -> float:
         remaining = call.deadline - time.monotonic() - _RESPONSE_SECONDS
         return max(0.0, min(self._dependencies.stripe_wait_seconds, remaining))
+
+
+def _number_of(position: Position) -> int:
+    return position.last_sequence << _SEQUENCE_BITS | position.sequence
 
 
 def _write_top_up(message: top_up_pb2.TopUp, top_up: TopUp) -> None:

@@ -13,8 +13,11 @@ from pulsa.otp.v1 import otp_service_pb2 as pb
 
 from server.api.auth import ANY_ORGANIZATION
 from server.api.converters import (
+    CHANNELS_BY_NUMBER,
+    OTP_STATUSES_BY_NUMBER,
     SUPPRESSION_REASONS,
-    moment,
+    conversion_message,
+    moment_or_none,
     reported_status,
     suppression_message,
     usage_message,
@@ -22,7 +25,7 @@ from server.api.converters import (
     write_record,
 )
 from server.api.interceptor import Call
-from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, write_page
+from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, filters_of, write_page
 from server.clock import Clock
 from server.errors import DeliveryNotFound
 from server.otps.crypto import Crypto
@@ -31,8 +34,9 @@ from server.otps.delivery.suppressions import SuppressionReason, Suppressions
 from server.otps.otp import OtpRecord, cancel_otp, list_otps, read_otp
 from server.otps.recipients import RawDestination, parse_destination
 from server.otps.retention import erase_destination
+from server.otps.search import OtpSearch, search_otps
 from server.otps.send import Sender
-from server.otps.usage import read_usage
+from server.otps.usage import read_conversions, read_usage
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
 from server.postgres.pool import Pool, acquire
@@ -82,18 +86,23 @@ class OtpRecords:
 
     async def ListOtps(self, request: pb.ListOtpsRequest, _: Call) -> pb.ListOtpsResponse:
         """Return a page of OTPs, newest first."""
-        tokens = PageTokens("ListOtps", request.organization_id, newest=_LAST_ID)
+        tokens = PageTokens("ListOtps", request.organization_id, *filters_of(request), newest=_LAST_ID)
         size = request.page_size or DEFAULT_PAGE_SIZE
+        before, limit = UUID(int=tokens.read(request.page_token)), size + 1
+        search = self._search_of(request)
+        bound = None
         async with acquire(self._pool) as connection:
-            records = await list_otps(
-                connection,
-                request.organization_id,
-                before_otp_id=UUID(int=tokens.read(request.page_token)),
-                limit=size + 1,
-            )
+            if search == OtpSearch():
+                records = await list_otps(connection, request.organization_id, before_otp_id=before, limit=limit)
+            else:
+                records, bound = await search_otps(
+                    connection, request.organization_id, search, before_otp_id=before, limit=limit, now=self._clock()
+                )
         response = pb.ListOtpsResponse()
         if last := write_page(response.otps, records, self._write_record, size=size):
-            response.next_page_token = tokens.write(last.otp.otp_id.int)
+            bound = last.otp.otp_id
+        if bound:
+            response.next_page_token = tokens.write(bound.int)
         return response
 
     async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
@@ -115,7 +124,7 @@ class OtpRecords:
             failure_reason=request.failure_reason,
             refund_accepted=self._refund_accepted,
             now=self._clock(),
-            report_time=moment(request.report_time) if request.HasField("report_time") else None,
+            report_time=moment_or_none(request, "report_time"),
         )
         response = pb.ReportDeliveryResponse()
         write_delivery(response.delivery, delivery)
@@ -160,17 +169,38 @@ class OtpRecords:
         return pb.LiftSuppressionResponse(lifted=lifted)
 
     async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
-        """Return the sends per day and channel."""
+        """Return the sends per day and channel, and what became of them."""
         start, end = date.fromisoformat(request.start_date), date.fromisoformat(request.end_date)
         async with acquire(self._pool) as connection:
             days = await read_usage(connection, request.organization_id, start=start, end=end)
-        return pb.GetUsageResponse(daily_usages=map(usage_message, days))
+            response = pb.GetUsageResponse(daily_usages=map(usage_message, days))
+            if request.with_conversions:
+                since, found = await read_conversions(connection, request.organization_id, start=start, end=end)
+                response.conversions_start_date = since.isoformat()
+                response.conversions.extend(map(conversion_message, found))
+        if verified := sum(day.verified_otps for day in days):
+            response.credits_per_verified_otp = sum(day.credits for day in days) / verified
+        return response
 
     async def EraseDestination(self, request: pb.EraseDestinationRequest, _: Call) -> pb.EraseDestinationResponse:
         """Erase what is stored of a destination."""
         destination = raw_destination(request.destination, "destination")
         count = await erase_destination(self._pool, self._crypto, request.organization_id, destination)
         return pb.EraseDestinationResponse(delivery_count=count)
+
+    def _search_of(self, request: pb.ListOtpsRequest) -> OtpSearch:
+        digests: tuple[bytes, ...] = ()
+        if request.HasField("destination"):
+            normalized = parse_destination(raw_destination(request.destination, "destination")).normalized
+            digests = tuple(filter(None, (self._crypto.digest(normalized), self._crypto.other_digest(normalized))))
+        return OtpSearch(
+            digests=digests,
+            statuses=tuple(OTP_STATUSES_BY_NUMBER[number] for number in request.otp_statuses),
+            purposes=tuple(request.purposes),
+            channels=tuple(CHANNELS_BY_NUMBER[number] for number in request.channels),
+            start_time=moment_or_none(request, "start_time"),
+            end_time=moment_or_none(request, "end_time"),
+        )
 
     def _write_record(self, message: otp_pb2.Otp, record: OtpRecord) -> None:
         write_record(message, record, now=self._clock(), cooldown=self._cooldown)

@@ -32,6 +32,20 @@ def write_page(page: Any, rows: Sequence[Row], write: Callable[[Any, Row], None]
     return rows[size - 1] if len(rows) > size else None
 
 
+def filters_of(request: Any) -> tuple[str, ...]:
+    """What identifies a list besides its rpc and organization: the filters of its request; () without any.
+
+    Not a destination: tokens have a digest without a key, from which a phone number could be found by trying all.
+    """
+    filters = type(request)()
+    filters.CopyFrom(request)
+    for name in ("organization_id", "page_size", "page_token", "destination"):
+        if name in request.DESCRIPTOR.fields_by_name:
+            filters.ClearField(name)
+    given = filters.SerializeToString(deterministic=True).hex()
+    return (given,) if given else ()
+
+
 class PageTokens:
     """Writes and reads the page tokens of one list, which is ordered newest first.
 
@@ -39,10 +53,12 @@ class PageTokens:
     time-ordered UUID. Tokens need no signature: a read is always limited to the caller's organization.
     """
 
-    def __init__(self, *list_names: str, newest: int) -> None:
-        """`list_names` identify the list; `newest` is an upper bound of its positions."""
+    def __init__(self, *list_names: str, newest: int, field: str = "page_token") -> None:
+        """`list_names` identify the list; `newest` is an upper bound of its positions; `field` is the request's."""
         self._list = blake2b("\0".join(list_names).encode(), digest_size=_LIST_BYTES).digest()
         self._newest = newest
+        self._field = field
+        self._expected = f"a {'next_' if field == 'page_token' else ''}{field} of the same list"
 
     def write(self, position: int) -> str:
         """Return the token of the page that continues after the row at this position."""
@@ -57,7 +73,7 @@ class PageTokens:
             return self._newest
         position = self._position(token)
         if position is None or position > self._newest or token != self.write(position):
-            violation = FieldViolation("page_token", "a next_page_token of the same list")
+            violation = FieldViolation(self._field, self._expected)
             raise InvalidFields(violations=(violation,))
         return position
 

@@ -33,6 +33,7 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "CancelTopUp": SUBSCRIBE,
         "ResolveTopUp": TOP_UPS_RESOLVE,
         "ListLedgerEntries": BALANCE_READ,
+        "ExportLedger": BALANCE_READ,
         "GetAlerts": SUBSCRIBE,
         "UpdateAlerts": SUBSCRIBE,
         "AdjustCredits": CREDITS_ADJUST,

@@ -17,8 +17,11 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from pulsa.credit.v1.channel_pb2 import Channel
+from pulsa.credit.v1.ledger_entry_pb2 import LedgerEntryKind
 from pulsa.credit.v1.top_up_pb2 import TopUpStatus
 from pulsa.otp.v1.delivery_pb2 import DeliveryStatus
+from pulsa.otp.v1.otp_pb2 import OtpStatus
 from pulsa.otp.v1.suppression_pb2 import SuppressionReason
 
 from server.errors import FieldViolation, InvalidFields
@@ -29,7 +32,7 @@ _CHARACTER: Final = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _MAXIMUM_EMAIL_LENGTH: Final = 254
 _MAXIMUM_CREDITS: Final = 1_000_000_000
 _MAXIMUM_METADATA_ENTRIES: Final = 10
-_MAXIMUM_STATUSES: Final = 10
+_MAXIMUM_FILTER_VALUES: Final = 10
 _MAXIMUM_USAGE_DAYS: Final = 92
 _MAXIMUM_PAYLOAD_BYTES: Final = 262_144
 _NANOS_PER_SECOND: Final = 1_000_000_000
@@ -58,6 +61,13 @@ def _text(shortest: int, longest: int) -> Rule:
 
 def _whole(smallest: int, largest: int, description: str) -> Rule:
     return Rule(description, lambda value: smallest <= value <= largest)
+
+
+def _some_of(known: frozenset[int], what: str) -> Rule:
+    return Rule(
+        f"at most {_MAXIMUM_FILTER_VALUES} {what}",
+        lambda values: len(values) <= _MAXIMUM_FILTER_VALUES and known.issuperset(values),
+    )
 
 
 def _is_email(value: str) -> bool:
@@ -116,7 +126,6 @@ _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME_ZONE = re.compile(r"(?=.{0,64}\Z)(?:[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+)*)?")
 _METADATA_KEY = re.compile(_CHARACTER + "{1,40}")
 _METADATA_VALUE = re.compile(_CHARACTER + "{0,200}")
-_TOP_UP_STATUSES = frozenset(TopUpStatus.values()) - {TopUpStatus.TOP_UP_STATUS_UNSPECIFIED}
 _REPORTED_STATUSES = frozenset(
     {
         DeliveryStatus.DELIVERY_STATUS_SENT,
@@ -127,6 +136,9 @@ _REPORTED_STATUSES = frozenset(
 _UUID = _matches("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", "a UUID in its usual form with hyphens")
 _NUMBER = _matches(f"{_CHARACTER}{{1,32}}", "an international number of at most 32 characters")
 _ANYTHING = Rule("any", lambda _: True)
+_MOMENT = Rule("a valid google.protobuf.Timestamp, or unset", _is_moment)
+_MONTH = _matches("(?:[1-9][0-9]{3}-(?:0[1-9]|1[0-2]))?", "a month as YYYY-MM, or empty")
+_PURPOSE = _matches("[a-z][a-z0-9_]{0,31}", '1 to 32 lower-case letters, digits and "_", beginning with a letter')
 _DATE = Rule("a day as YYYY-MM-DD", _is_day)
 _HOST_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 
@@ -139,10 +151,25 @@ RULES: Final[Mapping[str, Rule]] = {
     # Lists
     "page_size": _whole(0, 500, "0 to 500"),
     "page_token": _text(0, 256),
-    "statuses": Rule(
-        f"at most {_MAXIMUM_STATUSES} known states",
-        lambda values: len(values) <= _MAXIMUM_STATUSES and _TOP_UP_STATUSES.issuperset(values),
+    "statuses": _some_of(frozenset(TopUpStatus.values()) - {0}, "known states"),
+    "otp_statuses": _some_of(frozenset(OtpStatus.values()) - {0}, "known states"),
+    "channels": _some_of(frozenset(Channel.values()) - {0}, "known channels"),
+    "kinds": _some_of(frozenset(LedgerEntryKind.values()) - {0}, "known kinds"),
+    "purposes": Rule(
+        f"at most {_MAXIMUM_FILTER_VALUES} valid purposes",
+        lambda values: len(values) <= _MAXIMUM_FILTER_VALUES and all(map(_PURPOSE.holds, values)),
     ),
+    "reference_id": Rule(
+        "a UUID in its usual form with hyphens, or empty", lambda value: not value or _UUID.holds(value)
+    ),
+    "start_time": _MOMENT,
+    "end_time": _MOMENT,
+    "time": _MOMENT,
+    "with_runway": _ANYTHING,
+    "with_conversions": _ANYTHING,
+    "start_month": _MONTH,
+    "end_month": _MONTH,
+    "resume_token": _text(0, 256),
     "start_date": _DATE,
     "end_date": _DATE,
     # Credits
@@ -175,7 +202,7 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
     "whatsapp": _NUMBER,
     "sms": _NUMBER,
-    "purpose": _matches("[a-z][a-z0-9_]{0,31}", '1 to 32 lower-case letters, digits and "_", beginning with a letter'),
+    "purpose": _PURPOSE,
     "locale": _matches(
         r"(?=.{0,35}\Z)(?:[A-Za-z]{2,8}(?:(?:-|_#?)[A-Za-z0-9]{1,8})*)?",
         "a BCP 47 tag of at most 35 characters, also as Java writes it (in_ID), or empty",
@@ -202,7 +229,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "failure_reason": _matches("[A-Za-z0-9_]{0,64}", 'at most 64 letters, digits and "_"'),
     "mail_token": _matches(MAIL_TOKEN, "39 letters and digits"),
     "suppression_reason": Rule("BOUNCE, COMPLAINT or unspecified", frozenset(SuppressionReason.values()).__contains__),
-    "report_time": Rule("a valid google.protobuf.Timestamp, or unset", _is_moment),
+    "report_time": _MOMENT,
 }
 """Rules by field name, for every field of a request except Pulsa's own messages: their fields have rules."""
 

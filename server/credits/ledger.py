@@ -196,7 +196,7 @@ async def find_entry(
         SQL.find_entry, {"organization_id": organization_id, "kind": kind.value, "reference_id": reference_id}
     )
     row = await cursor.fetchone()
-    return _entry(row) if row else None
+    return entry_from_row(row) if row else None
 
 
 async def list_entries(
@@ -206,7 +206,7 @@ async def list_entries(
     cursor = await connection.execute(
         SQL.list_entries, {"organization_id": organization_id, "before_sequence": before_sequence, "limit": limit}
     )
-    return [_entry(row) for row in await cursor.fetchall()]
+    return [entry_from_row(row) for row in await cursor.fetchall()]
 
 
 async def adjust_credits(
@@ -257,6 +257,7 @@ async def adjust_credits(
     return await retry_transient(once)
 
 
-def _entry(row: tuple[Any, ...]) -> LedgerEntry:
+def entry_from_row(row: tuple[Any, ...]) -> LedgerEntry:
+    """Build an entry from a row of its columns."""
     organization_id, sequence, kind, *rest = row
     return LedgerEntry(organization_id, sequence, LedgerEntryKind(kind), *rest)

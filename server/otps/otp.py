@@ -213,7 +213,7 @@ async def read_otp(connection: Connection, organization_id: str, otp_id: UUID) -
     row = await cursor.fetchone()
     if row is None:
         raise OtpNotFound
-    deliveries = await _read_deliveries(connection, organization_id, [otp_id])
+    deliveries = await read_deliveries(connection, organization_id, [otp_id])
     return OtpRecord(otp_from_row(row), deliveries[otp_id])
 
 
@@ -260,7 +260,7 @@ async def list_otps(
         SQL.list_otps, {"organization_id": organization_id, "before_otp_id": before_otp_id, "limit": limit}
     )
     otps = [otp_from_row(row) for row in await cursor.fetchall()]
-    deliveries = await _read_deliveries(connection, organization_id, [otp.otp_id for otp in otps])
+    deliveries = await read_deliveries(connection, organization_id, [otp.otp_id for otp in otps])
     return [OtpRecord(otp, deliveries[otp.otp_id]) for otp in otps]
 
 
@@ -277,9 +277,10 @@ async def cancel_otp(connection: Connection, organization_id: str, otp_id: UUID,
     return record
 
 
-async def _read_deliveries(
+async def read_deliveries(
     connection: Connection, organization_id: str, otp_ids: Sequence[UUID]
 ) -> dict[UUID, list[Delivery]]:
+    """The deliveries of each of the OTPs, oldest first."""
     if not otp_ids:
         return {}
     cursor = await connection.execute(

@@ -28,3 +28,23 @@ FROM (
 ) AS usage
 GROUP BY day, channel
 ORDER BY day, channel;
+
+-- read_last_removed
+-- A day is in daily_usage once any of its OTPs were removed.
+SELECT max(day)
+FROM daily_usage
+WHERE organization_id = %(organization_id)s;
+
+-- read_conversions
+-- The first of a delivery's areas is its country. Found as in read_usage.
+SELECT split_part(delivery.areas, ' ', 1) AS country, delivery.channel, delivery.provider, count(*),
+    sum(CASE WHEN delivery.refunded THEN 0 ELSE delivery.credits END)::bigint,
+    count(*) FILTER (WHERE otps.status = 'VERIFIED' AND delivery.status <> 'FAILED')
+FROM otps
+JOIN deliveries AS delivery ON delivery.organization_id = otps.organization_id AND delivery.otp_id = otps.otp_id
+    AND delivery.otp_id >= %(first_id)s
+WHERE otps.organization_id = %(organization_id)s
+    AND otps.otp_id >= %(first_id)s AND otps.otp_id < %(end_id)s
+    AND delivery.create_time >= %(start_time)s AND delivery.create_time < %(end_time)s
+GROUP BY country, delivery.channel, delivery.provider
+ORDER BY country, delivery.channel, delivery.provider;

@@ -291,6 +291,7 @@ class Pool:
         settings = {
             "role": self._role,
             "jit": "off",
+            "datestyle": "ISO, YMD",  # of times that statements turn into text
             **_PLANNING,
             "lock_timeout": _milliseconds(self.timeouts.lock),
             "statement_timeout": _milliseconds(self.timeouts.job),

@@ -16,6 +16,7 @@ from uuid import uuid4
 import grpc
 from pulsa.client import PulsaClient, connect
 from pulsa.credit.v1 import credit_service_pb2 as credit
+from pulsa.credit.v1.ledger_entry_pb2 import LedgerEntryKind
 from pulsa.credit.v1.top_up_pb2 import TopUpStatus
 from pulsa.errors import PulsaError
 from pulsa.otp.v1 import otp_service_pb2 as otp
@@ -95,6 +96,7 @@ class _Scenario:
         first = self._run_sends()
         self._run_guesses(first)
         self._check_history(top_up.top_up_id)
+        self._search_and_export()
 
     def _run_sends(self) -> str:
         sends = []
@@ -131,6 +133,27 @@ class _Scenario:
         audit = self._pulsa.credits.VerifyLedger(credit.VerifyLedgerRequest(organization_id=self._organization))
         _require(audit.holds and audit.entry_count == len(_BALANCES), f"the ledger is correct: {list(audit.findings)}")
         self._print("the ledger was verified: all 4 entries are correct")
+
+    def _search_and_export(self) -> None:
+        search = otp.ListOtpsRequest(
+            organization_id=self._organization, destination=Destination(sms="+62 812-9876-5432")
+        )
+        [found] = self._pulsa.otps.ListOtps(search).otps
+        delivery = found.deliveries[0]
+        charge = credit.ListLedgerEntriesRequest(
+            organization_id=self._organization,
+            reference_id=delivery.delivery_id,
+            kinds=[LedgerEntryKind.LEDGER_ENTRY_KIND_SEND],
+        )
+        [entry] = self._pulsa.credits.ListLedgerEntries(charge).ledger_entries
+        _require((entry.sequence, entry.credits) == (4, -3), "the search leads to the charge")
+        self._print(
+            f"support finds what was sent to {delivery.masked_destination}, and its charge: entry {entry.sequence}"
+        )
+        parts = self._pulsa.credits.ExportLedger(credit.ExportLedgerRequest(organization_id=self._organization))
+        lines = b"".join(part.csv for part in parts).decode().splitlines()
+        _require(lines[-1].split(",")[5] == str(_BALANCES[-1]), "the export ends with the balance")
+        self._print(f"the ledger was exported as CSV, {len(lines)} lines; the last one: {lines[-1]}")
 
     def _balance(self) -> Any:
         return self._pulsa.credits.GetBalance(credit.GetBalanceRequest(organization_id=self._organization)).balance

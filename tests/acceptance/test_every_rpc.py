@@ -26,7 +26,7 @@ PERMISSION_OF = {rpc: permission for rpcs in PERMISSIONS.values() for rpc, permi
 FOR_NO_ORGANIZATION = {"RecordStripeEvent", "ReportMail"}
 NOT_FOUND = {"top_up_id": "TOP_UP_NOT_FOUND", "otp_id": "OTP_NOT_FOUND", "delivery_id": "DELIVERY_NOT_FOUND"}
 # Every value of these fields is well-formed.
-NEVER_MALFORMED = {"credits", "validate_only", "compact", "wrong_code_as_result"}
+NEVER_MALFORMED = {"credits", "validate_only", "compact", "wrong_code_as_result", "with_runway", "with_conversions"}
 # Every reason that a caller may see: all but INTERNAL.
 EXPECTED_REASONS = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"INTERNAL"}
 
@@ -45,6 +45,7 @@ async def test_every_rpc_answers_a_good_request(pulsa: Deployment) -> None:
         "GetBalance": await pulsa.call("GetBalance"),
         "WatchBalance": await pulsa.call("WatchBalance"),
         "ListLedgerEntries": await pulsa.call("ListLedgerEntries"),
+        "ExportLedger": await pulsa.call("ExportLedger"),
         "VerifyLedger": await pulsa.call("VerifyLedger"),
         "RecordStripeEvent": await record_event(pulsa),
     }
@@ -184,7 +185,9 @@ def malformed(field: FieldDescriptor) -> Any:
         "metadata": {"": ""},
         "statuses": [99],
         "ttl": {"seconds": -1},
-        "report_time": {"nanos": -1},
+        **{name: {"nanos": -1} for name in ("report_time", "start_time", "end_time", "time")},
+        **{name: [99] for name in ("otp_statuses", "kinds", "channels")},
+        "purposes": [""],
         "payload": bytes(262_145),
     }
     if field.name in by_name:

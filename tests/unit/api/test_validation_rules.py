@@ -83,6 +83,17 @@ def destination(value: Message) -> bool:
     return name is not None and text(getattr(value, name), 1, 254 if name == "email" else 32)
 
 
+def moment(value: Any) -> bool:
+    return -62_135_596_800 <= value.seconds < 253_402_300_800 and value.nanos in range(10**9)
+
+
+def month(value: str) -> bool:
+    year, _, number = value.partition("-")
+    return not value or (
+        only(year, set(string.digits), 4, 4) and int(year) >= 1000 and number in {f"{each:02}" for each in range(1, 13)}
+    )
+
+
 ZONES = zoneinfo.available_timezones()
 STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "organization_id": lambda value: only(value, ALPHANUMERIC | set("._:@-"), 1, 64),
@@ -93,6 +104,19 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "page_size": lambda value: value in range(501),
     "page_token": lambda value: text(value, 0, 256),
     "statuses": lambda values: len(values) <= 10 and all(value in range(1, 11) for value in values),
+    "otp_statuses": lambda values: len(values) <= 10 and all(value in range(1, 6) for value in values),
+    "channels": lambda values: len(values) <= 10 and all(value in range(1, 4) for value in values),
+    "kinds": lambda values: len(values) <= 10 and all(value in range(1, 5) for value in values),
+    "purposes": lambda values: len(values) <= 10 and all(map(purpose, values)),
+    "reference_id": lambda value: not value or uuid(value),
+    "start_time": moment,
+    "end_time": moment,
+    "time": moment,
+    "start_month": month,
+    "end_month": month,
+    "resume_token": lambda value: text(value, 0, 256),
+    "with_runway": lambda _: True,
+    "with_conversions": lambda _: True,
     "start_date": day,
     "currency_code": lambda value: only(value, set(string.ascii_uppercase), 3, 3),
     "billing_name": lambda value: text(value, 0, 120),
@@ -120,7 +144,7 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "code": lambda value: len(value) >= 1 and text(value.translate(dict.fromkeys(b"\t\r\n", "x")), 1, 32),
     "status": lambda value: value in (2, 3, 4),
     "failure_reason": lambda value: only(value, ALPHANUMERIC | {"_"}, 0, 64),
-    "report_time": lambda value: -62_135_596_800 <= value.seconds < 253_402_300_800 and value.nanos in range(10**9),
+    "report_time": moment,
     "mail_token": lambda value: only(value, set(string.ascii_lowercase) | set("234567"), 39, 39),
     "suppression_reason": lambda value: value in range(3),
     "credits": lambda _: True,
@@ -151,6 +175,9 @@ STRINGS = (
             "zh-Hant",
             "2026-02-28",
             "2026-02-29",
+            "2026-12",
+            "2026-13",
+            "0999-01",
             "20260228",
             "2026-W01-1",
             "0000-01-01",
@@ -174,6 +201,13 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     ),
     "ttl": SPANS,
     "report_time": SPANS,
+    "start_time": SPANS,
+    "end_time": SPANS,
+    "time": SPANS,
+    **{
+        name: st.lists(st.sampled_from([0, 1, 4, 5, 99]), max_size=11) for name in ("otp_statuses", "channels", "kinds")
+    },
+    "purposes": st.lists(STRINGS | st.just("login"), max_size=11),
     "metadata": st.dictionaries(STRINGS, STRINGS, max_size=12),
     "statuses": st.lists(st.sampled_from([0, 1, 5, 9, 10, 99]), max_size=11),
     "status": st.sampled_from([0, 1, 2, 3, 4, 5, 99]),
@@ -225,6 +259,7 @@ def test_a_field_is_refused_exactly_when_it_breaks_its_stated_rule(request_type:
 def broken(request: Message) -> set[str]:
     """The fields that break their rules, by the statements above."""
     names = {field.name for field in request.DESCRIPTOR.fields if field.name in STATEMENTS}
-    may_be_absent = {"ttl", "report_time"} | ({"destination"} if "Resend" in request.DESCRIPTOR.name else set())
+    may_be_absent = {"ttl", "report_time", "start_time", "end_time", "time"}
+    may_be_absent |= {"destination"} if request.DESCRIPTOR.name in {"ResendOtpRequest", "ListOtpsRequest"} else set()
     absent = {name for name in names & may_be_absent if not request.HasField(name)}
     return {name for name in names - absent if not STATEMENTS[name](getattr(request, name))}

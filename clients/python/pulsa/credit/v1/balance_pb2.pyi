@@ -31,6 +31,7 @@ class Balance(_message.Message):
     LOW_BALANCE_THRESHOLD_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     SENDS_LEFT_FIELD_NUMBER: _builtins.int
+    RUNWAY_DAYS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization that has these credits."""
     available_credits: _builtins.int
@@ -43,6 +44,10 @@ class Balance(_message.Message):
     """Credits below which the balance counts as low; set with UpdateAlerts."""
     last_sequence: _builtins.int
     """The sequence of the newest ledger entry; 0 before the first. A larger number is a later balance."""
+    runway_days: _builtins.int
+    """Whole days that available_credits last if spending goes on as in the last 7 days, or since the first entry, but at
+    least for 1 day. Unset when GetBalance was not asked for it, and when nothing was spent.
+    """
     @_builtins.property
     def sends_left(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendsLeft]:
         """For each channel, the number of sends that available_credits pays for."""
@@ -56,12 +61,15 @@ class Balance(_message.Message):
         low_balance_threshold: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
         sends_left: _abc.Iterable[Global___SendsLeft] | None = ...,
+        runway_days: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_runway_days", b"_runway_days", "runway_days", b"runway_days"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_credits", b"available_credits", "last_sequence", b"last_sequence", "low_balance", b"low_balance", "low_balance_threshold", b"low_balance_threshold", "organization_id", b"organization_id", "sends_left", b"sends_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_runway_days", b"_runway_days", "available_credits", b"available_credits", "last_sequence", b"last_sequence", "low_balance", b"low_balance", "low_balance_threshold", b"low_balance_threshold", "organization_id", b"organization_id", "runway_days", b"runway_days", "sends_left", b"sends_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__runway_days: _TypeAlias = _typing.Literal["runway_days"]  # noqa: Y015
+    _WhichOneofArgType__runway_days: _TypeAlias = _typing.Literal["_runway_days", b"_runway_days"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__runway_days) -> _WhichOneofReturnType__runway_days | None: ...
 
 Global___Balance: _TypeAlias = Balance  # noqa: Y015
 

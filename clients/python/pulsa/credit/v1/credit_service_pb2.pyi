@@ -34,16 +34,28 @@ class GetBalanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    WITH_RUNWAY_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    with_runway: _builtins.bool
+    """True: the balance has runway_days. Not with `time`."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """A time in the past: the response has only organization_id, available_credits and last_sequence as they were then.
+        Entries count in the order of their sequence: an entry counts as no earlier than those before it. Unset: now.
+        """
+
     def __init__(
         self,
         *,
         organization_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        with_runway: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "time", b"time", "with_runway", b"with_runway"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -58,7 +70,7 @@ class GetBalanceResponse(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def balance(self) -> _balance_pb2.Balance:
-        """The balance at the time of the call."""
+        """The balance at the time of the call, or at the time that the request has."""
 
     def __init__(
         self,
@@ -558,22 +570,46 @@ class ListLedgerEntriesRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    REFERENCE_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     page_size: _builtins.int
     """At most this many: 0 to 500, where 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
+    """next_page_token of the previous page, for the same filters; empty for the first page. At most 256 characters."""
+    reference_id: _builtins.str
+    """Returns only entries with this cause, a UUID: a top_up_id, a delivery_id or an adjustment's request_id; empty for all."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_ledger_entry_pb2.LedgerEntryKind.ValueType]:
+        """Returns only entries of these kinds, at most 10 of them; empty for all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Returns the entries from this time on; unset for all. Entries count in the order of their sequence: an entry counts as
+        no earlier than those before it.
+        """
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Returns the entries before this time; unset for all."""
+
     def __init__(
         self,
         *,
         organization_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        kinds: _abc.Iterable[_ledger_entry_pb2.LedgerEntryKind.ValueType] | None = ...,
+        reference_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "kinds", b"kinds", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "reference_id", b"reference_id", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,7 +624,7 @@ class ListLedgerEntriesResponse(_message.Message):
     LEDGER_ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """The page_token of the next page; empty on the last page."""
+    """The page_token of the next page; empty on the last page only."""
     @_builtins.property
     def ledger_entries(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_entry_pb2.LedgerEntry]:
         """Newest first."""
@@ -606,6 +642,78 @@ class ListLedgerEntriesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListLedgerEntriesResponse: _TypeAlias = ListLedgerEntriesResponse  # noqa: Y015
+
+@_typing.final
+class ExportLedgerRequest(_message.Message):
+    """See CreditService.ExportLedger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    START_MONTH_FIELD_NUMBER: _builtins.int
+    END_MONTH_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    start_month: _builtins.str
+    """The first month in UTC, as YYYY-MM; empty for that of the first entry."""
+    end_month: _builtins.str
+    """The last month in UTC, as YYYY-MM; empty for the current one. It ends with the newest entry at the first call."""
+    resume_token: _builtins.str
+    """Empty, or the resume_token of the last message that was received for the same months. At most 256 characters."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        start_month: _builtins.str = ...,
+        end_month: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_month", b"end_month", "organization_id", b"organization_id", "resume_token", b"resume_token", "start_month", b"start_month"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportLedgerRequest: _TypeAlias = ExportLedgerRequest  # noqa: Y015
+
+@_typing.final
+class ExportLedgerResponse(_message.Message):
+    """See CreditService.ExportLedger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSV_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    EXPORTED_ENTRIES_FIELD_NUMBER: _builtins.int
+    TOTAL_ENTRIES_FIELD_NUMBER: _builtins.int
+    csv: _builtins.bytes
+    """The next whole lines in UTF-8, each with a line feed at its end. The first of all names the columns: month, kind,
+    sequence, create_time, credits, balance, reference_id, reason, created_by, invoice_number, currency_code, total.
+    `kind` is that of the entry, or OPENING_BALANCE, CLOSING_BALANCE, and CURRENT_BALANCE for a month that is not over. A
+    time is in UTC, such as 2026-01-31 23:59:59.999999Z. `total` is that of the invoice, with tax.
+    """
+    resume_token: _builtins.str
+    """Continues after these lines; empty in the last message."""
+    exported_entries: _builtins.int
+    """Entries until here, also those of earlier calls."""
+    total_entries: _builtins.int
+    """Entries in all."""
+    def __init__(
+        self,
+        *,
+        csv: _builtins.bytes = ...,
+        resume_token: _builtins.str = ...,
+        exported_entries: _builtins.int = ...,
+        total_entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csv", b"csv", "exported_entries", b"exported_entries", "resume_token", b"resume_token", "total_entries", b"total_entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportLedgerResponse: _TypeAlias = ExportLedgerResponse  # noqa: Y015
 
 @_typing.final
 class GetAlertsRequest(_message.Message):

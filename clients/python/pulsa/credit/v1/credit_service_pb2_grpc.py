@@ -98,6 +98,11 @@ class CreditServiceStub:
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesRequest.SerializeToString,
                 response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesResponse.FromString,
                 _registered_method=True)
+        self.ExportLedger = channel.unary_stream(
+                '/pulsa.credit.v1.CreditService/ExportLedger',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerResponse.FromString,
+                _registered_method=True)
         self.GetAlerts = channel.unary_unary(
                 '/pulsa.credit.v1.CreditService/GetAlerts',
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsRequest.SerializeToString,
@@ -153,7 +158,7 @@ class CreditServiceServicer:
     """
 
     def GetBalance(self, request, context):
-        """Returns an organization's current balance. Permission `balance.read`.
+        """Returns an organization's balance, now or at an earlier time, and how long it will last. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,8 +235,19 @@ class CreditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListLedgerEntries(self, request, context):
-        """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
-        Permission `balance.read`.
+        """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB. Entries
+        are found by kind, reference and time through indexes; with kinds that include SEND a page looks at no more than
+        10000 entries, and may be empty and still have a next_page_token. Permission `balance.read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportLedger(self, request, context):
+        """Streams the ledger as CSV, month by month: the opening balance, each entry in order, and the closing balance; a top-up
+        with the number of its Stripe invoice. Repeated for months that are over it is the same, byte for byte. It is complete
+        with a message whose resume_token is empty: if it ends earlier, also with OK as a server drains, call it again with
+        the last resume_token. Permission `balance.read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -344,6 +360,11 @@ def add_CreditServiceServicer_to_server(servicer, server):
                     servicer.ListLedgerEntries,
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesRequest.FromString,
                     response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesResponse.SerializeToString,
+            ),
+            'ExportLedger': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportLedger,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerResponse.SerializeToString,
             ),
             'GetAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAlerts,
@@ -665,6 +686,33 @@ class CreditService:
             '/pulsa.credit.v1.CreditService/ListLedgerEntries',
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesRequest.SerializeToString,
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ListLedgerEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/ExportLedger',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,7 +48,7 @@ class CreditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CreditServiceAsyncStub: ...
     GetBalance: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetBalanceRequest, _credit_service_pb2.GetBalanceResponse]
-    """Returns an organization's current balance. Permission `balance.read`."""
+    """Returns an organization's balance, now or at an earlier time, and how long it will last. Permission `balance.read`."""
     WatchBalance: _grpc.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
     low-balance threshold, and spending at most once a second. Sends the same balance again after
@@ -86,8 +86,15 @@ class CreditServiceStub:
     Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_RESOLVABLE, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
     """
     ListLedgerEntries: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]
-    """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
-    Permission `balance.read`.
+    """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB. Entries
+    are found by kind, reference and time through indexes; with kinds that include SEND a page looks at no more than
+    10000 entries, and may be empty and still have a next_page_token. Permission `balance.read`.
+    """
+    ExportLedger: _grpc.UnaryStreamMultiCallable[_credit_service_pb2.ExportLedgerRequest, _credit_service_pb2.ExportLedgerResponse]
+    """Streams the ledger as CSV, month by month: the opening balance, each entry in order, and the closing balance; a top-up
+    with the number of its Stripe invoice. Repeated for months that are over it is the same, byte for byte. It is complete
+    with a message whose resume_token is empty: if it ends earlier, also with OK as a server drains, call it again with
+    the last resume_token. Permission `balance.read`.
     """
     GetAlerts: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetAlertsRequest, _credit_service_pb2.GetAlertsResponse]
     """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
@@ -133,7 +140,7 @@ class CreditServiceAsyncStub(CreditServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetBalance: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetBalanceRequest, _credit_service_pb2.GetBalanceResponse]  # type: ignore[assignment]
-    """Returns an organization's current balance. Permission `balance.read`."""
+    """Returns an organization's balance, now or at an earlier time, and how long it will last. Permission `balance.read`."""
     WatchBalance: _aio.UnaryStreamMultiCallable[_credit_service_pb2.WatchBalanceRequest, _credit_service_pb2.WatchBalanceResponse]  # type: ignore[assignment]
     """Streams the current balance, then each change that a page should show: a paid top-up, a crossed or changed
     low-balance threshold, and spending at most once a second. Sends the same balance again after
@@ -171,8 +178,15 @@ class CreditServiceAsyncStub(CreditServiceStub):
     Errors: TOP_UP_NOT_FOUND, TOP_UP_NOT_RESOLVABLE, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED.
     """
     ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListLedgerEntriesRequest, _credit_service_pb2.ListLedgerEntriesResponse]  # type: ignore[assignment]
-    """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
-    Permission `balance.read`.
+    """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB. Entries
+    are found by kind, reference and time through indexes; with kinds that include SEND a page looks at no more than
+    10000 entries, and may be empty and still have a next_page_token. Permission `balance.read`.
+    """
+    ExportLedger: _aio.UnaryStreamMultiCallable[_credit_service_pb2.ExportLedgerRequest, _credit_service_pb2.ExportLedgerResponse]  # type: ignore[assignment]
+    """Streams the ledger as CSV, month by month: the opening balance, each entry in order, and the closing balance; a top-up
+    with the number of its Stripe invoice. Repeated for months that are over it is the same, byte for byte. It is complete
+    with a message whose resume_token is empty: if it ends earlier, also with OK as a server drains, call it again with
+    the last resume_token. Permission `balance.read`.
     """
     GetAlerts: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetAlertsRequest, _credit_service_pb2.GetAlertsResponse]  # type: ignore[assignment]
     """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
@@ -221,7 +235,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.GetBalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.GetBalanceResponse, _abc.Awaitable[_credit_service_pb2.GetBalanceResponse]]:
-        """Returns an organization's current balance. Permission `balance.read`."""
+        """Returns an organization's balance, now or at an earlier time, and how long it will last. Permission `balance.read`."""
 
     @_abc_1.abstractmethod
     def WatchBalance(
@@ -313,8 +327,21 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.ListLedgerEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.ListLedgerEntriesResponse, _abc.Awaitable[_credit_service_pb2.ListLedgerEntriesResponse]]:
-        """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
-        Permission `balance.read`.
+        """Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB. Entries
+        are found by kind, reference and time through indexes; with kinds that include SEND a page looks at no more than
+        10000 entries, and may be empty and still have a next_page_token. Permission `balance.read`.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportLedger(
+        self,
+        request: _credit_service_pb2.ExportLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_credit_service_pb2.ExportLedgerResponse], _abc.AsyncIterator[_credit_service_pb2.ExportLedgerResponse]]:
+        """Streams the ledger as CSV, month by month: the opening balance, each entry in order, and the closing balance; a top-up
+        with the number of its Stripe invoice. Repeated for months that are over it is the same, byte for byte. It is complete
+        with a message whose resume_token is empty: if it ends earlier, also with OK as a server drains, call it again with
+        the last resume_token. Permission `balance.read`.
         """
 
     @_abc_1.abstractmethod

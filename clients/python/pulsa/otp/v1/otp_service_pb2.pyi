@@ -725,22 +725,60 @@ class ListOtpsRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    OTP_STATUSES_FIELD_NUMBER: _builtins.int
+    PURPOSES_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     page_size: _builtins.int
     """At most this many: 0 to 500, where 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
+    """next_page_token of the previous page, for the same filters; empty for the first page. At most 256 characters."""
+    @_builtins.property
+    def destination(self) -> _destination_pb2.Destination:
+        """Returns only OTPs of which a delivery went to exactly this destination; unset for all. A phone number is one
+        destination for WhatsApp and SMS. What was erased is not found.
+        """
+
+    @_builtins.property
+    def otp_statuses(self) -> _containers.RepeatedScalarFieldContainer[_otp_pb2.OtpStatus.ValueType]:
+        """Returns only OTPs with one of these statuses, at most 10 of them; empty for all."""
+
+    @_builtins.property
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Returns only OTPs with one of these purposes, at most 10 of them, each as in SendOtp; empty for all."""
+
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_channel_pb2.Channel.ValueType]:
+        """Returns only OTPs whose first delivery was through one of these channels, at most 10 of them; empty for all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Returns only OTPs that were created at this time or later; unset for all."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Returns only OTPs that were created before this time; unset for all."""
+
     def __init__(
         self,
         *,
         organization_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        destination: _destination_pb2.Destination | None = ...,
+        otp_statuses: _abc.Iterable[_otp_pb2.OtpStatus.ValueType] | None = ...,
+        purposes: _abc.Iterable[_builtins.str] | None = ...,
+        channels: _abc.Iterable[_channel_pb2.Channel.ValueType] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "destination", b"destination", "end_time", b"end_time", "organization_id", b"organization_id", "otp_statuses", b"otp_statuses", "page_size", b"page_size", "page_token", b"page_token", "purposes", b"purposes", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -755,7 +793,7 @@ class ListOtpsResponse(_message.Message):
     OTPS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """The page_token of the next page; empty on the last page."""
+    """The page_token of the next page; empty on the last page only."""
     @_builtins.property
     def otps(self) -> _containers.RepeatedCompositeFieldContainer[_otp_pb2.Otp]:
         """Newest first."""
@@ -1068,22 +1106,26 @@ class GetUsageRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     START_DATE_FIELD_NUMBER: _builtins.int
     END_DATE_FIELD_NUMBER: _builtins.int
+    WITH_CONVERSIONS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """1 to 64 characters: letters, digits, and any of "._:@-"."""
     start_date: _builtins.str
     """The first day in UTC, as YYYY-MM-DD."""
     end_date: _builtins.str
     """The last day in UTC, as YYYY-MM-DD; at most 92 days after the first."""
+    with_conversions: _builtins.bool
+    """True: the response has conversions."""
     def __init__(
         self,
         *,
         organization_id: _builtins.str = ...,
         start_date: _builtins.str = ...,
         end_date: _builtins.str = ...,
+        with_conversions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_date", b"end_date", "organization_id", b"organization_id", "start_date", b"start_date"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_date", b"end_date", "organization_id", b"organization_id", "start_date", b"start_date", "with_conversions", b"with_conversions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1096,20 +1138,38 @@ class GetUsageResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DAILY_USAGES_FIELD_NUMBER: _builtins.int
+    CREDITS_PER_VERIFIED_OTP_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_START_DATE_FIELD_NUMBER: _builtins.int
+    credits_per_verified_otp: _builtins.float
+    """Credits of all these days for each verified OTP of them; unset when none is verified."""
+    conversions_start_date: _builtins.str
+    """The first day, as YYYY-MM-DD, that conversions are of: OTPs of days before it were removed, and conversions of those
+    days are not known. Empty unless asked for.
+    """
     @_builtins.property
     def daily_usages(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.DailyUsage]:
         """By date, then channel; days without sends are left out."""
+
+    @_builtins.property
+    def conversions(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.Conversion]:
+        """By country, channel and provider; empty unless asked for."""
 
     def __init__(
         self,
         *,
         daily_usages: _abc.Iterable[_usage_pb2.DailyUsage] | None = ...,
+        credits_per_verified_otp: _builtins.float | None = ...,
+        conversions: _abc.Iterable[_usage_pb2.Conversion] | None = ...,
+        conversions_start_date: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credits_per_verified_otp", b"_credits_per_verified_otp", "credits_per_verified_otp", b"credits_per_verified_otp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["daily_usages", b"daily_usages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credits_per_verified_otp", b"_credits_per_verified_otp", "conversions", b"conversions", "conversions_start_date", b"conversions_start_date", "credits_per_verified_otp", b"credits_per_verified_otp", "daily_usages", b"daily_usages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__credits_per_verified_otp: _TypeAlias = _typing.Literal["credits_per_verified_otp"]  # noqa: Y015
+    _WhichOneofArgType__credits_per_verified_otp: _TypeAlias = _typing.Literal["_credits_per_verified_otp", b"_credits_per_verified_otp"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credits_per_verified_otp) -> _WhichOneofReturnType__credits_per_verified_otp | None: ...
 
 Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
 

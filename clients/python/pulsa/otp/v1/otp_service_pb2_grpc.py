@@ -190,8 +190,10 @@ class OtpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListOtps(self, request, context):
-        """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
-        `otp.read`.
+        """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. With filters it
+        looks at no more than 10000 OTPs, so that a page may be empty and still have a next_page_token; narrow the time to
+        need fewer pages. With a destination it looks at all that were sent there within the time, by an index. Permission
+        `otp.read`. Errors: INVALID_DESTINATION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

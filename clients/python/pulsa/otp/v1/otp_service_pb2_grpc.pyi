@@ -75,8 +75,10 @@ class OtpServiceStub:
     GetOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]
     """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]
-    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
-    `otp.read`.
+    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. With filters it
+    looks at no more than 10000 OTPs, so that a page may be empty and still have a next_page_token; narrow the time to
+    need fewer pages. With a destination it looks at all that were sent there within the time, by an index. Permission
+    `otp.read`. Errors: INVALID_DESTINATION.
     """
     CancelOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]
     """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
@@ -161,8 +163,10 @@ class OtpServiceAsyncStub(OtpServiceStub):
     GetOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetOtpRequest, _otp_service_pb2.GetOtpResponse]  # type: ignore[assignment]
     """Returns one OTP with its deliveries. Permission `otp.read`. Errors: OTP_NOT_FOUND."""
     ListOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ListOtpsRequest, _otp_service_pb2.ListOtpsResponse]  # type: ignore[assignment]
-    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
-    `otp.read`.
+    """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. With filters it
+    looks at no more than 10000 OTPs, so that a page may be empty and still have a next_page_token; narrow the time to
+    need fewer pages. With a destination it looks at all that were sent there within the time, by an index. Permission
+    `otp.read`. Errors: INVALID_DESTINATION.
     """
     CancelOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.CancelOtpRequest, _otp_service_pb2.CancelOtpResponse]  # type: ignore[assignment]
     """Cancels an OTP: its code is refused, and its deliveries stay charged. Idempotent. Permission `otp.send`.
@@ -286,8 +290,10 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _otp_service_pb2.ListOtpsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_otp_service_pb2.ListOtpsResponse, _abc.Awaitable[_otp_service_pb2.ListOtpsResponse]]:
-        """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. Permission
-        `otp.read`.
+        """Lists an organization's OTPs, newest first. A page may be shorter than page_size: it has at most 4 MB. With filters it
+        looks at no more than 10000 OTPs, so that a page may be empty and still have a next_page_token; narrow the time to
+        need fewer pages. With a destination it looks at all that were sent there within the time, by an index. Permission
+        `otp.read`. Errors: INVALID_DESTINATION.
         """
 
     @_abc_1.abstractmethod

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pulsa.credit.v1 import channel_pb2 as pulsa_dot_credit_dot_v1_dot_channel__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pulsa/otp/v1/usage.proto\x12\x0cpulsa.otp.v1\x1a\x1dpulsa/credit/v1/channel.proto\"\x8a\x01\n\nDailyUsage\x12\x0c\n\x04\x64\x61te\x18\x01 \x01(\t\x12)\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\r\n\x05sends\x18\x03 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x04 \x01(\x03\x12\x0c\n\x04otps\x18\x05 \x01(\x03\x12\x15\n\rverified_otps\x18\x06 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pulsa/otp/v1/usage.proto\x12\x0cpulsa.otp.v1\x1a\x1dpulsa/credit/v1/channel.proto\"\x8a\x01\n\nDailyUsage\x12\x0c\n\x04\x64\x61te\x18\x01 \x01(\t\x12)\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\r\n\x05sends\x18\x03 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x04 \x01(\x03\x12\x0c\n\x04otps\x18\x05 \x01(\x03\x12\x15\n\rverified_otps\x18\x06 \x01(\x03\"\x92\x01\n\nConversion\x12\x0f\n\x07\x63ountry\x18\x01 \x01(\t\x12)\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\r\n\x05sends\x18\x04 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x05 \x01(\x03\x12\x16\n\x0everified_sends\x18\x06 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,4 +34,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DAILYUSAGE']._serialized_start=74
   _globals['_DAILYUSAGE']._serialized_end=212
+  _globals['_CONVERSION']._serialized_start=215
+  _globals['_CONVERSION']._serialized_end=361
 # @@protoc_insertion_point(module_scope)

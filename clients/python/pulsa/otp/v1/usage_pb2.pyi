@@ -58,3 +58,45 @@ class DailyUsage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DailyUsage: _TypeAlias = DailyUsage  # noqa: Y015
+
+@_typing.final
+class Conversion(_message.Message):
+    """What became of the sends to one country through one channel and provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTRY_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    SENDS_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    VERIFIED_SENDS_FIELD_NUMBER: _builtins.int
+    country: _builtins.str
+    """The phone number's country as ISO 3166-1 alpha-2, or its calling code, such as +888, without one; empty for e-mail."""
+    channel: _channel_pb2.Channel.ValueType
+    """The channel."""
+    provider: _builtins.str
+    """Who carried them; empty where no provider answered."""
+    sends: _builtins.int
+    """Accepted sends."""
+    credits: _builtins.int
+    """Credits charged for them, less refunds."""
+    verified_sends: _builtins.int
+    """How many of the sends did not fail and are of an OTP that is verified by now."""
+    def __init__(
+        self,
+        *,
+        country: _builtins.str = ...,
+        channel: _channel_pb2.Channel.ValueType = ...,
+        provider: _builtins.str = ...,
+        sends: _builtins.int = ...,
+        credits: _builtins.int = ...,
+        verified_sends: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "country", b"country", "credits", b"credits", "provider", b"provider", "sends", b"sends", "verified_sends", b"verified_sends"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Conversion: _TypeAlias = Conversion  # noqa: Y015
