@@ -335,6 +335,7 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     dependencies = OtpDependencies(
         pool=pool,
         crypto=crypto,
+        recipients=recipients,
         sender=Sender(
             pool,
             crypto,

@@ -32,7 +32,7 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.reports import report_delivery
 from server.otps.delivery.suppressions import SuppressionReason, Suppressions
 from server.otps.otp import OtpRecord, cancel_otp, list_otps, read_otp
-from server.otps.recipients import RawDestination, parse_destination
+from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.retention import erase_destination
 from server.otps.search import OtpSearch, search_otps
 from server.otps.send import Sender
@@ -52,6 +52,7 @@ class OtpDependencies:
 
     pool: Pool
     crypto: Crypto
+    recipients: RecipientResolver
     sender: Sender
     verifier: Verifier
     clock: Clock
@@ -71,6 +72,7 @@ class OtpRecords:
     def __init__(self, dependencies: OtpDependencies) -> None:
         self._pool = dependencies.pool
         self._crypto = dependencies.crypto
+        self._recipients = dependencies.recipients
         self._clock = dependencies.clock
         self._cooldown = dependencies.cooldown
         self._refund_accepted = dependencies.refund_accepted
@@ -164,7 +166,7 @@ class OtpRecords:
 
     async def LiftSuppression(self, request: pb.LiftSuppressionRequest, _: Call) -> pb.LiftSuppressionResponse:
         """Let mail go to an address again."""
-        address = parse_destination(raw_destination(request.destination, "destination"))
+        address = self._recipients.parse(raw_destination(request.destination, "destination"))
         lifted = await self._suppressions.lift(request.organization_id, address.normalized)
         return pb.LiftSuppressionResponse(lifted=lifted)
 
@@ -184,14 +186,14 @@ class OtpRecords:
 
     async def EraseDestination(self, request: pb.EraseDestinationRequest, _: Call) -> pb.EraseDestinationResponse:
         """Erase what is stored of a destination."""
-        destination = raw_destination(request.destination, "destination")
-        count = await erase_destination(self._pool, self._crypto, request.organization_id, destination)
+        erased = self._recipients.parse(raw_destination(request.destination, "destination")).normalized
+        count = await erase_destination(self._pool, self._crypto, request.organization_id, erased)
         return pb.EraseDestinationResponse(delivery_count=count)
 
     def _search_of(self, request: pb.ListOtpsRequest) -> OtpSearch:
         digests: tuple[bytes, ...] = ()
         if request.HasField("destination"):
-            normalized = parse_destination(raw_destination(request.destination, "destination")).normalized
+            normalized = self._recipients.parse(raw_destination(request.destination, "destination")).normalized
             digests = tuple(filter(None, (self._crypto.digest(normalized), self._crypto.other_digest(normalized))))
         return OtpSearch(
             digests=digests,

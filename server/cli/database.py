@@ -15,7 +15,7 @@ import psycopg
 import structlog
 from pydantic import SecretStr
 
-from server.composition import open_audit_keys, open_crypto, timeouts_of
+from server.composition import area_policy, open_audit_keys, open_crypto, timeouts_of
 from server.credits import accounts
 from server.credits.audit import AuditReport, audit_all
 from server.credits.pricing import load_pricing
@@ -26,7 +26,7 @@ from server.logs import configure_logging
 from server.otps.admission import DAY
 from server.otps.crypto import Crypto
 from server.otps.key_rotation import COLUMNS, Progress, find_digest_uses, find_needed_keys, reseal
-from server.otps.recipients import RawDestination
+from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.retention import erase_destination
 from server.postgres import embedded
 from server.postgres.migrate import READ_ONLY, SchemaError, first_line, look, migrate
@@ -237,18 +237,19 @@ def erase(arguments: argparse.Namespace) -> int:
     """
     settings = load_settings(os.environ)
     crypto = open_crypto(settings)
-    destination = RawDestination(Channel(arguments.channel.upper()), sys.stdin.readline().strip(), arguments.channel)
+    given = RawDestination(Channel(arguments.channel.upper()), sys.stdin.readline().strip(), arguments.channel)
+    try:
+        destination = RecipientResolver(crypto, {}, area_policy(settings)).parse(given).normalized
+    except InvalidDestination as error:
+        print(error, file=sys.stderr)
+        return 2
 
     async def run(url: str) -> int:
         async with _pool(settings, url) as pool:
             return await erase_destination(pool, crypto, arguments.organization, destination)
 
     with existing_database(settings, writes=True) as url:
-        try:
-            count = asyncio.run(run(url))
-        except InvalidDestination as error:
-            print(error, file=sys.stderr)
-            return 2
+        count = asyncio.run(run(url))
     print(f"erased from {count} deliveries; run this again in 10 minutes, when what was in work has ended")
     return 0
 

@@ -4,7 +4,7 @@ Resolved means parsed, allowed, priced and encrypted, for a send and its fallbac
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -129,16 +129,6 @@ def _identity(options: SendOptions) -> str:
     return f"{purpose}\0{locale}\0{code_length}\0{ttl.total_seconds()}\0{max_attempts}\0{web_otp_domain}"
 
 
-def parse_destination(
-    raw: RawDestination, parsers: Mapping[Channel, Callable[[str], Destination]] = PARSERS
-) -> Destination:
-    """Validate a destination. Raises InvalidDestination."""
-    try:
-        return parsers[raw.channel](raw.text)
-    except ValueError:
-        raise InvalidDestination(field=raw.field) from None
-
-
 class RecipientResolver:
     """Resolves destinations to recipients, and encrypts and decrypts fallbacks."""
 
@@ -159,7 +149,7 @@ class RecipientResolver:
         credits = self._channel_credits.get(raw.channel)
         if credits is None:
             raise ChannelNotConfigured(channel=raw.channel.value)
-        destination = parse_destination(raw, self._parsers)
+        destination = self.parse(raw)
         if not self._areas.allows(destination):
             raise DestinationBlocked(channel=raw.channel.value)
         normalized = destination.normalized
@@ -173,6 +163,13 @@ class RecipientResolver:
             self._areas_of(destination),
             self._crypto.other_digest(normalized),
         )
+
+    def parse(self, raw: RawDestination) -> Destination:
+        """Validate a destination, whether or not it may be sent to. Raises InvalidDestination."""
+        try:
+            return self._parsers[raw.channel](raw.text)
+        except ValueError:
+            raise InvalidDestination(field=raw.field) from None
 
     def validate_fallbacks(self, organization_id: str, fallbacks: Sequence[RawDestination]) -> list[Fallback]:
         """Validate fallbacks, in order. Raises what `resolve` raises."""

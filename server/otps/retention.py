@@ -13,7 +13,6 @@ from uuid import UUID
 
 from server.ids import first_id
 from server.otps.crypto import Crypto
-from server.otps.recipients import RawDestination, parse_destination
 from server.postgres.pool import Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
@@ -35,14 +34,13 @@ async def erase_destinations(pool: Pool, *, before: datetime, limit: int) -> Asy
         yield count
 
 
-async def erase_destination(pool: Pool, crypto: Crypto, organization_id: str, raw: RawDestination) -> int:
+async def erase_destination(pool: Pool, crypto: Crypto, organization_id: str, destination: str) -> int:
     """Erase what an organization's rows keep of a destination and cancel its pending OTPs; returns how many deliveries.
 
-    pulsa.otp.v1.OtpService.EraseDestination says what that is and what remains. A repeat finds what is new since then.
-    Raises InvalidDestination.
+    `destination` is normalized. pulsa.otp.v1.OtpService.EraseDestination says what is erased and what remains. A repeat
+    finds what is new since then.
     """
-    normalized = parse_destination(raw).normalized
-    digests = list(filter(None, (crypto.digest(normalized), crypto.other_digest(normalized))))
+    digests = list(filter(None, (crypto.digest(destination), crypto.other_digest(destination))))
     values = {"organization_id": organization_id, "digests": digests}
     count = 0
     while step := await retry_transient(lambda: _erase_step(pool, values)):

@@ -155,6 +155,7 @@ def dependencies_of(harness: DeliveryHarness) -> OtpDependencies:
     return OtpDependencies(
         pool=harness.pool,
         crypto=harness.crypto,
+        recipients=harness.recipients,
         sender=harness.sender,
         verifier=Verifier(harness.pool, harness.crypto, limits=GuessLimits(), clock=harness.clock),
         clock=harness.clock,

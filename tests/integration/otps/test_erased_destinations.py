@@ -12,7 +12,7 @@ from psycopg import sql
 from server.__main__ import main
 from server.errors import InvalidDestination, OtpCanceled
 from server.otps.otp import OtpStatus
-from server.otps.recipients import RawDestination
+from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.retention import erase_destination
 from server.postgres.pool import acquire
 from server.providers.provider import Channel, OutcomeKind
@@ -23,7 +23,10 @@ TRACES = (ANN, "a***@example.com", CRYPTO.digest(ANN).hex(), NUMBER, CRYPTO.dige
 
 
 async def erase(replica: Replica, destination: str, channel: Channel = Channel.EMAIL) -> int:
-    return await erase_destination(replica.pool, replica.crypto, "acme", RawDestination(channel, destination, "email"))
+    normalized = (
+        RecipientResolver(replica.crypto, {}).parse(RawDestination(channel, destination, "destination")).normalized
+    )
+    return await erase_destination(replica.pool, replica.crypto, "acme", normalized)
 
 
 def traces(database_url: str) -> set[str]:

@@ -72,6 +72,7 @@ async def responses(verifier: FakeVerifier, *codes: str, **fields: Any) -> list[
         OtpDependencies(
             pool=cast("Any", None),
             crypto=cast("Any", None),
+            recipients=cast("Any", None),
             sender=cast("Any", None),
             verifier=cast("Any", verifier),
             clock=utc_now,
