@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file pulsa/credit/v1/balance.proto.
  */
 export const file_pulsa_credit_v1_balance: GenFile = /*@__PURE__*/
-  fileDesc("Ch1wdWxzYS9jcmVkaXQvdjEvYmFsYW5jZS5wcm90bxIPcHVsc2EuY3JlZGl0LnYxIrgBCgdCYWxhbmNlEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIZChFhdmFpbGFibGVfY3JlZGl0cxgCIAEoAxITCgtsb3dfYmFsYW5jZRgDIAEoCBIdChVsb3dfYmFsYW5jZV90aHJlc2hvbGQYBCABKAMSFQoNbGFzdF9zZXF1ZW5jZRgFIAEoAxIuCgpzZW5kc19sZWZ0GAYgAygLMhoucHVsc2EuY3JlZGl0LnYxLlNlbmRzTGVmdCJFCglTZW5kc0xlZnQSKQoHY2hhbm5lbBgBIAEoDjIYLnB1bHNhLmNyZWRpdC52MS5DaGFubmVsEg0KBXNlbmRzGAIgASgDYgZwcm90bzM", [file_pulsa_credit_v1_channel]);
+  fileDesc("Ch1wdWxzYS9jcmVkaXQvdjEvYmFsYW5jZS5wcm90bxIPcHVsc2EuY3JlZGl0LnYxIuIBCgdCYWxhbmNlEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIZChFhdmFpbGFibGVfY3JlZGl0cxgCIAEoAxITCgtsb3dfYmFsYW5jZRgDIAEoCBIdChVsb3dfYmFsYW5jZV90aHJlc2hvbGQYBCABKAMSFQoNbGFzdF9zZXF1ZW5jZRgFIAEoAxIuCgpzZW5kc19sZWZ0GAYgAygLMhoucHVsc2EuY3JlZGl0LnYxLlNlbmRzTGVmdBIYCgtydW53YXlfZGF5cxgHIAEoA0gAiAEBQg4KDF9ydW53YXlfZGF5cyJFCglTZW5kc0xlZnQSKQoHY2hhbm5lbBgBIAEoDjIYLnB1bHNhLmNyZWRpdC52MS5DaGFubmVsEg0KBXNlbmRzGAIgASgDYgZwcm90bzM", [file_pulsa_credit_v1_channel]);
 
 /**
  * An organization's credits at one moment. Credits do not expire and are non-refundable.
@@ -62,6 +62,14 @@ export type Balance = Message<"pulsa.credit.v1.Balance"> & {
    * @generated from field: repeated pulsa.credit.v1.SendsLeft sends_left = 6;
    */
   sendsLeft: SendsLeft[];
+
+  /**
+   * Whole days that available_credits last if spending goes on as in the last 7 days, or since the first entry, but at
+   * least for 1 day. Unset when GetBalance was not asked for it, and when nothing was spent.
+   *
+   * @generated from field: optional int64 runway_days = 7;
+   */
+  runwayDays?: bigint | undefined;
 };
 
 /**

@@ -12,7 +12,7 @@ import type { Alerts } from "./alerts_pb.js";
 import { file_pulsa_credit_v1_alerts } from "./alerts_pb.js";
 import type { Balance } from "./balance_pb.js";
 import { file_pulsa_credit_v1_balance } from "./balance_pb.js";
-import type { LedgerEntry } from "./ledger_entry_pb.js";
+import type { LedgerEntry, LedgerEntryKind } from "./ledger_entry_pb.js";
 import { file_pulsa_credit_v1_ledger_entry } from "./ledger_entry_pb.js";
 import type { Money } from "./money_pb.js";
 import { file_pulsa_credit_v1_money } from "./money_pb.js";
@@ -28,7 +28,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file pulsa/credit/v1/credit_service.proto.
  */
 export const file_pulsa_credit_v1_credit_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRwdWxzYS9jcmVkaXQvdjEvY3JlZGl0X3NlcnZpY2UucHJvdG8SD3B1bHNhLmNyZWRpdC52MSIsChFHZXRCYWxhbmNlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiPwoSR2V0QmFsYW5jZVJlc3BvbnNlEikKB2JhbGFuY2UYASABKAsyGC5wdWxzYS5jcmVkaXQudjEuQmFsYW5jZSIuChNXYXRjaEJhbGFuY2VSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJBChRXYXRjaEJhbGFuY2VSZXNwb25zZRIpCgdiYWxhbmNlGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiLAoRR2V0UHJpY2luZ1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIj8KEkdldFByaWNpbmdSZXNwb25zZRIpCgdwcmljaW5nGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLlByaWNpbmciVAoRUXVvdGVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEg8KB2NyZWRpdHMYAiABKAMSFQoNY3VycmVuY3lfY29kZRgDIAEoCSLNAQoSUXVvdGVUb3BVcFJlc3BvbnNlEioKCnVuaXRfcHJpY2UYASABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSKAoIc3VidG90YWwYAiABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSIwoDdGF4GAMgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EiUKBXRvdGFsGAQgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EhUKDXRheF9lc3RpbWF0ZWQYBSABKAgi7gEKEkNyZWF0ZVRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCRIPCgdjcmVkaXRzGAMgASgDEhUKDWN1cnJlbmN5X2NvZGUYBCABKAkSFQoNYmlsbGluZ19lbWFpbBgFIAEoCRIUCgxiaWxsaW5nX25hbWUYBiABKAkSMQoPYmlsbGluZ19hZGRyZXNzGAcgASgLMhgucHVsc2EuY3JlZGl0LnYxLkFkZHJlc3MSEwoLdGF4X2lkX3R5cGUYCCABKAkSDgoGdGF4X2lkGAkgASgJIj0KE0NyZWF0ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIj0KD0dldFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIjoKEEdldFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIoMBChFMaXN0VG9wVXBzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoIc3RhdHVzZXMYAiADKA4yHC5wdWxzYS5jcmVkaXQudjEuVG9wVXBTdGF0dXMSEQoJcGFnZV9zaXplGAMgASgFEhIKCnBhZ2VfdG9rZW4YBCABKAkiVgoSTGlzdFRvcFVwc1Jlc3BvbnNlEicKB3RvcF91cHMYASADKAsyFi5wdWxzYS5jcmVkaXQudjEuVG9wVXASFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIkAKEkNhbmNlbFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIj0KE0NhbmNlbFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIn4KE1Jlc29sdmVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXRvcF91cF9pZBgCIAEoCRISCgpyZXF1ZXN0X2lkGAMgASgJEhcKD3Jlc29sdmVfY3JlZGl0cxgEIAEoAxIOCgZyZWFzb24YBSABKAkiPgoUUmVzb2x2ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIloKGExpc3RMZWRnZXJFbnRyaWVzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkiagoZTGlzdExlZGdlckVudHJpZXNSZXNwb25zZRI0Cg5sZWRnZXJfZW50cmllcxgBIAMoCzIcLnB1bHNhLmNyZWRpdC52MS5MZWRnZXJFbnRyeRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiKwoQR2V0QWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiPAoRR2V0QWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cyLcAQoTVXBkYXRlQWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSIgoVbG93X2JhbGFuY2VfdGhyZXNob2xkGAIgASgDSACIAQESGAoLYWxlcnRfZW1haWwYAyABKAlIAYgBARITCgZsb2NhbGUYBCABKAlIAogBARIWCgl0aW1lX3pvbmUYBSABKAlIA4gBAUIYChZfbG93X2JhbGFuY2VfdGhyZXNob2xkQg4KDF9hbGVydF9lbWFpbEIJCgdfbG9jYWxlQgwKCl90aW1lX3pvbmUiagoUVXBkYXRlQWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cxIpCgdiYWxhbmNlGAIgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiawoUQWRqdXN0Q3JlZGl0c1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkSFgoOYWRqdXN0X2NyZWRpdHMYAyABKAMSDgoGcmVhc29uGAQgASgJInYKFUFkanVzdENyZWRpdHNSZXNwb25zZRIyCgxsZWRnZXJfZW50cnkYASABKAsyHC5wdWxzYS5jcmVkaXQudjEuTGVkZ2VyRW50cnkSKQoHYmFsYW5jZRgCIAEoCzIYLnB1bHNhLmNyZWRpdC52MS5CYWxhbmNlIkUKGlN1c3BlbmRPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIOCgZyZWFzb24YAiABKAkiTgobU3VzcGVuZE9yZ2FuaXphdGlvblJlc3BvbnNlEi8KCnN1c3BlbnNpb24YASABKAsyGy5wdWxzYS5jcmVkaXQudjEuU3VzcGVuc2lvbiI0ChlSZXN1bWVPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJNChpSZXN1bWVPcmdhbml6YXRpb25SZXNwb25zZRIvCgpzdXNwZW5zaW9uGAEgASgLMhsucHVsc2EuY3JlZGl0LnYxLlN1c3BlbnNpb24iLgoTVmVyaWZ5TGVkZ2VyUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkifQoUVmVyaWZ5TGVkZ2VyUmVzcG9uc2USDQoFaG9sZHMYASABKAgSEwoLZW50cnlfY291bnQYAiABKAMSEAoIZmluZGluZ3MYAyADKAkSLwoLdmVyaWZ5X3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIj4KGFJlY29yZFN0cmlwZUV2ZW50UmVxdWVzdBIPCgdwYXlsb2FkGAEgASgMEhEKCXNpZ25hdHVyZRgCIAEoCSJAChlSZWNvcmRTdHJpcGVFdmVudFJlc3BvbnNlEhAKCGV2ZW50X2lkGAEgASgJEhEKCWR1cGxpY2F0ZRgCIAEoCDLTDAoNQ3JlZGl0U2VydmljZRJVCgpHZXRCYWxhbmNlEiIucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXF1ZXN0GiMucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXNwb25zZRJdCgxXYXRjaEJhbGFuY2USJC5wdWxzYS5jcmVkaXQudjEuV2F0Y2hCYWxhbmNlUmVxdWVzdBolLnB1bHNhLmNyZWRpdC52MS5XYXRjaEJhbGFuY2VSZXNwb25zZTABElUKCkdldFByaWNpbmcSIi5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1Jlc3BvbnNlElUKClF1b3RlVG9wVXASIi5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlc3BvbnNlElgKC0NyZWF0ZVRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNyZWF0ZVRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DcmVhdGVUb3BVcFJlc3BvbnNlEk8KCEdldFRvcFVwEiAucHVsc2EuY3JlZGl0LnYxLkdldFRvcFVwUmVxdWVzdBohLnB1bHNhLmNyZWRpdC52MS5HZXRUb3BVcFJlc3BvbnNlElUKCkxpc3RUb3BVcHMSIi5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1Jlc3BvbnNlElgKC0NhbmNlbFRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNhbmNlbFRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DYW5jZWxUb3BVcFJlc3BvbnNlElsKDFJlc29sdmVUb3BVcBIkLnB1bHNhLmNyZWRpdC52MS5SZXNvbHZlVG9wVXBSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLlJlc29sdmVUb3BVcFJlc3BvbnNlEmoKEUxpc3RMZWRnZXJFbnRyaWVzEikucHVsc2EuY3JlZGl0LnYxLkxpc3RMZWRnZXJFbnRyaWVzUmVxdWVzdBoqLnB1bHNhLmNyZWRpdC52MS5MaXN0TGVkZ2VyRW50cmllc1Jlc3BvbnNlElIKCUdldEFsZXJ0cxIhLnB1bHNhLmNyZWRpdC52MS5HZXRBbGVydHNSZXF1ZXN0GiIucHVsc2EuY3JlZGl0LnYxLkdldEFsZXJ0c1Jlc3BvbnNlElsKDFVwZGF0ZUFsZXJ0cxIkLnB1bHNhLmNyZWRpdC52MS5VcGRhdGVBbGVydHNSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLlVwZGF0ZUFsZXJ0c1Jlc3BvbnNlEl4KDUFkanVzdENyZWRpdHMSJS5wdWxzYS5jcmVkaXQudjEuQWRqdXN0Q3JlZGl0c1JlcXVlc3QaJi5wdWxzYS5jcmVkaXQudjEuQWRqdXN0Q3JlZGl0c1Jlc3BvbnNlEnAKE1N1c3BlbmRPcmdhbml6YXRpb24SKy5wdWxzYS5jcmVkaXQudjEuU3VzcGVuZE9yZ2FuaXphdGlvblJlcXVlc3QaLC5wdWxzYS5jcmVkaXQudjEuU3VzcGVuZE9yZ2FuaXphdGlvblJlc3BvbnNlEm0KElJlc3VtZU9yZ2FuaXphdGlvbhIqLnB1bHNhLmNyZWRpdC52MS5SZXN1bWVPcmdhbml6YXRpb25SZXF1ZXN0GisucHVsc2EuY3JlZGl0LnYxLlJlc3VtZU9yZ2FuaXphdGlvblJlc3BvbnNlElsKDFZlcmlmeUxlZGdlchIkLnB1bHNhLmNyZWRpdC52MS5WZXJpZnlMZWRnZXJSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLlZlcmlmeUxlZGdlclJlc3BvbnNlEmoKEVJlY29yZFN0cmlwZUV2ZW50EikucHVsc2EuY3JlZGl0LnYxLlJlY29yZFN0cmlwZUV2ZW50UmVxdWVzdBoqLnB1bHNhLmNyZWRpdC52MS5SZWNvcmRTdHJpcGVFdmVudFJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp, file_pulsa_credit_v1_address, file_pulsa_credit_v1_alerts, file_pulsa_credit_v1_balance, file_pulsa_credit_v1_ledger_entry, file_pulsa_credit_v1_money, file_pulsa_credit_v1_pricing, file_pulsa_credit_v1_suspension, file_pulsa_credit_v1_top_up]);
+  fileDesc("CiRwdWxzYS9jcmVkaXQvdjEvY3JlZGl0X3NlcnZpY2UucHJvdG8SD3B1bHNhLmNyZWRpdC52MSJrChFHZXRCYWxhbmNlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd2l0aF9ydW53YXkYAyABKAgiPwoSR2V0QmFsYW5jZVJlc3BvbnNlEikKB2JhbGFuY2UYASABKAsyGC5wdWxzYS5jcmVkaXQudjEuQmFsYW5jZSIuChNXYXRjaEJhbGFuY2VSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJBChRXYXRjaEJhbGFuY2VSZXNwb25zZRIpCgdiYWxhbmNlGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiLAoRR2V0UHJpY2luZ1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIj8KEkdldFByaWNpbmdSZXNwb25zZRIpCgdwcmljaW5nGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLlByaWNpbmciVAoRUXVvdGVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEg8KB2NyZWRpdHMYAiABKAMSFQoNY3VycmVuY3lfY29kZRgDIAEoCSLNAQoSUXVvdGVUb3BVcFJlc3BvbnNlEioKCnVuaXRfcHJpY2UYASABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSKAoIc3VidG90YWwYAiABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSIwoDdGF4GAMgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EiUKBXRvdGFsGAQgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EhUKDXRheF9lc3RpbWF0ZWQYBSABKAgi7gEKEkNyZWF0ZVRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCRIPCgdjcmVkaXRzGAMgASgDEhUKDWN1cnJlbmN5X2NvZGUYBCABKAkSFQoNYmlsbGluZ19lbWFpbBgFIAEoCRIUCgxiaWxsaW5nX25hbWUYBiABKAkSMQoPYmlsbGluZ19hZGRyZXNzGAcgASgLMhgucHVsc2EuY3JlZGl0LnYxLkFkZHJlc3MSEwoLdGF4X2lkX3R5cGUYCCABKAkSDgoGdGF4X2lkGAkgASgJIj0KE0NyZWF0ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIj0KD0dldFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIjoKEEdldFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIoMBChFMaXN0VG9wVXBzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoIc3RhdHVzZXMYAiADKA4yHC5wdWxzYS5jcmVkaXQudjEuVG9wVXBTdGF0dXMSEQoJcGFnZV9zaXplGAMgASgFEhIKCnBhZ2VfdG9rZW4YBCABKAkiVgoSTGlzdFRvcFVwc1Jlc3BvbnNlEicKB3RvcF91cHMYASADKAsyFi5wdWxzYS5jcmVkaXQudjEuVG9wVXASFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIkAKEkNhbmNlbFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIj0KE0NhbmNlbFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIn4KE1Jlc29sdmVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXRvcF91cF9pZBgCIAEoCRISCgpyZXF1ZXN0X2lkGAMgASgJEhcKD3Jlc29sdmVfY3JlZGl0cxgEIAEoAxIOCgZyZWFzb24YBSABKAkiPgoUUmVzb2x2ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIv8BChhMaXN0TGVkZ2VyRW50cmllc1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEi8KBWtpbmRzGAQgAygOMiAucHVsc2EuY3JlZGl0LnYxLkxlZGdlckVudHJ5S2luZBIUCgxyZWZlcmVuY2VfaWQYBSABKAkSLgoKc3RhcnRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wImoKGUxpc3RMZWRnZXJFbnRyaWVzUmVzcG9uc2USNAoObGVkZ2VyX2VudHJpZXMYASADKAsyHC5wdWxzYS5jcmVkaXQudjEuTGVkZ2VyRW50cnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImwKE0V4cG9ydExlZGdlclJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhMKC3N0YXJ0X21vbnRoGAIgASgJEhEKCWVuZF9tb250aBgDIAEoCRIUCgxyZXN1bWVfdG9rZW4YBCABKAkiagoURXhwb3J0TGVkZ2VyUmVzcG9uc2USCwoDY3N2GAEgASgMEhQKDHJlc3VtZV90b2tlbhgCIAEoCRIYChBleHBvcnRlZF9lbnRyaWVzGAMgASgDEhUKDXRvdGFsX2VudHJpZXMYBCABKAMiKwoQR2V0QWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiPAoRR2V0QWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cyLcAQoTVXBkYXRlQWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSIgoVbG93X2JhbGFuY2VfdGhyZXNob2xkGAIgASgDSACIAQESGAoLYWxlcnRfZW1haWwYAyABKAlIAYgBARITCgZsb2NhbGUYBCABKAlIAogBARIWCgl0aW1lX3pvbmUYBSABKAlIA4gBAUIYChZfbG93X2JhbGFuY2VfdGhyZXNob2xkQg4KDF9hbGVydF9lbWFpbEIJCgdfbG9jYWxlQgwKCl90aW1lX3pvbmUiagoUVXBkYXRlQWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cxIpCgdiYWxhbmNlGAIgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiawoUQWRqdXN0Q3JlZGl0c1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkSFgoOYWRqdXN0X2NyZWRpdHMYAyABKAMSDgoGcmVhc29uGAQgASgJInYKFUFkanVzdENyZWRpdHNSZXNwb25zZRIyCgxsZWRnZXJfZW50cnkYASABKAsyHC5wdWxzYS5jcmVkaXQudjEuTGVkZ2VyRW50cnkSKQoHYmFsYW5jZRgCIAEoCzIYLnB1bHNhLmNyZWRpdC52MS5CYWxhbmNlIkUKGlN1c3BlbmRPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIOCgZyZWFzb24YAiABKAkiTgobU3VzcGVuZE9yZ2FuaXphdGlvblJlc3BvbnNlEi8KCnN1c3BlbnNpb24YASABKAsyGy5wdWxzYS5jcmVkaXQudjEuU3VzcGVuc2lvbiI0ChlSZXN1bWVPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJNChpSZXN1bWVPcmdhbml6YXRpb25SZXNwb25zZRIvCgpzdXNwZW5zaW9uGAEgASgLMhsucHVsc2EuY3JlZGl0LnYxLlN1c3BlbnNpb24iLgoTVmVyaWZ5TGVkZ2VyUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkifQoUVmVyaWZ5TGVkZ2VyUmVzcG9uc2USDQoFaG9sZHMYASABKAgSEwoLZW50cnlfY291bnQYAiABKAMSEAoIZmluZGluZ3MYAyADKAkSLwoLdmVyaWZ5X3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIj4KGFJlY29yZFN0cmlwZUV2ZW50UmVxdWVzdBIPCgdwYXlsb2FkGAEgASgMEhEKCXNpZ25hdHVyZRgCIAEoCSJAChlSZWNvcmRTdHJpcGVFdmVudFJlc3BvbnNlEhAKCGV2ZW50X2lkGAEgASgJEhEKCWR1cGxpY2F0ZRgCIAEoCDKyDQoNQ3JlZGl0U2VydmljZRJVCgpHZXRCYWxhbmNlEiIucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXF1ZXN0GiMucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXNwb25zZRJdCgxXYXRjaEJhbGFuY2USJC5wdWxzYS5jcmVkaXQudjEuV2F0Y2hCYWxhbmNlUmVxdWVzdBolLnB1bHNhLmNyZWRpdC52MS5XYXRjaEJhbGFuY2VSZXNwb25zZTABElUKCkdldFByaWNpbmcSIi5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1Jlc3BvbnNlElUKClF1b3RlVG9wVXASIi5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlc3BvbnNlElgKC0NyZWF0ZVRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNyZWF0ZVRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DcmVhdGVUb3BVcFJlc3BvbnNlEk8KCEdldFRvcFVwEiAucHVsc2EuY3JlZGl0LnYxLkdldFRvcFVwUmVxdWVzdBohLnB1bHNhLmNyZWRpdC52MS5HZXRUb3BVcFJlc3BvbnNlElUKCkxpc3RUb3BVcHMSIi5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1Jlc3BvbnNlElgKC0NhbmNlbFRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNhbmNlbFRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DYW5jZWxUb3BVcFJlc3BvbnNlElsKDFJlc29sdmVUb3BVcBIkLnB1bHNhLmNyZWRpdC52MS5SZXNvbHZlVG9wVXBSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLlJlc29sdmVUb3BVcFJlc3BvbnNlEmoKEUxpc3RMZWRnZXJFbnRyaWVzEikucHVsc2EuY3JlZGl0LnYxLkxpc3RMZWRnZXJFbnRyaWVzUmVxdWVzdBoqLnB1bHNhLmNyZWRpdC52MS5MaXN0TGVkZ2VyRW50cmllc1Jlc3BvbnNlEl0KDEV4cG9ydExlZGdlchIkLnB1bHNhLmNyZWRpdC52MS5FeHBvcnRMZWRnZXJSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLkV4cG9ydExlZGdlclJlc3BvbnNlMAESUgoJR2V0QWxlcnRzEiEucHVsc2EuY3JlZGl0LnYxLkdldEFsZXJ0c1JlcXVlc3QaIi5wdWxzYS5jcmVkaXQudjEuR2V0QWxlcnRzUmVzcG9uc2USWwoMVXBkYXRlQWxlcnRzEiQucHVsc2EuY3JlZGl0LnYxLlVwZGF0ZUFsZXJ0c1JlcXVlc3QaJS5wdWxzYS5jcmVkaXQudjEuVXBkYXRlQWxlcnRzUmVzcG9uc2USXgoNQWRqdXN0Q3JlZGl0cxIlLnB1bHNhLmNyZWRpdC52MS5BZGp1c3RDcmVkaXRzUmVxdWVzdBomLnB1bHNhLmNyZWRpdC52MS5BZGp1c3RDcmVkaXRzUmVzcG9uc2UScAoTU3VzcGVuZE9yZ2FuaXphdGlvbhIrLnB1bHNhLmNyZWRpdC52MS5TdXNwZW5kT3JnYW5pemF0aW9uUmVxdWVzdBosLnB1bHNhLmNyZWRpdC52MS5TdXNwZW5kT3JnYW5pemF0aW9uUmVzcG9uc2USbQoSUmVzdW1lT3JnYW5pemF0aW9uEioucHVsc2EuY3JlZGl0LnYxLlJlc3VtZU9yZ2FuaXphdGlvblJlcXVlc3QaKy5wdWxzYS5jcmVkaXQudjEuUmVzdW1lT3JnYW5pemF0aW9uUmVzcG9uc2USWwoMVmVyaWZ5TGVkZ2VyEiQucHVsc2EuY3JlZGl0LnYxLlZlcmlmeUxlZGdlclJlcXVlc3QaJS5wdWxzYS5jcmVkaXQudjEuVmVyaWZ5TGVkZ2VyUmVzcG9uc2USagoRUmVjb3JkU3RyaXBlRXZlbnQSKS5wdWxzYS5jcmVkaXQudjEuUmVjb3JkU3RyaXBlRXZlbnRSZXF1ZXN0GioucHVsc2EuY3JlZGl0LnYxLlJlY29yZFN0cmlwZUV2ZW50UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp, file_pulsa_credit_v1_address, file_pulsa_credit_v1_alerts, file_pulsa_credit_v1_balance, file_pulsa_credit_v1_ledger_entry, file_pulsa_credit_v1_money, file_pulsa_credit_v1_pricing, file_pulsa_credit_v1_suspension, file_pulsa_credit_v1_top_up]);
 
 /**
  * See CreditService.GetBalance.
@@ -42,6 +42,21 @@ export type GetBalanceRequest = Message<"pulsa.credit.v1.GetBalanceRequest"> & {
    * @generated from field: string organization_id = 1;
    */
   organizationId: string;
+
+  /**
+   * A time in the past: the response has only organization_id, available_credits and last_sequence as they were then.
+   * Entries count in the order of their sequence: an entry counts as no earlier than those before it. Unset: now.
+   *
+   * @generated from field: google.protobuf.Timestamp time = 2;
+   */
+  time?: Timestamp | undefined;
+
+  /**
+   * True: the balance has runway_days. Not with `time`.
+   *
+   * @generated from field: bool with_runway = 3;
+   */
+  withRunway: boolean;
 };
 
 /**
@@ -58,7 +73,7 @@ export const GetBalanceRequestSchema: GenMessage<GetBalanceRequest> = /*@__PURE_
  */
 export type GetBalanceResponse = Message<"pulsa.credit.v1.GetBalanceResponse"> & {
   /**
-   * The balance at the time of the call.
+   * The balance at the time of the call, or at the time that the request has.
    *
    * @generated from field: pulsa.credit.v1.Balance balance = 1;
    */
@@ -598,11 +613,40 @@ export type ListLedgerEntriesRequest = Message<"pulsa.credit.v1.ListLedgerEntrie
   pageSize: number;
 
   /**
-   * next_page_token of the previous page; empty for the first page. At most 256 characters.
+   * next_page_token of the previous page, for the same filters; empty for the first page. At most 256 characters.
    *
    * @generated from field: string page_token = 3;
    */
   pageToken: string;
+
+  /**
+   * Returns only entries of these kinds, at most 10 of them; empty for all.
+   *
+   * @generated from field: repeated pulsa.credit.v1.LedgerEntryKind kinds = 4;
+   */
+  kinds: LedgerEntryKind[];
+
+  /**
+   * Returns only entries with this cause, a UUID: a top_up_id, a delivery_id or an adjustment's request_id; empty for all.
+   *
+   * @generated from field: string reference_id = 5;
+   */
+  referenceId: string;
+
+  /**
+   * Returns the entries from this time on; unset for all. Entries count in the order of their sequence: an entry counts as
+   * no earlier than those before it.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 6;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * Returns the entries before this time; unset for all.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 7;
+   */
+  endTime?: Timestamp | undefined;
 };
 
 /**
@@ -626,7 +670,7 @@ export type ListLedgerEntriesResponse = Message<"pulsa.credit.v1.ListLedgerEntri
   ledgerEntries: LedgerEntry[];
 
   /**
-   * The page_token of the next page; empty on the last page.
+   * The page_token of the next page; empty on the last page only.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -639,6 +683,93 @@ export type ListLedgerEntriesResponse = Message<"pulsa.credit.v1.ListLedgerEntri
  */
 export const ListLedgerEntriesResponseSchema: GenMessage<ListLedgerEntriesResponse> = /*@__PURE__*/
   messageDesc(file_pulsa_credit_v1_credit_service, 19);
+
+/**
+ * See CreditService.ExportLedger.
+ *
+ * @generated from message pulsa.credit.v1.ExportLedgerRequest
+ */
+export type ExportLedgerRequest = Message<"pulsa.credit.v1.ExportLedgerRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * The first month in UTC, as YYYY-MM; empty for that of the first entry.
+   *
+   * @generated from field: string start_month = 2;
+   */
+  startMonth: string;
+
+  /**
+   * The last month in UTC, as YYYY-MM; empty for the current one. It ends with the newest entry at the first call.
+   *
+   * @generated from field: string end_month = 3;
+   */
+  endMonth: string;
+
+  /**
+   * Empty, or the resume_token of the last message that was received for the same months. At most 256 characters.
+   *
+   * @generated from field: string resume_token = 4;
+   */
+  resumeToken: string;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.ExportLedgerRequest.
+ * Use `create(ExportLedgerRequestSchema)` to create a new message.
+ */
+export const ExportLedgerRequestSchema: GenMessage<ExportLedgerRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 20);
+
+/**
+ * See CreditService.ExportLedger.
+ *
+ * @generated from message pulsa.credit.v1.ExportLedgerResponse
+ */
+export type ExportLedgerResponse = Message<"pulsa.credit.v1.ExportLedgerResponse"> & {
+  /**
+   * The next whole lines in UTF-8, each with a line feed at its end. The first of all names the columns: month, kind,
+   * sequence, create_time, credits, balance, reference_id, reason, created_by, invoice_number, currency_code, total.
+   * `kind` is that of the entry, or OPENING_BALANCE, CLOSING_BALANCE, and CURRENT_BALANCE for a month that is not over. A
+   * time is in UTC, such as 2026-01-31 23:59:59.999999Z. `total` is that of the invoice, with tax.
+   *
+   * @generated from field: bytes csv = 1;
+   */
+  csv: Uint8Array;
+
+  /**
+   * Continues after these lines; empty in the last message.
+   *
+   * @generated from field: string resume_token = 2;
+   */
+  resumeToken: string;
+
+  /**
+   * Entries until here, also those of earlier calls.
+   *
+   * @generated from field: int64 exported_entries = 3;
+   */
+  exportedEntries: bigint;
+
+  /**
+   * Entries in all.
+   *
+   * @generated from field: int64 total_entries = 4;
+   */
+  totalEntries: bigint;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.ExportLedgerResponse.
+ * Use `create(ExportLedgerResponseSchema)` to create a new message.
+ */
+export const ExportLedgerResponseSchema: GenMessage<ExportLedgerResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 21);
 
 /**
  * See CreditService.GetAlerts.
@@ -659,7 +790,7 @@ export type GetAlertsRequest = Message<"pulsa.credit.v1.GetAlertsRequest"> & {
  * Use `create(GetAlertsRequestSchema)` to create a new message.
  */
 export const GetAlertsRequestSchema: GenMessage<GetAlertsRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 20);
+  messageDesc(file_pulsa_credit_v1_credit_service, 22);
 
 /**
  * See CreditService.GetAlerts.
@@ -680,7 +811,7 @@ export type GetAlertsResponse = Message<"pulsa.credit.v1.GetAlertsResponse"> & {
  * Use `create(GetAlertsResponseSchema)` to create a new message.
  */
 export const GetAlertsResponseSchema: GenMessage<GetAlertsResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 21);
+  messageDesc(file_pulsa_credit_v1_credit_service, 23);
 
 /**
  * See CreditService.UpdateAlerts. A field that is not set keeps its value.
@@ -730,7 +861,7 @@ export type UpdateAlertsRequest = Message<"pulsa.credit.v1.UpdateAlertsRequest">
  * Use `create(UpdateAlertsRequestSchema)` to create a new message.
  */
 export const UpdateAlertsRequestSchema: GenMessage<UpdateAlertsRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 22);
+  messageDesc(file_pulsa_credit_v1_credit_service, 24);
 
 /**
  * See CreditService.UpdateAlerts.
@@ -758,7 +889,7 @@ export type UpdateAlertsResponse = Message<"pulsa.credit.v1.UpdateAlertsResponse
  * Use `create(UpdateAlertsResponseSchema)` to create a new message.
  */
 export const UpdateAlertsResponseSchema: GenMessage<UpdateAlertsResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 23);
+  messageDesc(file_pulsa_credit_v1_credit_service, 25);
 
 /**
  * See CreditService.AdjustCredits.
@@ -801,7 +932,7 @@ export type AdjustCreditsRequest = Message<"pulsa.credit.v1.AdjustCreditsRequest
  * Use `create(AdjustCreditsRequestSchema)` to create a new message.
  */
 export const AdjustCreditsRequestSchema: GenMessage<AdjustCreditsRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 24);
+  messageDesc(file_pulsa_credit_v1_credit_service, 26);
 
 /**
  * See CreditService.AdjustCredits.
@@ -829,7 +960,7 @@ export type AdjustCreditsResponse = Message<"pulsa.credit.v1.AdjustCreditsRespon
  * Use `create(AdjustCreditsResponseSchema)` to create a new message.
  */
 export const AdjustCreditsResponseSchema: GenMessage<AdjustCreditsResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 25);
+  messageDesc(file_pulsa_credit_v1_credit_service, 27);
 
 /**
  * See CreditService.SuspendOrganization.
@@ -857,7 +988,7 @@ export type SuspendOrganizationRequest = Message<"pulsa.credit.v1.SuspendOrganiz
  * Use `create(SuspendOrganizationRequestSchema)` to create a new message.
  */
 export const SuspendOrganizationRequestSchema: GenMessage<SuspendOrganizationRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 26);
+  messageDesc(file_pulsa_credit_v1_credit_service, 28);
 
 /**
  * See CreditService.SuspendOrganization.
@@ -878,7 +1009,7 @@ export type SuspendOrganizationResponse = Message<"pulsa.credit.v1.SuspendOrgani
  * Use `create(SuspendOrganizationResponseSchema)` to create a new message.
  */
 export const SuspendOrganizationResponseSchema: GenMessage<SuspendOrganizationResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 27);
+  messageDesc(file_pulsa_credit_v1_credit_service, 29);
 
 /**
  * See CreditService.ResumeOrganization.
@@ -899,7 +1030,7 @@ export type ResumeOrganizationRequest = Message<"pulsa.credit.v1.ResumeOrganizat
  * Use `create(ResumeOrganizationRequestSchema)` to create a new message.
  */
 export const ResumeOrganizationRequestSchema: GenMessage<ResumeOrganizationRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 28);
+  messageDesc(file_pulsa_credit_v1_credit_service, 30);
 
 /**
  * See CreditService.ResumeOrganization.
@@ -920,7 +1051,7 @@ export type ResumeOrganizationResponse = Message<"pulsa.credit.v1.ResumeOrganiza
  * Use `create(ResumeOrganizationResponseSchema)` to create a new message.
  */
 export const ResumeOrganizationResponseSchema: GenMessage<ResumeOrganizationResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 29);
+  messageDesc(file_pulsa_credit_v1_credit_service, 31);
 
 /**
  * See CreditService.VerifyLedger.
@@ -941,7 +1072,7 @@ export type VerifyLedgerRequest = Message<"pulsa.credit.v1.VerifyLedgerRequest">
  * Use `create(VerifyLedgerRequestSchema)` to create a new message.
  */
 export const VerifyLedgerRequestSchema: GenMessage<VerifyLedgerRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 30);
+  messageDesc(file_pulsa_credit_v1_credit_service, 32);
 
 /**
  * See CreditService.VerifyLedger.
@@ -983,7 +1114,7 @@ export type VerifyLedgerResponse = Message<"pulsa.credit.v1.VerifyLedgerResponse
  * Use `create(VerifyLedgerResponseSchema)` to create a new message.
  */
 export const VerifyLedgerResponseSchema: GenMessage<VerifyLedgerResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 31);
+  messageDesc(file_pulsa_credit_v1_credit_service, 33);
 
 /**
  * See CreditService.RecordStripeEvent.
@@ -1011,7 +1142,7 @@ export type RecordStripeEventRequest = Message<"pulsa.credit.v1.RecordStripeEven
  * Use `create(RecordStripeEventRequestSchema)` to create a new message.
  */
 export const RecordStripeEventRequestSchema: GenMessage<RecordStripeEventRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 32);
+  messageDesc(file_pulsa_credit_v1_credit_service, 34);
 
 /**
  * See CreditService.RecordStripeEvent.
@@ -1039,7 +1170,7 @@ export type RecordStripeEventResponse = Message<"pulsa.credit.v1.RecordStripeEve
  * Use `create(RecordStripeEventResponseSchema)` to create a new message.
  */
 export const RecordStripeEventResponseSchema: GenMessage<RecordStripeEventResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 33);
+  messageDesc(file_pulsa_credit_v1_credit_service, 35);
 
 /**
  * Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
@@ -1061,7 +1192,7 @@ export const RecordStripeEventResponseSchema: GenMessage<RecordStripeEventRespon
  */
 export const CreditService: GenService<{
   /**
-   * Returns an organization's current balance. Permission `balance.read`.
+   * Returns an organization's balance, now or at an earlier time, and how long it will last. Permission `balance.read`.
    *
    * @generated from rpc pulsa.credit.v1.CreditService.GetBalance
    */
@@ -1165,8 +1296,9 @@ export const CreditService: GenService<{
     output: typeof ResolveTopUpResponseSchema;
   },
   /**
-   * Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB.
-   * Permission `balance.read`.
+   * Lists every change of the balance, newest first. A page may be shorter than page_size: it has at most 4 MB. Entries
+   * are found by kind, reference and time through indexes; with kinds that include SEND a page looks at no more than
+   * 10000 entries, and may be empty and still have a next_page_token. Permission `balance.read`.
    *
    * @generated from rpc pulsa.credit.v1.CreditService.ListLedgerEntries
    */
@@ -1174,6 +1306,19 @@ export const CreditService: GenService<{
     methodKind: "unary";
     input: typeof ListLedgerEntriesRequestSchema;
     output: typeof ListLedgerEntriesResponseSchema;
+  },
+  /**
+   * Streams the ledger as CSV, month by month: the opening balance, each entry in order, and the closing balance; a top-up
+   * with the number of its Stripe invoice. Repeated for months that are over it is the same, byte for byte. It is complete
+   * with a message whose resume_token is empty: if it ends earlier, also with OK as a server drains, call it again with
+   * the last resume_token. Permission `balance.read`.
+   *
+   * @generated from rpc pulsa.credit.v1.CreditService.ExportLedger
+   */
+  exportLedger: {
+    methodKind: "server_streaming";
+    input: typeof ExportLedgerRequestSchema;
+    output: typeof ExportLedgerResponseSchema;
   },
   /**
    * Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`.

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file pulsa/otp/v1/usage.proto.
  */
 export const file_pulsa_otp_v1_usage: GenFile = /*@__PURE__*/
-  fileDesc("ChhwdWxzYS9vdHAvdjEvdXNhZ2UucHJvdG8SDHB1bHNhLm90cC52MSKKAQoKRGFpbHlVc2FnZRIMCgRkYXRlGAEgASgJEikKB2NoYW5uZWwYAiABKA4yGC5wdWxzYS5jcmVkaXQudjEuQ2hhbm5lbBINCgVzZW5kcxgDIAEoAxIPCgdjcmVkaXRzGAQgASgDEgwKBG90cHMYBSABKAMSFQoNdmVyaWZpZWRfb3RwcxgGIAEoA2IGcHJvdG8z", [file_pulsa_credit_v1_channel]);
+  fileDesc("ChhwdWxzYS9vdHAvdjEvdXNhZ2UucHJvdG8SDHB1bHNhLm90cC52MSKKAQoKRGFpbHlVc2FnZRIMCgRkYXRlGAEgASgJEikKB2NoYW5uZWwYAiABKA4yGC5wdWxzYS5jcmVkaXQudjEuQ2hhbm5lbBINCgVzZW5kcxgDIAEoAxIPCgdjcmVkaXRzGAQgASgDEgwKBG90cHMYBSABKAMSFQoNdmVyaWZpZWRfb3RwcxgGIAEoAyKSAQoKQ29udmVyc2lvbhIPCgdjb3VudHJ5GAEgASgJEikKB2NoYW5uZWwYAiABKA4yGC5wdWxzYS5jcmVkaXQudjEuQ2hhbm5lbBIQCghwcm92aWRlchgDIAEoCRINCgVzZW5kcxgEIAEoAxIPCgdjcmVkaXRzGAUgASgDEhYKDnZlcmlmaWVkX3NlbmRzGAYgASgDYgZwcm90bzM", [file_pulsa_credit_v1_channel]);
 
 /**
  * What an organization sent on one day through one channel.
@@ -69,4 +69,60 @@ export type DailyUsage = Message<"pulsa.otp.v1.DailyUsage"> & {
  */
 export const DailyUsageSchema: GenMessage<DailyUsage> = /*@__PURE__*/
   messageDesc(file_pulsa_otp_v1_usage, 0);
+
+/**
+ * What became of the sends to one country through one channel and provider.
+ *
+ * @generated from message pulsa.otp.v1.Conversion
+ */
+export type Conversion = Message<"pulsa.otp.v1.Conversion"> & {
+  /**
+   * The phone number's country as ISO 3166-1 alpha-2, or its calling code, such as +888, without one; empty for e-mail.
+   *
+   * @generated from field: string country = 1;
+   */
+  country: string;
+
+  /**
+   * The channel.
+   *
+   * @generated from field: pulsa.credit.v1.Channel channel = 2;
+   */
+  channel: Channel;
+
+  /**
+   * Who carried them; empty where no provider answered.
+   *
+   * @generated from field: string provider = 3;
+   */
+  provider: string;
+
+  /**
+   * Accepted sends.
+   *
+   * @generated from field: int64 sends = 4;
+   */
+  sends: bigint;
+
+  /**
+   * Credits charged for them, less refunds.
+   *
+   * @generated from field: int64 credits = 5;
+   */
+  credits: bigint;
+
+  /**
+   * How many of the sends did not fail and are of an OTP that is verified by now.
+   *
+   * @generated from field: int64 verified_sends = 6;
+   */
+  verifiedSends: bigint;
+};
+
+/**
+ * Describes the message pulsa.otp.v1.Conversion.
+ * Use `create(ConversionSchema)` to create a new message.
+ */
+export const ConversionSchema: GenMessage<Conversion> = /*@__PURE__*/
+  messageDesc(file_pulsa_otp_v1_usage, 1);
 
