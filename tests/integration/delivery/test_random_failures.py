@@ -10,7 +10,7 @@ from server.providers.provider import OutcomeKind
 from tests.integration.delivery.harness import OpenHarness, ProviderStandIns
 from tests.integration.delivery.simulation import CREDITS, ORGANIZATIONS, Simulation, new_simulation
 
-SENDS = int(os.environ.get("SIMULATION_SENDS", "600"))
+SENDS = int(os.environ.get("SIMULATION_SENDS", "300"))
 SEED = int(os.environ.get("SIMULATION_SEED", "5"))
 NOT_SENT = {OutcomeKind.REJECTED_DESTINATION, OutcomeKind.REJECTED_CONFIGURATION, OutcomeKind.NOT_SENT}
 STATUSES = {OutcomeKind.ACCEPTED: "SENT", OutcomeKind.UNKNOWN: "UNKNOWN"}

@@ -24,7 +24,7 @@ from tests.waiting import until
 
 _ORGANIZATIONS, _ACTIONS = 20, 6
 """Of each seed, and of each organization."""
-_SEEDS = int(os.environ.get("TOP_UP_SEEDS", "3"))
+_SEEDS = int(os.environ.get("TOP_UP_SEEDS", "2"))
 """A failing seed is repeated with `-k "[<seed>]"`."""
 _MOST_PASSES = 40
 """Failpoints that a replica passes at most before it crashes: a few actions' worth."""
