@@ -161,4 +161,4 @@ async def test_the_uses_of_each_digest_key_are_known(pool: Pool) -> None:
     clock.advance(minutes=1)
     await used.send()
     await new.resend(sent.record.otp)
-    assert await find_digest_uses(pool) == {"": before, "new": clock.now}
+    assert await find_digest_uses(pool) == {"old": before, "new": clock.now}
