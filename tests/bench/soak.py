@@ -156,8 +156,8 @@ def _sample(environment: BenchmarkEnvironment, replicas: list[Replica], seconds:
     )
     sizes = _execute(
         environment,
-        "SELECT pg_total_relation_size(name::regclass) FROM unnest(%s::text[]) WITH ORDINALITY AS tables (name, number)"
-        " ORDER BY number",
+        "SELECT (SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(name::regclass))::float"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS tables (name, number) ORDER BY number",
         list(_TABLES),
     )
     return {
