@@ -59,7 +59,7 @@ class Shoppers:
             try:
                 return await self._site.call(rpc, **fields)
             except PulsaError as error:
-                if error.code is not grpc.StatusCode.UNAVAILABLE:
+                if error.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     raise
                 await asyncio.sleep(0.05)
 

@@ -5,11 +5,11 @@ import sys
 import time
 from random import Random
 
-MESSAGES = int(os.environ.get("FUZZ_MESSAGES", "600"))
+MESSAGES = int(os.environ.get("FUZZ_MESSAGES", "1500"))
 """To all rpcs together."""
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "400"))
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "800"))
 """Raw HTTP requests to the sidecar."""
-ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "400"))
+ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1000"))
 """Inputs of each coverage-guided fuzzer."""
 _SEED = int(os.environ.get("FUZZ_SEED", "1"))
 _SECONDS = float(os.environ.get("FUZZ_SECONDS", "1200"))

@@ -6,10 +6,17 @@ from pathlib import Path
 import grpc
 import pytest
 import stripe
+import structlog
 
 from server.postgres.pool import Pool
 from tests.integration.api.credit_service_harness import CreditServiceHarness, run_credit_service
 from tests.integration.api.stub_server import StubServer, run_stub_server
+
+
+@pytest.fixture(autouse=True)
+def every_level() -> None:
+    """Log at every level, also after a test that configured the log of a server."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture
