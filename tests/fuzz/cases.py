@@ -8,6 +8,7 @@ from uuid import uuid4
 from pulsa.errors import PulsaError
 
 from server.credits.stripe.webhooks import EVENT_TYPES
+from tests.faults.process_deployment import recipient
 from tests.fuzz.environment import FuzzEnvironment
 from tests.fuzz.messages import MARKER, NUMBERS, Case, good_fields
 from tests.fuzz.stripe_events import event, signature_of
@@ -41,6 +42,7 @@ async def _case(environment: FuzzEnvironment, number: int) -> Case:
         organization_id=organization_id,
         otp_id=sent.otp.otp_id,
         delivery_id=sent.otp.deliveries[0].delivery_id,
+        mail_token=_mail_token(environment, email),
         top_up_id=top_up_id,
         # Half of the codes are wrong, so that some OTPs can still be canceled.
         code=deployment.code_mailed_to(email) if number % 2 else MARKER,
@@ -55,6 +57,12 @@ async def _case(environment: FuzzEnvironment, number: int) -> Case:
             {"destination": {"email": email}},
         ],
     )
+
+
+def _mail_token(environment: FuzzEnvironment, email: str) -> str:
+    """The token in the newest mail to an address."""
+    mails = [mail.content.decode() for mail in environment.deployment.relay.mails if recipient(mail) == email]
+    return mails[-1].partition("Pulsa-Delivery: ")[2].split()[0]
 
 
 async def _top_up(environment: FuzzEnvironment, organization_id: str, *, pay: bool) -> str:

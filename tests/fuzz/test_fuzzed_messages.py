@@ -28,6 +28,9 @@ WORDS = [
     b"\x0a\x03\xed\xa0\x80",  # half of a surrogate pair
 ]
 
+REFUSED = {"ResolveTopUp"}
+"""Rpcs that no message here can succeed with: there is no top-up that needs a person."""
+
 
 def fuzzed(cases: Sequence[Case], random: Random) -> Iterator[list[Message]]:
     """Yield the valid messages of every case, rpc by rpc, then all generated and mutated messages in random order."""
@@ -69,4 +72,4 @@ async def test_no_message_causes_an_internal_error_fills_the_memory_or_enters_th
     assert findings == []
     assert served >= 0
     assert grown <= MAXIMUM_GROWTH_MEGABYTES
-    assert {rpc for rpc in RPCS if calls.results[rpc, "OK"]} == RPCS.keys()
+    assert {rpc for rpc in RPCS if calls.results[rpc, "OK"]} == RPCS.keys() - REFUSED
