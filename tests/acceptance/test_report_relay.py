@@ -15,7 +15,7 @@ from pulsa.otp.v1.suppression_pb2 import SUPPRESSION_REASON_BOUNCE
 
 from server.sandbox.relay import Relay
 from tests.acceptance.deployment import Deployment, deployed
-from tests.unit.test_reports import notification, twilio
+from tests.unit.test_provider_reports import notification, twilio
 from tests.waiting import until
 
 EXAMPLE = Path(__file__).parents[2] / "clients" / "python" / "examples" / "report_relay.py"
