@@ -207,7 +207,7 @@ class Dispatcher:
         """Store results and queue their fallbacks; retried until the database is available.
 
         A result that is not stored would send its message again. While an account is locked, the results of its
-        organization wait by themselves.
+        organization wait by themselves; one that can never be stored is parted from the others by halves.
         """
         fallbacks: Sequence[DeliveryJob] = ()
         while True:
@@ -223,8 +223,12 @@ class Dispatcher:
             except DatabaseUnavailable as error:
                 _log.warning("outcomes wait for the database", count=len(results))
                 await asyncio.sleep(error.retry_after_seconds)
-            except Exception as error:  # noqa: BLE001 - the recorder must survive any result; the deliveries stay in the outbox
-                _log.error("outcomes were not stored", count=len(results), trace=safe_traceback(error))
+            except Exception as error:  # noqa: BLE001 - the recorder must survive any result; the delivery stays in the outbox
+                if half := len(results) // 2:
+                    await self._store(results[:half], of_one_organization=of_one_organization)
+                    await self._store(results[half:], of_one_organization=of_one_organization)
+                    return
+                _log.error("an outcome was not stored", trace=safe_traceback(error))
                 break
         self._unsettled -= len(results)
         self.enqueue(fallbacks)

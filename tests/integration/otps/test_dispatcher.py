@@ -100,6 +100,20 @@ async def test_an_outcome_that_cannot_be_stored_stays_in_the_outbox_and_delays_n
     assert await count_rows(replica.pool, "outbox") == 1
 
 
+async def test_an_outcome_that_cannot_be_stored_leaves_the_others_of_its_batch_stored(
+    replica: Replica, open_dispatcher: OpenDispatcher
+) -> None:
+    await fund(replica.pool, 10)
+    sends = [await replica.send() for _ in range(5)]
+    replica.outcomes.linger_seconds = 0.2
+    dispatcher = open_dispatcher(NulMessageIdConsole(None))
+    dispatcher.enqueue([replica.job(send) for send in sends])
+    await dispatcher.idle()
+    statuses = [(await stored(replica.pool, send.record.otp)).deliveries[0].status for send in sends]
+    assert statuses == [QUEUED] + [SENT] * 4
+    assert await count_rows(replica.pool, "outbox") == 1
+
+
 async def test_workers_that_are_interrupted_begin_again(replica: Replica, open_dispatcher: OpenDispatcher) -> None:
     await fund(replica.pool, 10)
     sends = [await replica.send() for _ in range(4)]
