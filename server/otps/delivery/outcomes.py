@@ -10,7 +10,7 @@ import structlog
 from server.clock import Clock
 from server.credits.accounts import lock_accounts, write_balances
 from server.credits.ledger import insert_entries
-from server.errors import ChannelNotConfigured, DestinationBlocked
+from server.errors import ChannelNotConfigured, DestinationBlocked, InvalidDestination
 from server.ids import new_id
 from server.otps.admission import DAY, Send, SendLimits, State, send_again
 from server.otps.delivery import outbox
@@ -197,7 +197,7 @@ class Outcomes:
     def _fallback_sends(self, job: DeliveryJob) -> Iterator[Send]:
         """The fallbacks of a delivery as sends, in order, each with the fallbacks that come after it.
 
-        Skips a fallback whose channel is no longer configured or whose destination is no longer allowed.
+        Skips a fallback whose channel is no longer configured or whose destination is no longer valid or allowed.
         """
         if self._recipients is None:
             return
@@ -206,7 +206,7 @@ class Outcomes:
         for position, (channel, destination, _) in enumerate(fallbacks, start=1):
             try:
                 recipient = self._recipients.resolve(organization_id, RawDestination(channel, destination, "fallbacks"))
-            except (ChannelNotConfigured, DestinationBlocked) as error:
+            except (ChannelNotConfigured, DestinationBlocked, InvalidDestination) as error:
                 _log.warning("a fallback was skipped", channel=channel.value, reason=error.reason)
                 continue
             delivery_id = new_id(self._clock())

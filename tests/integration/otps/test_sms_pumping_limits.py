@@ -299,10 +299,11 @@ async def test_a_blocked_destination_is_refused_before_it_is_charged(pool: Pool,
     await strict.send("+6581234567", channel=SMS)
 
 
-async def test_a_fallback_to_an_area_that_is_blocked_by_now_is_skipped(pool: Pool, replica: Replica) -> None:
+async def test_a_fallback_that_is_blocked_or_invalid_by_now_is_skipped(pool: Pool, replica: Replica) -> None:
     await fund(pool, 1000)
     fallbacks = [
         Fallback(SMS, phone(1)),
+        Fallback(SMS, "+880641234567"),  # was valid with PULSA_LIMIT_EXTRA_PREFIXES
         Fallback(Channel.EMAIL, "bob@example.com"),
     ]
     job = replica.job(await replica.send())
