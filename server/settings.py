@@ -225,9 +225,9 @@ class Limit(Group):
     )
     batch_items_at_once: int = Field(
         default=10_000,
-        ge=1,
+        ge=1000,
         description="maximum requests of BatchSendOtps in progress per process; one organization may have four fifths "
-        "of them. More than PULSA_DELIVERY_QUEUE has room for are refused too",
+        "of them. More than PULSA_DELIVERY_QUEUE has room for are refused too. At least 1000, as one call may have",
     )
     calls_per_connection: int = Field(
         default=480,
@@ -252,8 +252,9 @@ class Delivery(Group):
     concurrency: int = Field(default=200, ge=1, description="maximum deliveries in progress per process")
     queue: int = Field(
         default=10_000,
-        ge=1,
-        description="maximum deliveries queued in memory per process; the others wait in the database",
+        ge=1000,
+        description="maximum deliveries queued in memory per process; the others wait in the database. At least 1000, "
+        "as one BatchSendOtps may have",
     )
     refund_reported_failures: bool = Field(
         default=False, description="refund a delivery that is reported as failed after the provider had accepted it"

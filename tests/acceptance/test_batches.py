@@ -127,7 +127,7 @@ def fields_of(request: SendOtpRequest) -> dict[str, Any]:
 async def test_the_python_clients_send_more_than_one_call_takes_and_wait_for_room(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with deployed(database_url, tmp_path, limit={"batch_items_at_once": 700}) as pulsa:
+    async with deployed(database_url, tmp_path, limit={"batch_items_at_once": 1000}) as pulsa:
         await pulsa.grant(2000)
         batches = [[send(1100 * batch + number) for number in range(1100)] for batch in range(2)]
         progress: list[int] = []
