@@ -98,7 +98,7 @@ class Request(NamedTuple):
     rpc: str
     """SendOtp, ResendOtp, CreateTopUp or AdjustCredits."""
     fingerprint: bytes
-    """Of what the request said; empty for one of a version that did not store it here."""
+    """Of what the request said."""
     answer_id: UUID
     """What it made: the delivery_id, the top_up_id or the reference_id of the ledger entry."""
 

@@ -75,9 +75,9 @@ class Crypto:
     def is_fingerprint_of(self, fingerprint: bytes, content: str) -> bool:
         """Whether the request has this fingerprint, whichever key of the digest ring made it.
 
-        True when its key is no longer in the ring, or it is empty: its request_id alone then says that it is a repeat.
+        True when its key is no longer in the ring: its request_id alone then says that it is a repeat.
         """
-        key = self._digest_keys.get(self.sealed_with(fingerprint)) if fingerprint else None
+        key = self._digest_keys.get(self.sealed_with(fingerprint))
         return key is None or hmac.compare_digest(fingerprint, key.fingerprint(content))
 
     def seal(self, text: str, *, organization_id: str) -> bytes:
