@@ -98,7 +98,7 @@ class Request(NamedTuple):
     rpc: str
     """SendOtp, ResendOtp, CreateTopUp or AdjustCredits."""
     fingerprint: bytes
-    """Of what the request said."""
+    """Of what the request said; empty for a CreateTopUp that reconciliation found at Stripe after a restore."""
     answer_id: UUID
     """What it made: the delivery_id, the top_up_id or the reference_id of the ledger entry."""
 
