@@ -12,9 +12,9 @@ TYPESCRIPT_STUBS := $(TYPESCRIPT)/src/gen
 NODE := $(shell command -v npm >/dev/null && node --print 'parseInt(process.versions.node) >= 20 || ""')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-faults test-mail test-browser screenshots test-typescript test-callers generate stubs \
+.PHONY: help setup run demo test test-cluster test-faults test-mail test-alerts test-deployment container test-container test-browser screenshots test-typescript test-callers generate stubs \
 	typescript-stubs verify-generate verify-typescript-stubs no-node format lint types hops test-docs wheels postgres check lock bench \
-	bench-quick bench-compare bench-check soak bench-publish fuzz clean
+	bench-quick bench-batches bench-peers bench-compare bench-check bench-clients bench-export soak bench-publish fuzz clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ demo: .venv/ready  ## Run an example: one top-up and three sends; starts what it
 
 test: .venv/ready  ## Run the test suite
 	$(RUN) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
+
+test-cluster: .venv/ready  ## Run the tests on a Citus cluster, of whose coordinator PULSA_TEST_CLUSTER_URL is the URL
+	@: $${PULSA_TEST_CLUSTER_URL:?is needed: the URL of a superuser at the coordinator of a Citus cluster}
+	env -u PULSA_TEST_CLUSTER_URL TEST_CLUSTER_URL=$(PULSA_TEST_CLUSTER_URL) $(RUN) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal \
+		-m 'not plain_postgres' $(or $(ARGS),tests/cluster/*.py tests/integration tests/acceptance tests/faults)
 
 generate: .venv/ready stubs $(if $(NODE),typescript-stubs,no-node)  ## Generate the stubs from protos/ and the tables in docs/ from the code
 	@$(RUN) -m server reference README.md docs/*.md
@@ -116,13 +121,33 @@ test-mail: .venv/ready $(MAIL)/ready  ## Send through Debian's Postfix, Exim and
 	$(RUN) -m pytest tests/mail/relays.py $(ARGS)
 
 $(MAIL)/ready:
-	@mkdir -p $(MAIL) && cd $(MAIL) && apt-get download postfix exim4-daemon-light libidn12 opensmtpd
-	@cd $(MAIL) && for pair in postfix:postfix exim4-daemon-light:exim libidn12:exim opensmtpd:opensmtpd; do \
-		dpkg -x $${pair%%:*}_*.deb $${pair#*:} || exit 1; done
+	@mkdir -p $(MAIL) && cd $(MAIL) && for server in "postfix sasl2-bin libsasl2-modules libsasl2-modules-db" \
+		"exim4-daemon-light libidn12" opensmtpd; do \
+		apt-get download $$server && for package in $$server; do dpkg -x $${package}_*.deb $${server%% *} || exit 1; done || exit 1; done
+	@mv $(MAIL)/exim4-daemon-light $(MAIL)/exim
 	@touch $@
 
+test-alerts: .venv/ready  ## Play the cause and the cure of each alert, with Debian's Prometheus; needs prometheus
+	$(RUN) -m pytest --numprocesses=$(TEST_PROCESSES) tests/monitoring/alerts.py $(ARGS)
+
+test-deployment: wheels build/kubernetes/ready  ## Check the systemd units and the Kubernetes manifest, and play the demo by the units; needs systemd and root
+	$(RUN) -m pytest tests/deployment/units.py tests/deployment/manifest.py $(ARGS)
+
+# The schemas of Kubernetes.
+build/kubernetes/ready: requirements/kubernetes.txt
+	@$(PYTHON) -m venv --clear --without-pip build/kubernetes
+	@$(PYTHON) -m pip --python build/kubernetes/bin/python install --require-hashes --disable-pip-version-check --quiet \
+		--requirement requirements/kubernetes.txt
+	@touch $@
+
+container: wheels  ## Build the container image pulsa on the image BASE, with podman and PODMAN_BUILD_FLAGS
+	podman $(PODMAN_FLAGS) build --format docker $(PODMAN_BUILD_FLAGS) --build-arg BASE=$(BASE) --file docs/deployment/Containerfile --tag pulsa .
+
+test-container: .venv/ready  ## Play the demo against the image that make container built
+	$(RUN) -m pytest tests/deployment/container.py $(ARGS)
+
 test-browser: .venv/ready build/axe/ready  ## Play the story of the billing pages in Debian's Chromium; needs chromium and npm
-	$(RUN) -m pytest tests/browser/billing.py $(ARGS)
+	$(RUN) -m pytest $(addprefix tests/browser/,story.py access.py sandbox.py) $(ARGS)
 
 # The accessibility checker.
 build/axe/ready:
@@ -137,6 +162,7 @@ screenshots:  ## Copy the pictures that the last make test-browser took to docs/
 test-faults: .venv/ready  ## Measure what callers notice of locks, silent hosts, outages and crashes, in about 20 minutes
 	@$(RUN) -m tests.faults.figures
 	@$(RUN) -m tests.faults.doubles
+	@KILL_AT=all $(RUN) -m pytest --quiet tests/faults/test_automatic_top_up_killed.py
 
 wheels: .venv/ready  ## Build the wheels of the server and of the Python client into dist/, reproducibly
 	@rm -rf dist build/wheels && mkdir -p build/wheels
@@ -154,26 +180,36 @@ test-typescript: .venv/ready $(if $(NODE),$(TYPESCRIPT)/node_modules/tried,no-no
 
 test-callers: .venv/ready $(if $(NODE),$(TYPESCRIPT)/node_modules/ready,no-node)  ## Call through each gRPC stack and proxy that is installed, and name the others
 	@$(if $(NODE),cd $(TYPESCRIPT) && npm run --silent build && npx tsc --project test)
-	$(RUN) -m pytest tests/stacks.py -v -rs $(ARGS)
+	IDLE_SECONDS=$(IDLE_SECONDS) $(RUN) -m pytest tests/stacks/matrix.py -v -rs $(ARGS)
 
 check: lint types test test-typescript  ## Run lint, types and all tests, as CI does
 
 lock: .venv/ready  ## Resolve pyproject.toml's dependencies into requirements/, with hashes
 	$(PYTHON) -m venv --clear build/lock && build/lock/bin/pip install --quiet uv
 	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--quiet --upgrade pyproject.toml --output-file requirements/server.txt
+		--quiet --upgrade --extra traces pyproject.toml --output-file requirements/server.txt
 	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--quiet --upgrade --extra development --constraint requirements/server.txt pyproject.toml \
+		--quiet --upgrade --extra development --extra traces --constraint requirements/server.txt pyproject.toml \
 		--output-file requirements/development.txt
 	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--quiet --upgrade requirements/plot.in --output-file requirements/plot.txt
+	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--quiet --upgrade requirements/kubernetes.in --output-file requirements/kubernetes.txt
+	build/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--quiet --upgrade requirements/peers.in --output-file requirements/peers.txt
 
-bench: .venv/ready build/plot/ready  ## Measure the server, in under 10 minutes; writes build/bench.{json,svg,png}
-	@$(RUN) -m tests.bench.run
+bench: .venv/ready build/plot/ready build/peers/ready  ## Measure the server, batches and other ledgers; writes build/bench.{json,svg,png}
+	@$(RUN) -m tests.bench.run $(if $(PGLEDGER),--pgledger $(PGLEDGER))
 	@build/plot/bin/python tests/bench/plot.py build/bench.json
 
 bench-quick: .venv/ready  ## Measure the server approximately, in under a minute
 	@$(RUN) -m tests.bench.run --quick --output build/bench-quick.json
+
+bench-batches: .venv/ready  ## Measure OTPs alone and in batches, in 3 minutes; writes build/batches.json
+	@$(RUN) -m tests.bench.batches $(ARGS)
+
+bench-peers: .venv/ready build/peers/ready  ## Measure other ledgers beside OTPs; PGLEDGER=DIR names a checkout of pgledger
+	@$(RUN) -m tests.bench.peers $(if $(PGLEDGER),--pgledger $(PGLEDGER)) $(ARGS)
 
 bench-compare: .venv/ready  ## Compare the processor time per call with another commit's: BASE=REF
 	@$(RUN) -m tests.bench.compare --base $(BASE) $(ARGS)
@@ -182,17 +218,23 @@ bench-check: .venv/ready  ## Fail when a call costs the processor 10 % more than
 	@$(RUN) -m tests.bench.compare --base $$(git describe --tags --abbrev=0) \
 		$(foreach call,send_otp_hot send_otp_spread verify_otp get_balance lone_send_otp,--limit $(call)=1.10) $(ARGS)
 
-soak: .venv/ready build/plot/ready  ## Run an hour at half of the maximum with faults; writes build/soak.{json,svg,png}
-	@$(RUN) -m tests.bench.soak
+bench-export: .venv/ready  ## Export ten million ledger entries beside PostgreSQL's own COPY TO; needs 5 GB of disk
+	@$(RUN) -m tests.bench.export $(ARGS)
+
+bench-clients: .venv/ready  ## Measure what the asyncio client adds to bare stubs, and 10,000 calls at once
+	@$(RUN) -m tests.bench.clients
+
+soak: .venv/ready build/plot/ready  ## Run 2 hours (MINUTES=120) at half of the maximum with restarts, rotations and failovers
+	@$(RUN) -m tests.bench.soak --minutes $(or $(MINUTES),120) $(ARGS)
 	@build/plot/bin/python tests/bench/plot.py build/soak.json
 
 bench-publish:  ## Copy the results of the last make bench and make soak to docs/
 	@mkdir -p docs && cp $(wildcard build/bench.* build/soak.*) docs/
 
-build/plot/ready: requirements/plot.txt
-	@$(PYTHON) -m venv --clear --without-pip build/plot
-	@$(PYTHON) -m pip --python build/plot/bin/python install --require-hashes --disable-pip-version-check --quiet \
-		--requirement requirements/plot.txt
+build/plot/ready build/peers/ready: build/%/ready: requirements/%.txt
+	@$(PYTHON) -m venv --clear --without-pip build/$*
+	@$(PYTHON) -m pip --python build/$*/bin/python install --require-hashes --disable-pip-version-check --quiet \
+		--requirement $<
 	@touch $@
 
 # Pass the printed FUZZ_SEED to repeat a run with almost the same inputs.

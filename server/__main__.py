@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
-from server.cli import database, doctor, export, reference, restored, serve, stripe, token, webhook
+from server.cli import cluster, database, doctor, export, health, reference, restored, serve, stripe, token, webhook
 from server.environment import SettingsError
 from server.errors import DatabaseUnavailable
 from server.postgres.embedded import EmbeddedPostgresError
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("demo", lambda _: _sandbox("demo").demo(), "run an example: one top-up and three sends, through gRPC and HTTP")
     add("postgres", lambda _: database.run_postgres(), "run the embedded PostgreSQL alone")
     add("migrate", lambda _: database.migrate_database(), "apply missing migrations to the database")
+    add("distribute", lambda _: cluster.distribute_database(), "move the tables to the workers of a Citus cluster")
     stripe.add_reconcile_arguments(
         add("reconcile", stripe.reconcile, "compare Stripe's invoices with the top-ups, or process an event again")
     )
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         add("stripe-endpoint", stripe.stripe_endpoint, "create or correct Stripe's webhook endpoint of the sidecar")
     )
     add("doctor", lambda _: doctor.doctor(), "check everything that a deployment needs, and list every setting")
+    health.add_arguments(add("health", health.health, "ask the server of this machine how it is"))
     add("audit", lambda _: database.audit(), "replay every ledger and report inconsistencies")
     add("rotate", lambda _: database.rotate(), "encrypt destinations with the newest key, to retire older keys")
     database.add_suspend_arguments(
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     database.add_erase_arguments(
         add("erase", database.erase, "erase what is stored of one destination, which is read from standard input")
     )
+    add("public-keys", lambda _: database.print_public_keys(), "print the public keys of receipts, as PEM")
     export.add_arguments(
         add("export", export.export, "write an organization's ledger to a file, by month, as CSV or Parquet")
     )

@@ -17,7 +17,7 @@ from server.logs import safe_traceback
 
 LAST_SUCCESS: Final = Gauge(
     "pulsa_job_last_success_timestamp_seconds",
-    "When a periodic job last ended without an error, on any replica if one replica at a time runs it: Unix time.",
+    "When a periodic job last ended without an error, on any replica if one at a time runs it (0: never): Unix time.",
     ["job"],
     multiprocess_mode="max",
 )

@@ -5,17 +5,21 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from pulsa.credit.v1 import credit_service_pb2
+from pulsa.event.v1 import event_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
 
 from server.api.auth import TokenVerifier
 from server.api.credit_service import CreditDependencies, CreditService
+from server.api.event_service import EventDependencies, EventService
 from server.api.interceptor import Interceptor
 from server.api.otp_records import OtpDependencies
 from server.api.otp_service import OtpService
+from server.api.otp_settings import SettingsDependencies
 from server.api.server import GrpcServer, ListenOptions, start_server
 from server.api.tls import TlsFileError, TlsFiles
 from server.background import until_done
@@ -26,35 +30,39 @@ from server.credits.ledger import AuditKeys
 from server.credits.pricing import Pricing, load_pricing
 from server.credits.stripe.client import Failpoint, StripeClient
 from server.credits.stripe.inbox import StripeInbox
-from server.credits.stripe.invoices import AutomaticTax, TaxRate
-from server.credits.top_ups.service import TopUps
-from server.credits.top_ups.state_machine import TopUpTerms
+from server.credits.top_ups.automatic_service import AutomaticTopUps
+from server.credits.top_ups.service import TopUps, terms_of
 from server.credits.top_ups.store import TopUpStore
 from server.environment import SettingsError, naming_setting, required
-from server.jobs import JobRunner, RetentionPeriods, periodic_jobs
-from server.otps.admission import Admitted, SendLimits
+from server.events.log import EventSwitches
+from server.events.streams import EventStreams
+from server.jobs import JobRunner, periodic_jobs, retention_periods
+from server.keyrings import open_audit_keys, open_crypto, open_signing_keys, signing_secrets
+from server.otps.admission import Admitted
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import FRESH_FOR, Dispatcher
 from server.otps.delivery.outbox import job_for
 from server.otps.delivery.outcomes import Fallbacks, Outcomes
 from server.otps.delivery.suppressions import Suppressions, Unsuppressed
-from server.otps.destinations import LIBRARY_TIME, check_areas, library_time
-from server.otps.guess_policy import GuessLimits
+from server.otps.operator import guess_limits, operator_settings
+from server.otps.otp_events import LimitsReached
 from server.otps.recipients import RecipientResolver
 from server.otps.send import Sender
-from server.otps.sms_pumping import AreaPolicy
+from server.otps.settings_cache import SettingsCache
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
-from server.postgres.pool import Pool, Timeouts, open_pool
-from server.postgres.queries import Queries
+from server.postgres.conninfo import Timeouts
+from server.postgres.pool import Connection, Pool, open_pool
 from server.providers.console import Console
 from server.providers.guard import LEASE_MARGIN
 from server.providers.provider import Channel
 from server.providers.routing import open_mailer, open_providers, provider_names, timeout_seconds
 from server.providers.templates import Templates, load_templates
 from server.settings import Database, Settings
+from server.traces import Traces
 
 CREDIT_SERVICE: Final = credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"]
+EVENT_SERVICE: Final = event_service_pb2.DESCRIPTOR.services_by_name["EventService"]
 OTP_SERVICE: Final = otp_service_pb2.DESCRIPTOR.services_by_name["OtpService"]
 
 _TLS_SETTINGS: Final = {
@@ -64,6 +72,7 @@ _TLS_SETTINGS: Final = {
 }
 """The setting of each field of TlsFiles."""
 _BALANCE_POLL_SECONDS: Final = 0.25
+_EVENT_POLL_SECONDS: Final = 0.25
 _BALANCE_SPENDING_SECONDS: Final = 1.0
 
 
@@ -84,15 +93,16 @@ async def running(
     """
     async with AsyncExitStack() as stack:
         try:
+            traces = _open_traces(stack, settings)  # first, as the drain has spans too
             shared = await open_shared(stack, settings, database_url, console, clock)
             credits = open_credits(stack, shared, failpoint=failpoint)
-            otps = open_otps(stack, shared)
+            otps = open_otps(stack, shared, credits.automatic_top_ups)
             runner = _start_jobs(stack, shared, credits, otps)
         except (OSError, ValueError) as error:
             raise SettingsError(str(error)) from error
         stack.push_async_callback(runner.stop)
-        interceptor = _open_interceptor(stack, settings, registry)
-        services = {CREDIT_SERVICE: credits.service, OTP_SERVICE: otps.service}
+        interceptor = _open_interceptor(stack, settings, registry, traces)
+        services = {CREDIT_SERVICE: credits.service, EVENT_SERVICE: open_events(shared), OTP_SERVICE: otps.service}
         try:
             server = await start_server(services, interceptor=interceptor, listening=_listen_options(settings))
         except TlsFileError as error:
@@ -113,11 +123,13 @@ class SharedDependencies:
 
     settings: Settings
     pool: Pool
+    switches: EventSwitches
     memory: RequestMemory
     pricing: Pricing
     crypto: Crypto
     audit_keys: AuditKeys | None
     templates: Templates
+    organization_settings: SettingsCache
     console: Console | None
     """Prints messages instead of sending them; only in development."""
 
@@ -128,7 +140,7 @@ class SharedDependencies:
         return Batching(
             size=delivery.batch_size,
             linger_seconds=delivery.linger_ms / 1000,
-            by_organization=self.settings.database.citus,
+            shards=self.pool.shards,
             flushes=self.settings.database.flushes,
             busy_seconds=self.settings.database.busy_seconds,
         )
@@ -142,6 +154,7 @@ class OpenCredits:
     stripe_client: StripeClient
     store: TopUpStore
     top_ups: TopUps
+    automatic_top_ups: AutomaticTopUps
     inbox: StripeInbox
 
 
@@ -169,17 +182,31 @@ async def open_shared(
     with naming_setting("PULSA_CHANNEL_TEMPLATES"):
         templates = load_templates(settings.channel.templates)
     database = settings.database
-    Queries.use_shards(name_shards=database.citus)
     memory = RequestMemory(settings.delivery.request_life)
+    organization_settings = SettingsCache(operator_settings(settings, memory, templates))
+
+    async def read(connection: Connection) -> None:
+        await memory.read(connection)
+        await organization_settings.read(connection)
+
     pool = await open_pool(
         database_url,
         size=database.connections,
         timeouts=timeouts_of(database),
         clock=clock,
-        on_connect=memory.read,
+        on_connect=read,
+        entry_urls=entry_urls(database),
     )
     stack.push_async_callback(pool.close)
-    return SharedDependencies(settings, pool, memory, pricing, crypto, open_audit_keys(settings), templates, console)
+    keys = open_audit_keys(settings)
+    return SharedDependencies(
+        settings, pool, EventSwitches(pool), memory, pricing, crypto, keys, templates, organization_settings, console
+    )
+
+
+def entry_urls(database: Database) -> list[str]:
+    """The URLs of further entry nodes of a Citus cluster."""
+    return database.urls.get_secret_value().split() if database.urls else []
 
 
 def timeouts_of(database: Database) -> Timeouts:
@@ -200,24 +227,7 @@ def open_credits(
     settings, pool, pricing = shared.settings, shared.pool, shared.pricing
     stripe_client = open_stripe(settings, failpoint)
     stack.push_async_callback(stripe_client.close)
-    terms = TopUpTerms(
-        environment=settings.environment,
-        livemode=stripe_client.livemode,
-        days_until_due=settings.stripe.days_until_due,
-        expire_grace=timedelta(hours=settings.stripe.expire_grace_hours),
-        trust_out_of_band=settings.stripe.trust_out_of_band,
-        payment_method_types=settings.stripe.payment_methods,
-        tax_rates={
-            currency: TaxRate(rate.id, rate.percent, rate.inclusive)
-            for currency, rate in settings.stripe.tax_rates.items()
-        },
-        automatic_tax=None
-        if settings.stripe.automatic_tax == "off"
-        else AutomaticTax(inclusive=settings.stripe.automatic_tax == "inclusive"),
-        freeze_disputed=settings.stripe.freeze_disputed,
-        lease=timedelta(seconds=settings.stripe.lease_seconds),
-        memory=shared.memory,
-    )
+    terms = terms_of(settings, livemode=stripe_client.livemode, memory=shared.memory)
     store = TopUpStore(
         pool,
         terms,
@@ -227,9 +237,10 @@ def open_credits(
         failpoint=failpoint,
     )
     top_ups = TopUps(store, stripe_client, pricing)
+    automatic_top_ups = AutomaticTopUps(store, stripe_client, pricing, top_ups)
     inbox = StripeInbox(store, stripe_client, secrets=signing_secrets(settings), account_id=settings.stripe.account_id)
     balances = Balances(pool, low_balance_threshold=pricing.low_balance_threshold, batching=shared.batching)
-    for close in (top_ups.close, inbox.close, balances.drain):
+    for close in (top_ups.close, automatic_top_ups.close, inbox.close, balances.drain):
         stack.push_async_callback(close)
     dependencies = CreditDependencies(
         pool=pool,
@@ -242,30 +253,22 @@ def open_credits(
             repeat_seconds=settings.repeat_balance_seconds,
         ),
         top_ups=top_ups,
+        automatic_top_ups=automatic_top_ups,
         stripe_inbox=inbox,
         stripe_wait_seconds=settings.stripe.wait_seconds,
         deliveries_kept=timedelta(days=settings.delivery.retention_days),
         memory=shared.memory,
         audit_keys=shared.audit_keys,
     )
-    return OpenCredits(CreditService(dependencies), stripe_client, store, top_ups, inbox)
+    return OpenCredits(CreditService(dependencies), stripe_client, store, top_ups, automatic_top_ups, inbox)
 
 
-def open_crypto(settings: Settings) -> Crypto:
-    """Create the encryption from the keys of the settings. Raises SettingsError for a missing or malformed key."""
-    try:
-        return Crypto(settings.secret.key_ring(), digest_secrets=settings.secret.digest_key_ring())
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-
-
-def open_audit_keys(settings: Settings) -> AuditKeys | None:
-    """The keys of the ledger's MACs; None when there are none. Raises SettingsError for a malformed key."""
-    try:
-        ring = settings.audit.key_ring()
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    return AuditKeys(ring) if ring else None
+def open_events(shared: SharedDependencies) -> EventService:
+    """Create the event service."""
+    streams = EventStreams(
+        shared.pool, poll_seconds=_EVENT_POLL_SECONDS, repeat_seconds=shared.settings.repeat_balance_seconds
+    )
+    return EventService(EventDependencies(pool=shared.pool, streams=streams))
 
 
 def open_stripe(settings: Settings, failpoint: Failpoint | None = None) -> StripeClient:
@@ -284,17 +287,12 @@ def open_stripe(settings: Settings, failpoint: Failpoint | None = None) -> Strip
     return stripe_client
 
 
-def signing_secrets(settings: Settings) -> list[str]:
-    """Return the signing secrets of the webhook endpoint, without surrounding spaces. Raises SettingsError for none."""
-    name = "PULSA_STRIPE_WEBHOOK_SECRETS"
-    secrets = required(settings.stripe.webhook_secrets, name).get_secret_value().split(",")
-    return required([secret.strip() for secret in secrets if secret.strip()] or None, name)
+def open_otps(stack: AsyncExitStack, shared: SharedDependencies, automatic_top_ups: AutomaticTopUps) -> OpenOtps:
+    """Create the OTP service; the stack closes it. Raises SettingsError or ValueError for an unusable setting.
 
-
-def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
-    """Create the OTP service; the stack closes it. Raises SettingsError or ValueError for an unusable setting."""
-    settings, pool, crypto = shared.settings, shared.pool, shared.crypto
-    clock = pool.now
+    automatic_top_ups learns of each send once it is committed.
+    """
+    settings, pool, crypto, clock = shared.settings, shared.pool, shared.crypto, shared.pool.now
     delivery, lease = settings.delivery, timedelta(seconds=settings.delivery.lease_seconds)
     check_lease(settings)
     suppressions = Suppressions(pool, crypto, period=timedelta(days=delivery.suppression_days), clock=clock)
@@ -306,16 +304,16 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     for provider in providers.values():
         stack.push_async_callback(provider.close)
     prices = {channel: shared.pricing.channel_credits[channel] for channel in providers}
-    recipients = RecipientResolver(crypto, prices, area_policy(settings))
-    limits = _send_limits(settings, shared.memory)
+    own_settings = shared.organization_settings
+    recipients, limits = RecipientResolver(crypto, prices, own_settings.operator.areas), own_settings.operator.limits
+    linger_seconds = delivery.outcome_linger_ms / 1000
     outcomes = Outcomes(
         pool,
-        batching=replace(
-            shared.batching, size=delivery.outcome_batch_size, linger_seconds=delivery.outcome_linger_ms / 1000
-        ),
+        batching=replace(shared.batching, size=delivery.outcome_batch_size, linger_seconds=linger_seconds),
         lease=lease,
         clock=clock,
-        fallbacks=Fallbacks(recipients, limits),
+        fallbacks=Fallbacks(recipients, limits, own_settings),
+        switches=shared.switches,
     )
     dispatcher = Dispatcher(
         providers,
@@ -329,9 +327,6 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
     )
     stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
 
-    def dispatch(admitted: Sequence[Admitted]) -> None:
-        dispatcher.enqueue([job_for(one, lease=lease) for one in admitted])
-
     dependencies = OtpDependencies(
         pool=pool,
         crypto=crypto,
@@ -342,22 +337,40 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies) -> OpenOtps:
             recipients,
             limits=limits,
             lease=lease,
-            dispatch=dispatch,
+            dispatch=partial(_dispatch, dispatcher, automatic_top_ups, lease),
             clock=clock,
             templates=shared.templates,
+            limits_reached=LimitsReached(shared.switches),
+            settings=own_settings,
         ),
-        verifier=Verifier(pool, crypto, limits=_guess_limits(settings), clock=clock),
+        verifier=Verifier(pool, crypto, limits=guess_limits(settings), clock=clock, switches=shared.switches),
+        switches=shared.switches,
         clock=clock,
         batching=shared.batching,
         cooldown=limits.cooldown,
-        refund_accepted=delivery.refund_reported_failures,
         suppressions=suppressions,
         free_places=lambda: dispatcher.free_places,
         batch_items_at_once=settings.limit.batch_items_at_once,
+        batch_items_per_transaction=delivery.batch_items,
+        settings=SettingsDependencies(pool, own_settings, shared.pricing.low_balance_threshold),
     )
     service = OtpService(dependencies)
     stack.push_async_callback(service.drain)
     return OpenOtps(service, dispatcher, outcomes, suppressions)
+
+
+def _dispatch(
+    dispatcher: Dispatcher,
+    automatic_top_ups: AutomaticTopUps,
+    lease: timedelta,
+    admitted: Sequence[Admitted],
+) -> None:
+    """Send what was just committed, and order the top-ups that it calls for."""
+    dispatcher.enqueue([job_for(one, lease=lease) for one in admitted])
+    if automatic_top_ups.thresholds:
+        for send, _, balance_after, *_ in admitted:
+            credits = send.recipient.credits
+            automatic_top_ups.note_spending(send.organization_id, credits=credits, balance_after=balance_after)
 
 
 def check_lease(settings: Settings) -> None:
@@ -390,19 +403,43 @@ def _start_jobs(stack: AsyncExitStack, shared: SharedDependencies, credits: Open
             dispatcher=otps.dispatcher,
             outcomes=otps.outcomes,
             suppressions=otps.suppressions,
+            switches=shared.switches,
+            organization_settings=shared.organization_settings,
+            settings_seconds=settings.organization.settings_seconds,
             lease=timedelta(seconds=settings.delivery.lease_seconds),
-            periods=_retention_periods(settings),
+            periods=retention_periods(settings),
             stripe_client=credits.stripe_client,
             top_ups=credits.top_ups,
+            automatic_top_ups=credits.automatic_top_ups,
             inbox=credits.inbox,
             environment=settings.environment,
             send_mail=mailer.mail if mailer else None,
             audit_keys=shared.audit_keys,
+            signing_keys=open_signing_keys(settings),
         ),
     )
 
 
-def _open_interceptor(stack: AsyncExitStack, settings: Settings, registry: CollectorRegistry) -> Interceptor:
+def _open_traces(stack: AsyncExitStack, settings: Settings) -> Traces | None:
+    if settings.traces.endpoint is None:
+        return None
+    try:
+        traces = Traces(
+            endpoint=settings.traces.endpoint,
+            ratio=settings.traces.ratio,
+            environment=settings.environment,
+            headers=settings.traces.header_fields,
+        )
+    except ImportError as error:
+        raise SettingsError("PULSA_TRACES_ENDPOINT: needs pip install 'pulsa-server[traces]'") from error
+    stack.push_async_callback(traces.close)
+    stack.callback(asyncio.create_task(until_done("traces", traces.export)).cancel)
+    return traces
+
+
+def _open_interceptor(
+    stack: AsyncExitStack, settings: Settings, registry: CollectorRegistry, traces: Traces | None
+) -> Interceptor:
     with naming_setting("PULSA_TOKEN_KEYS"):
         verifier = TokenVerifier(
             required(settings.token.keys, "PULSA_TOKEN_KEYS"),
@@ -414,6 +451,7 @@ def _open_interceptor(stack: AsyncExitStack, settings: Settings, registry: Colle
         registry=registry,
         calls_at_once=settings.limit.calls_at_once,
         streams_at_once=settings.limit.streams_at_once,
+        traces=traces,
     )
     background = {
         "token keys": verifier.reload_on_change,
@@ -441,53 +479,4 @@ def _listen_options(settings: Settings) -> ListenOptions:
         calls_waiting=settings.limit.calls_waiting,
         calls_per_connection=settings.limit.calls_per_connection,
         keepalive_seconds=settings.keepalive_seconds,
-    )
-
-
-def _send_limits(settings: Settings, memory: RequestMemory) -> SendLimits:
-    limit = settings.limit
-    return SendLimits(
-        cooldown=timedelta(seconds=limit.cooldown_seconds),
-        sends_per_destination_per_hour=limit.sends_per_destination_per_hour,
-        sends_per_destination_per_day=limit.sends_per_destination_per_day,
-        sends_per_organization_per_minute=limit.sends_per_organization_per_minute,
-        unverified_credits_per_country=limit.unverified_credits_per_country,
-        unverified_credits_per_prefix=limit.unverified_credits_per_prefix,
-        unverified_window=timedelta(hours=limit.unverified_window_hours),
-        memory=memory,
-    )
-
-
-def area_policy(settings: Settings) -> AreaPolicy:
-    """Which numbers may be sent to; sets the metric of their age. Raises SettingsError for an area without numbers."""
-    LIBRARY_TIME.set(library_time().timestamp())
-    limit = settings.limit
-    for name, areas in (("PULSA_LIMIT_AREAS", limit.areas), ("PULSA_LIMIT_BLOCKED_AREAS", limit.blocked_areas)):
-        with naming_setting(name):
-            check_areas(areas)
-    return AreaPolicy(
-        allowed=limit.areas,
-        blocked=limit.blocked_areas,
-        prefix_digits=limit.unverified_prefix_digits if limit.unverified_credits_per_prefix else 0,
-        number_types=frozenset(limit.number_types),
-        extra_prefixes=limit.extra_prefixes,
-    )
-
-
-def _guess_limits(settings: Settings) -> GuessLimits:
-    limit = settings.limit
-    return GuessLimits(
-        wrong_guesses=limit.wrong_guesses,
-        window=timedelta(hours=limit.guess_window_hours),
-        free_guesses=limit.free_guesses,
-    )
-
-
-def _retention_periods(settings: Settings) -> RetentionPeriods:
-    return RetentionPeriods(
-        destinations=timedelta(days=settings.delivery.destination_days),
-        records=timedelta(days=settings.delivery.retention_days),
-        requests=settings.delivery.request_life,
-        guess_window=timedelta(hours=settings.limit.guess_window_hours),
-        unverified_window=timedelta(hours=settings.limit.unverified_window_hours),
     )

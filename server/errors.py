@@ -6,12 +6,15 @@ DomainError
 ├── InsufficientCredits, BalanceAboveMaximum
 ├── TopUpBelowMinimum, TopUpAboveMaximum, CurrencyNotSold, TopUpAlreadyOpen, TopUpNotCancelable, TopUpNotFound
 ├── TopUpPartlyPaid, TopUpNotResolvable, CustomerBalanceUnsettled, BillingAddressMissing
+├── CardMissing, ConsentMissing
 ├── StripeEventInvalid
+├── EventsOff, EventsMissed, ReceiptNotFound
 ├── InvalidDestination, DestinationBlocked, DestinationUnreadable, ChannelNotConfigured
+├── SettingsChanged
 ├── WrongCode, OtpExpired, OtpCanceled, OtpAlreadyVerified, OtpAttemptsExhausted, OtpNotFound, DeliveryNotFound
 └── RetryLater: has the time to wait
     ├── Overloaded, ServerDraining, DatabaseUnavailable, AccountBusy, PaymentProviderUnavailable
-    └── ResendTooSoon, TooManySends, TooManyGuesses
+    └── ResendTooSoon, TooManySends, SpendingCapReached, TooManyGuesses
 
 The first line of a class's docstring is the message that callers receive; its fields are the metadata. Neither may
 contain a code, a destination or a secret.
@@ -184,12 +187,32 @@ class BillingAddressMissing(DomainError, code=StatusCode.INVALID_ARGUMENT):
     """The tax cannot be computed without the billing address."""
 
 
+class CardMissing(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """Automatic top-ups need a saved card."""
+
+
+class ConsentMissing(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """Automatic top-ups need the text that a person agreed to."""
+
+
 class TopUpNotFound(DomainError, code=StatusCode.NOT_FOUND):
     """The organization has no such top-up."""
 
 
 class StripeEventInvalid(DomainError, code=StatusCode.INVALID_ARGUMENT):
     """This is not an event that Stripe signed for this endpoint; nothing was stored."""
+
+
+class ReceiptNotFound(DomainError, code=StatusCode.NOT_FOUND):
+    """There is no such entry, or its day is not signed yet."""
+
+
+class EventsOff(DomainError, code=StatusCode.FAILED_PRECONDITION):
+    """Events are not enabled for the organization."""
+
+
+class EventsMissed(DomainError, code=StatusCode.OUT_OF_RANGE):
+    """An event after the cursor is not stored; begin without a cursor."""
 
 
 @dataclass(eq=False)
@@ -216,6 +239,14 @@ class ChannelNotConfigured(DomainError, code=StatusCode.FAILED_PRECONDITION):
     """No provider is configured for this channel."""
 
     channel: str
+
+
+@dataclass(eq=False)
+class SettingsChanged(DomainError, code=StatusCode.ABORTED):
+    """The settings are not at the version that the change was made on."""
+
+    version: int
+    """The one in force."""
 
 
 @dataclass(eq=False)
@@ -291,6 +322,14 @@ class TooManySends(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
 
     limit: str
     """Which one: `destination_hour`, `destination_day`, `organization_minute`, `country` or `prefix`."""
+
+
+@dataclass(eq=False)
+class SpendingCapReached(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):
+    """The send would exceed the organization's spending cap for the day; nothing was charged."""
+
+    daily_credit_cap: int
+    spent_credits: int
 
 
 class TooManyGuesses(RetryLater, code=StatusCode.RESOURCE_EXHAUSTED):

@@ -21,18 +21,23 @@ from server.clock import DatabaseClock
 from server.credits.audit import make_daily_macs
 from server.credits.ledger import AuditKeys
 from server.credits.notices import SendMail, remove_notices, send_due_notices
+from server.credits.questions import count_questions
+from server.credits.receipts import SigningKeys, sign_days
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError
 from server.credits.stripe.inbox import StripeInbox, remove_stripe_events
 from server.credits.stripe.reconcile import find_drift
+from server.credits.top_ups.automatic_service import AutomaticTopUps
 from server.credits.top_ups.service import TopUps
 from server.errors import DomainError, PaymentProviderUnavailable
+from server.events.log import EventSwitches, remove_events
 from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.delivery.outbox import claim_due, find_due, find_due_fallbacks
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.delivery.suppressions import Suppressions
+from server.otps.expiry import tell_expired
 from server.otps.retention import (
     create_partitions,
     erase_destinations,
@@ -42,8 +47,10 @@ from server.otps.retention import (
     remove_suppressions,
     remove_unverified,
 )
-from server.postgres.pool import Pool, acquire, measure_clock
+from server.otps.settings_cache import SettingsCache
+from server.postgres.pool import Pool, acquire, measure_clock, refresh_shards
 from server.postgres.queries import load_queries
+from server.settings import Settings
 
 SQL = load_queries(__file__)
 _log = structlog.get_logger(__name__)
@@ -148,6 +155,20 @@ class RetentionPeriods:
     """How long a wrong guess counts; it is kept one day longer because clocks differ."""
     unverified_window: timedelta
     """How long unverified credits count; they are kept one day longer too."""
+    events: timedelta = timedelta(days=7)
+    """Events, for WatchEvents."""
+
+
+def retention_periods(settings: Settings) -> RetentionPeriods:
+    """What the settings say about how long data is kept."""
+    return RetentionPeriods(
+        destinations=timedelta(days=settings.delivery.destination_days),
+        records=timedelta(days=settings.delivery.retention_days),
+        requests=settings.delivery.request_life,
+        guess_window=timedelta(hours=settings.limit.guess_window_hours),
+        events=timedelta(days=settings.event.days),
+        unverified_window=timedelta(hours=settings.limit.unverified_window_hours),
+    )
 
 
 def periodic_jobs(
@@ -157,30 +178,46 @@ def periodic_jobs(
     dispatcher: Dispatcher,
     outcomes: Outcomes,
     suppressions: Suppressions,
+    switches: EventSwitches,
+    organization_settings: SettingsCache,
+    settings_seconds: float,
     lease: timedelta,
     periods: RetentionPeriods,
     stripe_client: StripeClient,
     top_ups: TopUps,
+    automatic_top_ups: AutomaticTopUps,
     inbox: StripeInbox,
     environment: str,
     send_mail: SendMail | None,
     audit_keys: AuditKeys | None,
+    signing_keys: SigningKeys | None = None,
 ) -> list[PeriodicJob]:
     """Return every periodic job.
 
     `send_mail` sends mail to billing contacts; when it is None, their notices stay in the database. `audit_keys` make
-    the ledger's daily MACs; when it is None, there are none.
+    the ledger's daily MACs; when it is None, there are none, and without `signing_keys` no receipts.
     """
     limit = _MAXIMUM_CALLS
     report = partial(report_drift, pool, stripe_client, environment=environment)
     jobs = [
         PeriodicJob("clock", 5, lambda _: measure_clock(pool)),
+        PeriodicJob("shards", 5, lambda _: refresh_shards(pool)),
         PeriodicJob(
-            "deliveries", 1, lambda _: take_over_deliveries(pool, crypto, dispatcher, lease=lease, clock=pool.clock)
+            "deliveries",
+            1,
+            lambda _: take_over_deliveries(
+                pool, crypto, dispatcher, lease=lease, clock=pool.clock, settings=organization_settings
+            ),
         ),
         PeriodicJob("fallbacks", 1, lambda now: send_due_fallbacks(pool, outcomes, dispatcher, now=now)),
         PeriodicJob("suppressions", 2, suppressions.refresh),
+        PeriodicJob("event switches", 1, switches.refresh),
+        PeriodicJob("expired otps", 15, lambda now: tell_expired(pool, switches, now=now)),
+        # The rest of the time is for the read.
+        PeriodicJob("settings", 0.8 * settings_seconds, lambda _: organization_settings.refresh(pool)),
         PeriodicJob("top-ups", 1, lambda now: top_ups.advance_due(now=now, limit=limit)),
+        *automatic_top_up_jobs(automatic_top_ups),
+        PeriodicJob("questions", 10, lambda _: count_questions(pool)),
         PeriodicJob("stripe events", 1, lambda now: inbox.process_due(now=now, limit=limit)),
         PeriodicJob(
             "undelivered stripe events",
@@ -196,9 +233,23 @@ def periodic_jobs(
         jobs.append(
             PeriodicJob("daily MACs", 60, lambda now: make_daily_macs(pool, audit_keys, now=now), is_maintenance=True)
         )
+    if audit_keys is not None and signing_keys is not None:
+        jobs.append(
+            PeriodicJob("receipts", 60, lambda _: sign_days(pool, audit_keys, signing_keys), is_maintenance=True)
+        )
     if send_mail is not None:
         jobs.append(PeriodicJob("notices", 1, lambda now: send_due_notices(pool, send_mail, now=now, limit=limit)))
     return jobs
+
+
+def automatic_top_up_jobs(automatic_top_ups: AutomaticTopUps) -> list[PeriodicJob]:
+    """Return the jobs that order top-ups a process missed, learn the thresholds, and detach cards that are not used."""
+    limit = _MAXIMUM_CALLS
+    return [
+        PeriodicJob("automatic top-ups", 2, lambda now: automatic_top_ups.order_due(now=now, limit=limit)),
+        PeriodicJob("thresholds of automatic top-ups", 1, automatic_top_ups.refresh),
+        PeriodicJob("cards to detach", 10, lambda _: automatic_top_ups.detach_cards(limit=limit)),
+    ]
 
 
 async def take_over_deliveries(
@@ -209,6 +260,7 @@ async def take_over_deliveries(
     lease: timedelta,
     clock: DatabaseClock,
     limit: int = _MAXIMUM_DELIVERIES,
+    settings: SettingsCache | None = None,
 ) -> int:
     """Enqueue deliveries whose lease has expired or whose next attempt is due; returns how many.
 
@@ -224,7 +276,9 @@ async def take_over_deliveries(
         # New sends may have filled the queue meanwhile.
         share = -(-min(free - enqueued, dispatcher.free_places) // (len(due) - position))
         if share > 0:
-            jobs = await claim_due(pool, crypto, organization_id, delivery_ids[:share], lease=lease, clock=clock)
+            jobs = await claim_due(
+                pool, crypto, organization_id, delivery_ids[:share], lease=lease, clock=clock, settings=settings
+            )
             enqueued += dispatcher.enqueue(jobs)
     return enqueued
 
@@ -286,6 +340,7 @@ def retention_jobs(pool: Pool, periods: RetentionPeriods) -> list[PeriodicJob]:
         ("suppressions", remove_suppressions, margin),
         ("notices", remove_notices, periods.records),
         ("stripe events", remove_stripe_events, periods.records),
+        ("events", remove_events, periods.events),
     ]
     return [
         PeriodicJob(f"retention of {data}", 60, partial(_remove_all, pool, removal, period), is_maintenance=True)

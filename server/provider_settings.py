@@ -1,11 +1,11 @@
-"""The settings of the channels and their providers: groups of server.settings."""
+"""The settings of the channels and their providers, and of Stripe: groups of server.settings."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
-from server.setting_types import Group, HeaderValue, IsSender, Words
+from server.setting_types import FixedTax, Group, HeaderValue, IsSender, Json, Words
 
 
 class Channel(Group):
@@ -109,3 +109,67 @@ class Vonage(Group):
     sender: str = Field(default="", description="sender: a number without its plus sign, or an alphanumeric id")
     base_url: str = Field(default="https://rest.nexmo.com", description="base URL of the API")
     timeout_seconds: float = Field(default=10, gt=0, description="timeout of one API request, in seconds")
+
+
+class Stripe(Group):
+    """The Stripe account whose invoices sell credits."""
+
+    api_key: SecretStr | None = Field(default=None, description="secret or restricted API key")
+    webhook_secrets: SecretStr | None = Field(
+        default=None,
+        description="signing secrets of the webhook endpoint, separated by commas; two while one is being rolled",
+    )
+    base_url: str | None = Field(default=None, description="base URL of the API; unset: Stripe's")
+    api_version: str | None = Field(
+        default=None, description="Stripe-Version header, for preview features; unset: the SDK's version"
+    )
+    account_id: str | None = Field(
+        default=None, description="account of the API key; an event that names another is rejected; unset: any other"
+    )
+    timeout_seconds: float = Field(
+        default=10,
+        gt=0,
+        le=80,
+        description="timeout of one HTTP request to Stripe, in seconds; a call makes at most three",
+    )
+    wait_seconds: float = Field(
+        default=15, gt=0, description="maximum seconds that CreateTopUp and CancelTopUp wait for Stripe"
+    )
+    lease_seconds: float = Field(
+        default=60, gt=0, description="seconds after which another replica takes over an unfinished top-up"
+    )
+    days_until_due: int = Field(default=7, ge=1, le=90, description="days until an invoice is due")
+    expire_grace_hours: float = Field(
+        default=24, ge=0, description="hours after the due time until an unpaid invoice is voided"
+    )
+    trust_out_of_band: bool = Field(
+        default=False, description="add credits for invoices that a person marked as paid in Stripe (paid out of band)"
+    )
+    freeze_disputed: bool = Field(
+        default=False, description="take back what is left of a disputed top-up's credits until the dispute is won"
+    )
+    charge_failures: int = Field(
+        default=3,
+        ge=1,
+        le=10,
+        description="failed charges in a row that switch an organization's automatic top-ups off",
+    )
+    charge_pause_hours: float = Field(
+        default=4,
+        ge=0.001,
+        le=168,
+        description="hours from a failed charge of an automatic top-up to the next; each further pause is doubled",
+    )
+    tax_rates: Annotated[dict[str, FixedTax], Json] = Field(
+        default={},
+        description='tax rates made at Stripe, such as {"IDR": {"id": "txr_…", "percent": "11", "inclusive": false}}',
+    )
+    automatic_tax: Literal["off", "exclusive", "inclusive"] = Field(
+        default="off",
+        description="Stripe computes the tax of currencies without a rate from the billing address of CreateTopUp",
+    )
+    payment_methods: Annotated[dict[str, tuple[str, ...]], Json] = Field(
+        default={},
+        description='payment method types by currency, such as {"IDR": ["id_bank_transfer"]}; unset: those of the '
+        "account's invoice template",
+    )

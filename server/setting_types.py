@@ -33,7 +33,8 @@ NumberType = Literal[
     "voicemail",
 ]
 """Types of phone numbers; `satellite` are mobile phones of no country."""
-_AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
+AREA = re.compile(r"[A-Z]{2}|001|\+[1-9][0-9]{0,14}")
+"""A country (ISO 3166-1 alpha-2, or 001 for numbers of no country) or a number prefix (E.164)."""
 
 
 def _words(value: object) -> object:
@@ -53,18 +54,19 @@ def _is_database(value: SecretStr | None) -> SecretStr | None:
 
 
 def _are_areas(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(_AREA.fullmatch(area) for area in value):
+    if not all(AREA.fullmatch(area) for area in value):
         raise ValueError("must be country codes such as ID, or number prefixes such as +62812")
     return value
 
 
 def _are_prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(_AREA.fullmatch(prefix) and prefix.startswith("+") for prefix in value):
+    if not all(AREA.fullmatch(prefix) and prefix.startswith("+") for prefix in value):
         raise ValueError("must be number prefixes such as +88064")
     return value
 
 
-def _is_sender(value: str) -> str:
+def is_sender(value: str) -> str:
+    """The address with an ASCII domain; the empty text as it is. Raises ValueError for another than a plain address."""
     if not value:
         return value
     try:
@@ -76,7 +78,7 @@ def _is_sender(value: str) -> str:
     return address.ascii_email
 
 
-IsSender = AfterValidator(_is_sender)
+IsSender = AfterValidator(is_sender)
 """The address of a sender of mail; its domain becomes ASCII (Punycode)."""
 Words = BeforeValidator(_words)
 """A list, separated by commas."""

@@ -6,45 +6,23 @@ With `_FILE` appended, it names a file that holds the value; meant for secrets.
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, SecretStr
 
-from server.provider_settings import Channel, Smtp, Twilio, Vonage, Whatsapp
+from server.provider_settings import Channel, Smtp, Stripe, Twilio, Vonage, Whatsapp
 from server.setting_types import (
     ADDRESS,
     MAXIMUM_DIGEST_KEYS,
     AreAreas,
     ArePrefixes,
-    FixedTax,
     Group,
     IsDatabase,
-    Json,
     NumberType,
     Words,
     key_ring,
 )
-
-
-class Log(Group):
-    """The log, on standard error. It never contains a destination, a code or a secret."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="lowest level that is logged"
-    )
-    format: Literal["json", "console"] = Field(
-        default="json", description="json: one JSON object per line; console: text for a terminal"
-    )
-
-
-class Metrics(Group):
-    """Prometheus metrics over HTTP, at /metrics."""
-
-    listen: str = Field(
-        default="127.0.0.1:9464",
-        pattern=f"^off$|{ADDRESS}",
-        description="host:port of the metrics endpoint; off: no endpoint",
-    )
+from server.telemetry_settings import Log, Metrics, Traces
 
 
 class Database(Group):
@@ -52,6 +30,11 @@ class Database(Group):
 
     url: Annotated[SecretStr | None, IsDatabase] = Field(
         default=None, description="PostgreSQL URL; unset: start an embedded server in PULSA_DATA"
+    )
+    urls: SecretStr | None = Field(
+        default=None,
+        description="of a Citus cluster: PostgreSQL URLs of workers, separated by spaces, through which batches go to "
+        "the worker that has their organizations; unset: all go through PULSA_DATABASE_URL",
     )
     owner_url: Annotated[SecretStr | None, IsDatabase] = Field(
         default=None, description="PostgreSQL URL of the schema owner, for migrations; unset: PULSA_DATABASE_URL"
@@ -76,11 +59,22 @@ class Database(Group):
         default=5, gt=0, le=600, description="maximum wait of a transaction for its next statement, in seconds"
     )
     flushes: int = Field(
-        default=4, ge=1, le=64, description="maximum batches of one kind in flight; half of them may wait for locks"
+        default=4,
+        ge=1,
+        le=64,
+        description="maximum batches of one kind in flight to PostgreSQL, or to each worker of Citus; half of them may "
+        "wait for locks",
     )
     citus: bool = Field(
         default=False,
-        description="PULSA_DATABASE_URL is a Citus coordinator; a transaction then spans one organization only",
+        description="has no effect: the server finds out by itself whether tables are distributed over Citus' workers",
+    )
+    shards: int = Field(
+        default=8,
+        ge=1,
+        le=1024,
+        description="shards into which migrate and distribute part the tables of a Citus cluster, once: about four for "
+        "each worker that it will have, as a batch has calls of one shard only",
     )
     migrate: bool = Field(
         default=False,
@@ -142,7 +136,7 @@ class Secret(Group):
 
 
 class Audit(Group):
-    """Keys of the ledger's MACs, with which `audit` tells edited history."""
+    """Keys of the ledger's MACs, with which `audit` tells edited history, and of receipts."""
 
     keys: SecretStr | None = Field(
         default=None,
@@ -150,9 +144,23 @@ class Audit(Group):
         "one makes them, all of them check; unset: no MACs are made or checked",
     )
 
+    signing_keys: SecretStr | None = Field(
+        default=None,
+        description="Ed25519 keys of receipts as id:base64 of 32 random bytes, separated by commas, oldest first: the "
+        "last one signs each day; needs PULSA_AUDIT_KEYS; unset: there are no receipts",
+    )
+
     def key_ring(self) -> dict[str, bytes] | None:
         """The keys by id, oldest first; None when PULSA_AUDIT_KEYS is unset. Raises ValueError when it is malformed."""
         return key_ring("PULSA_AUDIT_KEYS", self.keys) if self.keys else None
+
+    def signing_key_ring(self) -> dict[str, bytes] | None:
+        """The signing keys, as `key_ring`. Raises ValueError when there are some without PULSA_AUDIT_KEYS."""
+        if self.signing_keys is None:
+            return None
+        if self.keys is None:
+            raise ValueError("PULSA_AUDIT_SIGNING_KEYS: needs PULSA_AUDIT_KEYS")
+        return key_ring("PULSA_AUDIT_SIGNING_KEYS", self.signing_keys)
 
 
 class Limit(Group):
@@ -239,7 +247,8 @@ class Limit(Group):
     streams_at_once: int = Field(
         default=1000,
         ge=1,
-        description="maximum WatchBalance streams per process; one organization may have four fifths of them",
+        description="maximum WatchBalance, WatchEvents and ExportLedger streams per process; one organization may have "
+        "four fifths of them",
     )
 
 
@@ -261,6 +270,13 @@ class Delivery(Group):
     )
     suppression_days: int = Field(default=30, ge=1, description="days that an address gets no mail after a bounce")
     batch_size: int = Field(default=96, ge=1, le=5000, description="maximum calls per transaction")
+    batch_items: int = Field(
+        default=500,
+        ge=100,
+        le=5000,
+        description="maximum requests of BatchSendOtps per transaction, in steps of 100. More cost less each, and "
+        "other calls of their organization wait longer",
+    )
     linger_ms: float = Field(
         default=20,
         ge=0,
@@ -297,55 +313,26 @@ class Delivery(Group):
         return timedelta(days=self.request_days or 7 + self.retention_days)
 
 
-class Stripe(Group):
-    """The Stripe account whose invoices sell credits."""
+class Event(Group):
+    """The events of organizations that have them enabled."""
 
-    api_key: SecretStr | None = Field(default=None, description="secret or restricted API key")
-    webhook_secrets: SecretStr | None = Field(
-        default=None,
-        description="signing secrets of the webhook endpoint, separated by commas; two while one is being rolled",
+    days: int = Field(default=7, ge=1, le=400, description="days for which events are kept for WatchEvents")
+
+
+class Organization(Group):
+    """What organizations may choose by UpdateSettings, and test organizations."""
+
+    settings_seconds: float = Field(
+        default=5, ge=0.1, le=60, description="maximum seconds until every process uses changed settings"
     )
-    base_url: str | None = Field(default=None, description="base URL of the API; unset: Stripe's")
-    api_version: str | None = Field(
-        default=None, description="Stripe-Version header, for preview features; unset: the SDK's version"
+    senders: Annotated[tuple[str, ...], Words] = Field(
+        default=(), description="sender ids and numbers that organizations may choose; unset: any"
     )
-    account_id: str | None = Field(
-        default=None, description="account of the API key; an event that names another is rejected; unset: any other"
+    refund_choice: bool = Field(
+        default=False, description="organizations may choose refunds of deliveries that are reported as failed"
     )
-    timeout_seconds: float = Field(
-        default=10,
-        gt=0,
-        le=80,
-        description="timeout of one HTTP request to Stripe, in seconds; a call makes at most three",
-    )
-    wait_seconds: float = Field(
-        default=15, gt=0, description="maximum seconds that CreateTopUp and CancelTopUp wait for Stripe"
-    )
-    lease_seconds: float = Field(
-        default=60, gt=0, description="seconds after which another replica takes over an unfinished top-up"
-    )
-    days_until_due: int = Field(default=7, ge=1, le=90, description="days until an invoice is due")
-    expire_grace_hours: float = Field(
-        default=24, ge=0, description="hours after the due time until an unpaid invoice is voided"
-    )
-    trust_out_of_band: bool = Field(
-        default=False, description="add credits for invoices that a person marked as paid in Stripe (paid out of band)"
-    )
-    freeze_disputed: bool = Field(
-        default=False, description="take back what is left of a disputed top-up's credits until the dispute is won"
-    )
-    tax_rates: Annotated[dict[str, FixedTax], Json] = Field(
-        default={},
-        description='tax rates made at Stripe, such as {"IDR": {"id": "txr_…", "percent": "11", "inclusive": false}}',
-    )
-    automatic_tax: Literal["off", "exclusive", "inclusive"] = Field(
-        default="off",
-        description="Stripe computes the tax of currencies without a rate from the billing address of CreateTopUp",
-    )
-    payment_methods: Annotated[dict[str, tuple[str, ...]], Json] = Field(
-        default={},
-        description='payment method types by currency, such as {"IDR": ["id_bank_transfer"]}; unset: those of the '
-        "account's invoice template",
+    test: Annotated[tuple[str, ...], Words] = Field(
+        default=(), description="test organizations: no provider, no charge, codes that begin 12345678"
     )
 
 
@@ -414,12 +401,13 @@ class Settings(Group):
     repeat_balance_seconds: float = Field(
         default=30,
         gt=0,
-        description="seconds without a change after which a balance stream sends the balance again, so that no proxy "
-        "takes it for dead",
+        description="seconds without a change after which a balance stream sends the balance again, and a stream of "
+        "events its cursor, so that no proxy takes it for dead",
     )
 
     log: Log = Log()
     metrics: Metrics = Metrics()
+    traces: Traces = Traces()
     database: Database = Database()
     tls: Tls = Tls()
     token: Token = Token()
@@ -427,6 +415,8 @@ class Settings(Group):
     audit: Audit = Audit()
     limit: Limit = Limit()
     delivery: Delivery = Delivery()
+    event: Event = Event()
+    organization: Organization = Organization()
     stripe: Stripe = Stripe()
     webhook: Webhook = Webhook()
     channel: Channel = Channel()

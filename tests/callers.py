@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from pulsa.credit.v1 import credit_service_pb2
 from pulsa.errors import PulsaError, explain
+from pulsa.event.v1 import event_service_pb2
 from pulsa.otp.v1 import otp_service_pb2
 
 from server.api.auth import mint
@@ -22,6 +23,7 @@ from server.providers.provider import Channel
 SERVICES = [
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
     otp_service_pb2.DESCRIPTOR.services_by_name["OtpService"],
+    event_service_pb2.DESCRIPTOR.services_by_name["EventService"],
 ]
 RPCS: dict[str, MethodDescriptor] = {rpc.name: rpc for service in SERVICES for rpc in service.methods}
 """Every rpc of the protos, by its name."""

@@ -130,5 +130,6 @@ async def proxy_to(url: str) -> AsyncIterator[tuple[FaultProxy, str]]:
     proxy = FaultProxy(str(parts["host"]), int(str(parts["port"])))
     server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     async with server:
-        yield proxy, make_conninfo(url, port=server.sockets[0].getsockname()[1])
+        # Without TLS, which Citus switches on by itself: the proxy reads what passes.
+        yield proxy, make_conninfo(url, port=server.sockets[0].getsockname()[1], sslmode="disable")
     await proxy.close()

@@ -13,6 +13,7 @@ from pulsa.credit.v1.ledger_entry_pb2 import LedgerEntryKind
 from pulsa.credit.v1.top_up_pb2 import TopUpStatus
 from pulsa.otp.v1.delivery_pb2 import DeliveryStatus
 from pulsa.otp.v1.otp_pb2 import OtpStatus
+from pulsa.otp.v1.settings_pb2 import NumberType
 
 
 def valid_fields() -> dict[str, Any]:
@@ -36,6 +37,9 @@ def valid_fields() -> dict[str, Any]:
         "start_month": "2026-01",
         "end_month": "2026-02",
         "resume_token": "",
+        "cursor": "",
+        "sequence": 1,
+        "from_oldest": False,
         "start_date": "2026-01-31",
         "end_date": "2026-02-28",
         "credits": 1000,
@@ -49,6 +53,9 @@ def valid_fields() -> dict[str, Any]:
         "low_balance_threshold": 100,
         "alert_email": "alerts@example.com",
         "time_zone": "Asia/Jakarta",
+        "automatic_settings": valid_automatic_settings(),
+        "consent_text": "",
+        "return_url": "https://app.example.com/billing?saved=1",
         "adjust_credits": -5,
         "reason": "A goodwill gesture.",
         "payload": b"{}",
@@ -66,14 +73,7 @@ def valid_fields() -> dict[str, Any]:
         "metadata": {"page": "checkout"},
         "validate_only": False,
         "compact": True,
-        "requests": [
-            {
-                "organization_id": "acme",
-                "request_id": str(uuid4()),
-                "destination": {"email": "someone@example.com"},
-                "purpose": "login",
-            }
-        ],
+        "requests": [valid_send()],
         "code": "123456",
         "wrong_code_as_result": False,
         "status": DeliveryStatus.DELIVERY_STATUS_DELIVERED,
@@ -81,6 +81,48 @@ def valid_fields() -> dict[str, Any]:
         "mail_token": "a" * 39,
         "suppression_reason": 1,
         "report_time": Timestamp(seconds=1_790_000_000),
+        "settings": valid_settings(),
+        "update_mask": {"paths": ["*"]},
+        "expected_version": 0,
+    }
+
+
+def valid_send() -> dict[str, Any]:
+    """A request of a batch, with a new id."""
+    return {
+        "organization_id": "acme",
+        "request_id": str(uuid4()),
+        "destination": {"email": "someone@example.com"},
+        "purpose": "login",
+    }
+
+
+def valid_settings() -> dict[str, Any]:
+    """Some settings that are within the operator's limits."""
+    return {
+        "brand_name": "Acme",
+        "senders": [{"channel": Channel.CHANNEL_SMS, "country_code": "ID", "sender_id": "Acme"}],
+        "email_reply_to": "help@example.com",
+        "allowed_areas": ["ID", "+12025"],
+        "number_types": [NumberType.NUMBER_TYPE_MOBILE],
+        "default_fallbacks": [{"fallback_channel": Channel.CHANNEL_SMS, "after": Duration(seconds=30)}],
+        "billing_contacts": [{"contact_email": "ann@example.com", "locale": "id", "time_zone": "Asia/Jakarta"}],
+    }
+
+
+def valid_automatic_settings() -> dict[str, Any]:
+    """Settings of automatic top-ups, which stay off: nobody has saved a card."""
+    return {
+        "enabled": False,
+        "threshold_credits": 100,
+        "credits": 1000,
+        "currency_code": "USD",
+        "monthly_credit_cap": 5000,
+        "billing_email": "billing@example.com",
+        "billing_name": "Acme",
+        "billing_address": {"country": "ID", "line1": "Jalan Merdeka 1", "city": "Jakarta", "postal_code": "10110"},
+        "tax_id_type": "id_npwp",
+        "tax_id": "12.345.678.9-012.345",
     }
 
 

@@ -25,7 +25,7 @@ from server.ids import ORGANIZATION_ID
 
 READ_TIME: Final = Gauge(
     "pulsa_token_keys_read_timestamp_seconds",
-    "Unix time at which the file of token keys was last read and usable; with several workers, the earliest.",
+    "When the file of token keys was last read and usable, with several workers the earliest: Unix time.",
     multiprocess_mode="livemin",
 )
 

@@ -12,6 +12,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from pulsa.credit.v1 import (
     alerts_pb2,
+    automatic_top_up_pb2,
     balance_pb2,
     channel_pb2,
     ledger_entry_pb2,
@@ -21,6 +22,7 @@ from pulsa.credit.v1 import (
     top_up_pb2,
 )
 from pulsa.error.v1 import error_reason_pb2
+from pulsa.event.v1 import event_pb2
 from pulsa.otp.v1 import delivery_pb2, otp_pb2, otp_service_pb2, suppression_pb2, usage_pb2
 
 from server.credits.accounts import Suspension
@@ -29,11 +31,14 @@ from server.credits.balances import Balance
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.credits.pricing import Money, Pricing
 from server.credits.statement import PastBalance
+from server.credits.top_ups.automatic import AutomaticTopUpState
 from server.credits.top_ups.state_machine import PAYABLE, UNFINISHED, TopUp, TopUpFlag, TopUpStatus
 from server.errors import DomainError, RetryLater
+from server.events.log import EventKind
+from server.events.streams import StoredEvent
 from server.otps.delivery.suppressions import Suppression, SuppressionReason
 from server.otps.otp import Delivery, DeliveryStatus, Otp, OtpRecord, OtpStatus
-from server.otps.recipients import Preview
+from server.otps.previews import Preview
 from server.otps.usage import Conversion, DailyUsage
 from server.providers.provider import Channel
 
@@ -45,6 +50,15 @@ CHANNELS: Final[Mapping[Channel, channel_pb2.Channel.ValueType]] = {
     name: channel_pb2.Channel.Value(f"CHANNEL_{name}") for name in Channel
 }
 CHANNELS_BY_NUMBER: Final = {number: channel for channel, number in CHANNELS.items()}
+
+AUTOMATIC_STATES: Final[Mapping[str, automatic_top_up_pb2.AutomaticTopUpState.ValueType]] = {
+    "": automatic_top_up_pb2.AUTOMATIC_TOP_UP_STATE_UNSPECIFIED,
+    **{
+        state.value: automatic_top_up_pb2.AutomaticTopUpState.Value(f"AUTOMATIC_TOP_UP_STATE_{state}")
+        for state in AutomaticTopUpState
+    },
+}
+"""The number in the protos by name; that of a state that was not looked up by an empty one."""
 
 _KINDS = {kind: ledger_entry_pb2.LedgerEntryKind.Value(f"LEDGER_ENTRY_KIND_{kind}") for kind in LedgerEntryKind}
 KINDS_BY_NUMBER: Final = {number: kind for kind, number in _KINDS.items()}
@@ -110,6 +124,7 @@ class BalanceConverter:
             low_balance=balance.low_balance,
             low_balance_threshold=balance.low_balance_threshold,
             last_sequence=balance.last_sequence,
+            automatic_top_up_state=AUTOMATIC_STATES[balance.automatic_state],
         )
         for channel, credits in self._prices:
             message.sends_left.add(channel=channel, sends=available // credits)
@@ -195,6 +210,7 @@ def top_up_message(top_up: TopUp) -> top_up_pb2.TopUp:
         created_by=top_up.created_by,
         frozen_credits=top_up.frozen_credits,
         resolved_credits=top_up.resolved_credits,
+        automatic=top_up.is_automatic,
         resolve_reason=top_up.resolve_reason,
         resolved_by=top_up.resolved_by,
         resolve_time=timestamp(top_up.resolve_time),
@@ -260,6 +276,7 @@ def write_delivery(message: delivery_pb2.Delivery, delivery: Delivery) -> None:
     message.refunded = delivery.refunded
     message.failure_reason = delivery.failure_reason
     message.provider = delivery.provider
+    message.settings_version = delivery.settings_version
     set_timestamp(message.create_time, delivery.create_time)
     for status, time in delivery.changes:
         change = message.changes.add(status=_DELIVERY_STATUSES[status])
@@ -297,11 +314,10 @@ def write_compact(
     delivery_id: UUID,
     credits: int,
     ledger_sequence: int,
-    replayed: bool = False,
 ) -> None:
     """Write an accepted send in short."""
     message.otp_id, message.delivery_id = str(otp_id), str(delivery_id)
-    message.credits_charged, message.ledger_sequence, message.replayed = credits, ledger_sequence, replayed
+    message.credits_charged, message.ledger_sequence = credits, ledger_sequence
 
 
 def write_send_error(message: otp_service_pb2.SendError, error: DomainError) -> None:
@@ -340,3 +356,27 @@ def usage_message(usage: DailyUsage) -> usage_pb2.DailyUsage:
         otps=usage.otps,
         verified_otps=usage.verified_otps,
     )
+
+
+_ENUMS_OF_EVENTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    EventKind.DELIVERY_CHANGED: {"channel": CHANNELS.__getitem__, "status": _DELIVERY_STATUSES.__getitem__},
+    EventKind.OTP_ENDED: {"status": _OTP_STATUSES.__getitem__},
+    EventKind.TOP_UP_CHANGED: {
+        "status": _TOP_UP_STATUSES.__getitem__,
+        "flags": lambda flags: [_TOP_UP_FLAGS[flag] for flag in flags],
+    },
+}
+"""Conversions of the details of events that are enums in the protos; other details are fields as they are."""
+
+
+def event_message(event: StoredEvent) -> event_pb2.Event:
+    """Convert an event; one of a kind that only a newer version knows has no change."""
+    message = event_pb2.Event(number=event.number)
+    set_timestamp(message.create_time, event.create_time)
+    if event.kind in EventKind.__members__:
+        enums = _ENUMS_OF_EVENTS.get(event.kind, {})
+        details = {name: enums[name](value) if name in enums else value for name, value in event.details.items()}
+        change = getattr(message, event.kind.lower())
+        change.MergeFrom(type(change)(**details))
+        change.SetInParent()
+    return message

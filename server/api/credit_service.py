@@ -9,8 +9,9 @@ from typing import Final
 from uuid import UUID
 
 from pulsa.credit.v1 import credit_service_pb2 as pb
-from pulsa.credit.v1 import ledger_entry_pb2, top_up_pb2
+from pulsa.credit.v1 import ledger_entry_pb2, receipt_pb2, top_up_pb2
 
+from server.api.automatic_top_ups import AutomaticTopUpRpcs
 from server.api.converters import (
     KINDS_BY_NUMBER,
     BalanceConverter,
@@ -34,6 +35,7 @@ from server.credits.audit import audit_organization
 from server.credits.balances import Balances, BalanceStreams
 from server.credits.ledger import AuditKeys, LedgerEntry, adjust_credits, list_entries
 from server.credits.pricing import Pricing
+from server.credits.receipts import make_receipt
 from server.credits.statement import (
     EntrySearch,
     Position,
@@ -43,6 +45,7 @@ from server.credits.statement import (
     search_entries,
 )
 from server.credits.stripe.inbox import StripeInbox
+from server.credits.top_ups.automatic_service import AutomaticTopUps
 from server.credits.top_ups.service import Purchase, TopUps
 from server.credits.top_ups.state_machine import Resolution, TopUp
 from server.postgres.pool import Pool, acquire
@@ -65,6 +68,7 @@ class CreditDependencies:
     balances: Balances
     balance_streams: BalanceStreams
     top_ups: TopUps
+    automatic_top_ups: AutomaticTopUps
     stripe_inbox: StripeInbox
     stripe_wait_seconds: float
     """Maximum wait of CreateTopUp and CancelTopUp for Stripe; the work continues after it."""
@@ -76,10 +80,11 @@ class CreditDependencies:
     """Make and check the ledger's MACs; None: there are none."""
 
 
-class CreditService:
-    """pulsa.credit.v1.CreditService; each rpc is documented there."""
+class CreditService(AutomaticTopUpRpcs):
+    """pulsa.credit.v1.CreditService; each rpc is documented there. AutomaticTopUpRpcs has those of its name."""
 
     def __init__(self, dependencies: CreditDependencies) -> None:
+        super().__init__(dependencies.automatic_top_ups)
         self._dependencies = dependencies
         self._get_balance = dependencies.balances.get
         self._balance_message = BalanceConverter(dependencies.pricing).convert
@@ -224,6 +229,11 @@ class CreditService:
                     exported_entries=part.exported_entries,
                     total_entries=part.total_entries,
                 )
+
+    async def GetReceipt(self, request: pb.GetReceiptRequest, _: Call) -> pb.GetReceiptResponse:
+        """Return the proof of one entry."""
+        receipt = await make_receipt(self._dependencies.pool, request.organization_id, request.sequence)
+        return pb.GetReceiptResponse(receipt=receipt_pb2.Receipt(**receipt._asdict()))
 
     async def GetAlerts(self, request: pb.GetAlertsRequest, _: Call) -> pb.GetAlertsResponse:
         """Return the alert settings."""

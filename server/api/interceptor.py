@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,9 +39,7 @@ from server.errors import (
     TokenInvalid,
 )
 from server.ids import new_id
-
-Metadata = Sequence[tuple[str, str | bytes]]
-
+from server.traces import Metadata, Span, Traces, current_span
 
 _SHARE: Final = 4
 """An organization may have this many times as many calls in flight as there are free places: 4/5 of all places when it
@@ -130,6 +128,8 @@ def refusing_handler(status: ErrorStatus, refused: Callable[[], None]) -> "grpc.
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_Handle = Callable[[Metadata, bytes, Context], Awaitable[bytes]]
+_Serve = Callable[[Metadata], "grpc.RpcMethodHandler[Any, Any]"]
 _MAXIMUM_DEADLINE_SECONDS: Final = 86_400.0
 """A later deadline counts as none: the deadlines of gRPC exceed the range of datetime."""
 
@@ -142,6 +142,8 @@ class Call(NamedTuple):
     """In seconds of time.monotonic(); math.inf for a deadline more than a day away, or none."""
     validate: Validate
     """Raises InvalidFields for an invalid request. Already called, except for rpcs in `validates_itself`."""
+    span: Span | None = None
+    """None when the call is not sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,11 @@ class Interceptor:
         calls_at_once: int = 512,
         streams_at_once: int = 1000,
         overload_retry_seconds: float = 1.0,
+        traces: Traces | None = None,
     ) -> None:
+        """Without `traces` no call is sampled."""
         self._verifier = verifier
+        self._traces = traces
         self._calls = ConcurrencyLimit(calls_at_once)
         self._streams = ConcurrencyLimit(streams_at_once)
         self.metrics = RpcMetrics(registry, in_flight=lambda: self._calls.in_flight + self._streams.in_flight)
@@ -295,11 +300,12 @@ class Interceptor:
         refuse = refusing_handler(self._overloaded, lambda: self._ended(rpc, self._overloaded, None, None, 0.0))
         drain = refusing_handler(self._draining, partial(self._refused, rpc))
         handle = self._handle(rpc)
-        return LimitedHandler(
-            rpc.concurrency, rpc.limit, lambda metadata: kind(partial(handle, metadata)), refuse, drain
-        )
+        serve: _Serve = lambda metadata: kind(partial(handle, metadata))  # noqa: E731 - replaced below
+        if self._traces is not None and not rpc.streams:  # a stream may stay open for days
+            serve = _traced(self._traces, descriptor, handle, serve)
+        return LimitedHandler(rpc.concurrency, rpc.limit, serve, refuse, drain)
 
-    def _handle(self, rpc: _Rpc) -> Callable[[Metadata, bytes, Context], Awaitable[bytes]]:
+    def _handle(self, rpc: _Rpc) -> _Handle:
         """Return the coroutine function that serves calls of the rpc.
 
         It takes and returns bytes, so that parse errors are answered here and not by gRPC.
@@ -322,7 +328,7 @@ class Interceptor:
                 if status is None:
                     caller = self._caller(metadata, permission)
                     request = read(payload, caller)
-                    call = Call(caller, started + seconds_left, rpc.validate)
+                    call = Call(caller, started + seconds_left, rpc.validate, current_span())
                     if has_organization and not (entered := concurrency.enter(organization := request.organization_id)):
                         status = self._overloaded
                     elif streams:
@@ -404,11 +410,37 @@ class Interceptor:
     ) -> None:
         rpc.count(grpc.StatusCode.OK if status is None else status.code, seconds)
         if status is self._overloaded:
+            self.metrics.overloaded.inc()
             self._access_log.overloaded()
         elif status is not None or self._access_log.logs_successes:
             organization_id = getattr(request, "organization_id", "") or (caller.organization_id if caller else "")
             subject = caller.subject if caller else ""
             self._access_log.ended(rpc.name, status, organization_id=organization_id, subject=subject, seconds=seconds)
+
+
+def _traced(traces: Traces, rpc: MethodDescriptor, handle: _Handle, serve: _Serve) -> _Serve:
+    """As `serve`, with a span for each sampled call."""
+    name = f"{rpc.containing_service.full_name}/{rpc.name}"
+
+    async def handle_sampled(span: Span, metadata: Metadata, payload: bytes, context: Context) -> bytes:
+        span.enter()
+        code = grpc.StatusCode.OK
+        try:
+            return await handle(metadata, payload, context)
+        except BaseException as error:
+            is_answer = isinstance(error, grpc.aio.AbortError)
+            code = context.code() if is_answer else grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            span.end_call(code.name)
+
+    def serve_traced(metadata: Metadata) -> "grpc.RpcMethodHandler[Any, Any]":
+        span = traces.begin_call(name, metadata)
+        if span is None:
+            return serve(metadata)
+        return grpc.unary_unary_rpc_method_handler(partial(handle_sampled, span, metadata))
+
+    return serve_traced
 
 
 def _seconds_left(context: Any) -> float:

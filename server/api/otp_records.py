@@ -25,9 +25,11 @@ from server.api.converters import (
     write_record,
 )
 from server.api.interceptor import Call
+from server.api.otp_settings import SettingsDependencies
 from server.api.pagination import DEFAULT_PAGE_SIZE, PageTokens, filters_of, write_page
 from server.clock import Clock
 from server.errors import DeliveryNotFound
+from server.events.log import EventSwitches
 from server.otps.crypto import Crypto
 from server.otps.delivery.reports import report_delivery
 from server.otps.delivery.suppressions import SuppressionReason, Suppressions
@@ -58,12 +60,14 @@ class OtpDependencies:
     clock: Clock
     batching: Batching
     cooldown: timedelta
-    refund_accepted: bool
-    """Whether a reported failure refunds the credits although the provider had accepted the message."""
     suppressions: Suppressions
     free_places: Callable[[], int]
     """How many more deliveries can be sent soon; those beyond wait in the outbox."""
+    settings: SettingsDependencies
     batch_items_at_once: int = 10_000
+    batch_items_per_transaction: int = 500
+    switches: EventSwitches | None = None
+    """Which organizations have events; None: no one."""
 
 
 class OtpRecords:
@@ -75,8 +79,9 @@ class OtpRecords:
         self._recipients = dependencies.recipients
         self._clock = dependencies.clock
         self._cooldown = dependencies.cooldown
-        self._refund_accepted = dependencies.refund_accepted
+        self._settings_cache = dependencies.settings.cache
         self._suppressions = dependencies.suppressions
+        self._switches = dependencies.switches
 
     async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
         """Return one OTP."""
@@ -124,9 +129,11 @@ class OtpRecords:
             UUID(request.delivery_id),
             status=reported_status(request.status),
             failure_reason=request.failure_reason,
-            refund_accepted=self._refund_accepted,
+            refund_accepted=False,
+            settings=self._settings_cache,
             now=self._clock(),
             report_time=moment_or_none(request, "report_time"),
+            switches=self._switches,
         )
         response = pb.ReportDeliveryResponse()
         write_delivery(response.delivery, delivery)
@@ -144,8 +151,10 @@ class OtpRecords:
             delivery_id,
             status=reported_status(request.status),
             failure_reason=request.failure_reason,
-            refund_accepted=self._refund_accepted or reason is SuppressionReason.BOUNCE,
+            refund_accepted=reason is SuppressionReason.BOUNCE,
+            settings=self._settings_cache,
             now=self._clock(),
+            switches=self._switches,
         )
         if reason:
             await self._suppressions.add(delivery, reason)

@@ -2,13 +2,15 @@
 
 # ruff: noqa: N802 - a method is named as its rpc
 
-import math
-import time
+import asyncio
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from typing import ClassVar, Final, NamedTuple
+from itertools import chain, islice
+from typing import ClassVar, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from pulsa.otp.v1 import otp_service_pb2 as pb
@@ -22,42 +24,34 @@ from server.api.converters import (
 )
 from server.api.interceptor import Call, ConcurrencyLimit
 from server.api.otp_records import OtpDependencies, OtpRecords, raw_destination
-from server.api.validation import MOST_REPEATED, RULES, compile_check, compile_validation
-from server.clock import Clock
+from server.api.otp_settings import OtpSettings
+from server.api.send_requests import SendReader, deadline_of, sends_of, time_zero
 from server.errors import (
     ChannelNotConfigured,
     DestinationBlocked,
     DestinationUnreadable,
     DomainError,
-    FieldViolation,
     InvalidDestination,
-    InvalidFields,
-    OrganizationMismatch,
     OtpNotFound,
     Overloaded,
     WrongCode,
 )
-from server.otps.admission import Admitted, Replayed, Send, SendOptions
+from server.otps.admission import NO_METADATA, Admitted, Replayed, Send
 from server.otps.destinations import plain_digits
 from server.otps.guess_policy import Guess
 from server.otps.otp import Delivery, Otp
-from server.otps.recipients import RawDestination, ResendRequest, SendRequest
+from server.otps.recipients import ResendRequest, SendRequest
 from server.otps.send import Accepted
-from server.postgres.batcher import Batcher, Locked, in_steps
+from server.postgres.batcher import Batcher, attempt, in_steps
+from server.postgres.lanes import LOCKED, Locked
+from server.traces import Span
 
-DEFAULT_CODE_LENGTH: Final = 6
-DEFAULT_TTL: Final = timedelta(minutes=5)
-DEFAULT_MAX_ATTEMPTS: Final = 5
-
-_KNOWN_OPTIONS: Final = 1000
-
-_rest_is_valid: Final = compile_check(
-    pb.SendOtpRequest.DESCRIPTOR,
-    ("organization_id", "request_id", "destination", "fallbacks", "context", "metadata"),
-)
-"""Whether the fields are valid that no other request shares."""
-_validate_send: Final = compile_validation(pb.SendOtpRequest.DESCRIPTOR)
+_Item = TypeVar("_Item")
 _BATCH_RETRY_SECONDS: Final = 0.2
+_PREPARED_AT_ONCE: Final = 32
+"""Requests of a batch that are prepared or answered in one turn of the event loop: the calls of others wait for it."""
+BATCH_PART: Final = 100
+"""Requests of a batch that are decided in one transaction."""
 _NOT_PREPARED: Final = (ChannelNotConfigured, DestinationBlocked, InvalidDestination)
 """Errors of a request that could not be prepared: it may have been accepted before the settings changed."""
 
@@ -67,16 +61,6 @@ class _SendCall(NamedTuple):
 
     request: pb.SendOtpRequest
     call: Call
-
-
-class _ItemCall(NamedTuple):
-    """A request of a BatchSendOtps that waits for its batch."""
-
-    request: pb.SendOtpRequest
-    call: Call
-    result: pb.BatchSendOtpsResult
-    """Where the answer goes."""
-    compact: bool
 
 
 class _ResendCall(NamedTuple):
@@ -92,11 +76,14 @@ class _VerifyCall(NamedTuple):
     call: Call
 
 
-_AnySend = _SendCall | _ItemCall | _ResendCall
+_AnySend = _SendCall | _ResendCall
+_Decision = Admitted | Replayed | DomainError
+_Origin = tuple[datetime | None, Span | None]
+"""The deadline and the span of a call."""
 
 
-class OtpService(OtpRecords):
-    """pulsa.otp.v1.OtpService; each rpc is documented there. OtpRecords has the others.
+class OtpService(OtpRecords, OtpSettings):
+    """pulsa.otp.v1.OtpService; each rpc is documented there. OtpRecords and OtpSettings have the others.
 
     SendOtp, ResendOtp and VerifyOtp run in batches, step by step: all calls of a batch are validated and prepared, then
     decided in one transaction, then answered. Repeating one step keeps its code and data in the processor's caches:
@@ -107,21 +94,32 @@ class OtpService(OtpRecords):
     """Rpcs whose requests are validated in their batch, or each for itself, not in the interceptor."""
 
     def __init__(self, dependencies: OtpDependencies) -> None:
-        super().__init__(dependencies)
+        OtpRecords.__init__(self, dependencies)
+        OtpSettings.__init__(self, dependencies.settings)
         self._sender = dependencies.sender
         self._verifier = dependencies.verifier
-        self._known_options: dict[tuple[object, ...], SendOptions] = {}
+        self._reader = SendReader(dependencies.settings.cache)
         self._answer_templates: dict[tuple[object, ...], pb.SendOtpResponse] = {}
         self._templates_time: datetime | None = None
         """Of the flush that `_answer_templates` belong to."""
         self._free_places = dependencies.free_places
         self._items = ConcurrencyLimit(dependencies.batch_items_at_once)
-        self._sends: Batcher[_AnySend, bytes | Replayed] = Batcher(self._send_batch, dependencies.batching)
-        self._guesses: Batcher[_VerifyCall, bytes] = Batcher(self._verify_batch, dependencies.batching)
+        self._sends: Batcher[_AnySend, bytes | Replayed] = Batcher(
+            self._send_batch, dependencies.batching, name="batch of sends"
+        )
+        self._batches: Batcher[Sequence[Send], Sequence[_Decision]] = Batcher(
+            self._decide_parts,
+            replace(dependencies.batching, size=max(1, dependencies.batch_items_per_transaction // BATCH_PART)),
+            name="batch of many sends",
+        )
+        self._guesses: Batcher[_VerifyCall, bytes] = Batcher(
+            self._verify_batch, dependencies.batching, name="batch of guesses"
+        )
 
     async def drain(self) -> None:
         """Wait until every submitted call is answered."""
         await self._sends.drain()
+        await self._batches.drain()
         await self._guesses.drain()
 
     async def SendOtp(self, request: pb.SendOtpRequest, call: Call) -> bytes:
@@ -129,12 +127,12 @@ class OtpService(OtpRecords):
         if request.validate_only:
             # A preview is about the same request without this field, also for whether it is a repetition.
             request.ClearField("validate_only")
-            (preview,) = await self._sender.preview([self._send_request(request, call, _time_zero(self._clock))])
+            (preview,) = await self._sender.preview([self._read(request, call)])
             return pb.SendOtpResponse(preview=preview_message(preview)).SerializeToString()
         try:
             answer = await self._sends.submit(request.organization_id, _SendCall(request, call))
         except _NOT_PREPARED:
-            repeat = await self._sender.find_repeat(self._send_request(request, call, _time_zero(self._clock)))
+            repeat = await self._sender.find_repeat(self._read(request, call))
             if repeat is None:
                 raise
             return self._send_response(pb.SendOtpResponse(), repeat)
@@ -143,33 +141,83 @@ class OtpService(OtpRecords):
         return answer
 
     async def BatchSendOtps(self, request: pb.BatchSendOtpsRequest, call: Call) -> pb.BatchSendOtpsResponse:
-        """Send each OTP or refuse it: the same sends as by SendOtp, in the same batches."""
+        """Send each OTP or refuse it, as SendOtp does: many are prepared, decided and answered together."""
+        organization_id, origin, requests = request.organization_id, self._origin(call), [*sends_of(request)]
         response = pb.BatchSendOtpsResponse()
-        items: list[_ItemCall] = []
-        call, time_zero = call._replace(validate=_validate_send), _time_zero(self._clock)
-        for send in _sends_of(request):
+        with self._hold_places(organization_id, len(requests)):
+            prepared: list[Send | Exception] = []
+            for part in _parts(requests, _PREPARED_AT_ONCE):
+                prepared += self._prepare(part, [origin] * len(part))
+                await asyncio.sleep(0)
+            decided = await self._decide(organization_id, [one for one in prepared if isinstance(one, Send)])
+        for number, (send, one) in enumerate(zip(requests, prepared, strict=True)):
             result = response.results.add()
-            if isinstance(send, DomainError):
-                write_send_error(result.error, send)
+            answer = one if isinstance(one, Exception) else next(decided)
+            if isinstance(answer, Admitted):
+                self._write_accepted(result, answer, compact=request.compact)
             else:
-                items.append(_ItemCall(send, call, result, request.compact))
-        with self._hold_places(request.organization_id, len(items)):
-            answers = await self._sends.submit_all(request.organization_id, items)
-        for item, answer in zip(items, answers, strict=True):
-            try:
-                if isinstance(answer, _NOT_PREPARED):
-                    repeat = await self._sender.find_repeat(self._send_request(item.request, call, time_zero))
-                    if repeat is None:
-                        raise answer
-                    self._write_repeat(item, repeat.delivery, repeat)
-                elif isinstance(answer, Exception):
-                    raise answer
-                elif isinstance(answer, Replayed):
-                    repeat = None if item.compact else await self._sender.replay(answer)
-                    self._write_repeat(item, answer.delivery, repeat)
-            except DomainError as error:
-                write_send_error(item.result.error, error)
+                await self._write_other(result, send, answer, compact=request.compact, origin=origin)
+            if number % _PREPARED_AT_ONCE == 0:
+                await asyncio.sleep(0)
         return response
+
+    async def _decide(self, organization_id: str, sends: Sequence[Send]) -> Iterator[_Decision | Exception]:
+        """What became of each send, in order."""
+        parts = _parts(sends, BATCH_PART)
+        decided = await self._batches.submit_all(organization_id, parts)
+        return chain.from_iterable(
+            [answer] * len(part) if isinstance(answer, Exception) else answer
+            for part, answer in zip(parts, decided, strict=True)
+        )
+
+    async def _decide_parts(
+        self, parts: Sequence[Sequence[Send]], *, wait: bool
+    ) -> list[Sequence[_Decision] | Locked | Exception]:
+        """What became of the sends of each part, which are of one organization."""
+        decisions = iter(await self._sender.accept([*chain.from_iterable(parts)], wait=wait))
+        decided: list[Sequence[_Decision] | Locked | Exception] = []
+        for part in parts:
+            own = [*islice(decisions, len(part))]
+            free = [one for one in own if not isinstance(one, Locked)]
+            decided.append(free if len(free) == len(own) else LOCKED)
+        return decided
+
+    def _write_accepted(self, result: pb.BatchSendOtpsResult, admitted: Admitted, *, compact: bool) -> None:
+        send = admitted.send
+        if not compact:
+            self._write_admitted(result.response, admitted)
+            return
+        write_compact(
+            result.compact,
+            otp_id=send.otp_id,
+            delivery_id=send.delivery_id,
+            credits=send.recipient.credits,
+            ledger_sequence=admitted.ledger_sequence,
+        )
+
+    async def _write_other(
+        self,
+        result: pb.BatchSendOtpsResult,
+        request: pb.SendOtpRequest | DomainError,
+        answer: Replayed | Exception,
+        *,
+        compact: bool,
+        origin: _Origin,
+    ) -> None:
+        """Write the first answer to a repeated request, or the error of a refused one. Raises an unexpected error."""
+        try:
+            if isinstance(answer, Replayed):
+                accepted = None if compact else await self._sender.replay(answer)
+                self._write_repeat(result, answer.delivery, accepted)
+                return
+            if isinstance(answer, _NOT_PREPARED) and not isinstance(request, DomainError):
+                accepted = await self._sender.find_repeat(self._reader.read(request, *origin))
+                if accepted is not None:
+                    self._write_repeat(result, accepted.delivery, None if compact else accepted)
+                    return
+            raise answer
+        except DomainError as error:
+            write_send_error(result.error, error)
 
     @contextmanager
     def _hold_places(self, organization_id: str, count: int) -> Iterator[None]:
@@ -186,31 +234,31 @@ class OtpService(OtpRecords):
         finally:
             items.in_flight -= count
 
-    def _write_repeat(self, item: _ItemCall, first: Delivery, accepted: Accepted | None) -> None:
-        """Write the first answer to a repeated request; `accepted` may be None for a compact result."""
-        if accepted is not None and not item.compact:
-            self._write_response(item.result.response, accepted)
+    def _write_repeat(self, result: pb.BatchSendOtpsResult, first: Delivery, accepted: Accepted | None) -> None:
+        """Write the first answer to a repeated request; in short without `accepted`."""
+        if accepted is not None:
+            self._write_response(result.response, accepted)
             return
         write_compact(
-            item.result.compact,
+            result.compact,
             otp_id=first.otp_id,
             delivery_id=first.delivery_id,
             credits=first.credits,
             ledger_sequence=first.ledger_sequence,
-            replayed=True,
         )
+        result.compact.replayed = True
 
     async def PreviewOtps(self, request: pb.PreviewOtpsRequest, call: Call) -> pb.PreviewOtpsResponse:
         """What a batch of these requests would do."""
-        call, time_zero = call._replace(validate=_validate_send), _time_zero(self._clock)
+        origin = self._origin(call)
         response = pb.PreviewOtpsResponse()
         valid: list[tuple[pb.SendPreview, SendRequest]] = []
-        for send in _sends_of(request):
+        for send in sends_of(request):
             message = response.previews.add()
             try:
                 if isinstance(send, DomainError):
                     raise send
-                valid.append((message, self._send_request(send, call, time_zero)))
+                valid.append((message, self._reader.read(send, *origin)))
             except DomainError as error:
                 write_refusal(message, error)
         previews = await self._sender.preview([send for _, send in valid])
@@ -221,7 +269,7 @@ class OtpService(OtpRecords):
 
     async def ResendOtp(self, request: pb.ResendOtpRequest, call: Call) -> bytes:
         """Charge for sending the same code again, and send it."""
-        resend = _resend_request(request, call, _time_zero(self._clock))
+        resend = _resend_request(request, self._origin(call))
         try:
             send = await self._sender.prepare_resend(resend)
         except (*_NOT_PREPARED, DestinationUnreadable, OtpNotFound):
@@ -250,51 +298,31 @@ class OtpService(OtpRecords):
         self, calls: Sequence[_AnySend], *, wait: bool
     ) -> "list[bytes | Replayed | Locked | Exception]":
         decide = partial(self._sender.accept, wait=wait)
-        prepare = partial(self._prepare_send, _time_zero(self._clock))
-        return await in_steps(calls, prepare=prepare, decide=decide, answer=self._answer_send)
+        return await in_steps(calls, prepare=self._prepare_calls, decide=decide, answer=self._answer_send)
 
-    def _prepare_send(self, time_zero: datetime, call: _AnySend) -> Send:
-        if isinstance(call, _ResendCall):
-            return call.send
-        return self._sender.prepare(self._send_request(call.request, call.call, time_zero))
+    def _prepare_calls(self, calls: Sequence[_AnySend]) -> list[Send | Exception]:
+        new = [call for call in calls if isinstance(call, _SendCall)]
+        zero = time_zero(self._clock)
+        origins = [(deadline_of(call.call, zero), call.call.span) for call in new]
+        prepared = iter(self._prepare([call.request for call in new], origins))
+        return [next(prepared) if isinstance(call, _SendCall) else call.send for call in calls]
 
-    def _send_request(self, request: pb.SendOtpRequest, call: Call, time_zero: datetime) -> SendRequest:
-        options = self._options(request, call)
-        metadata, fallbacks = request.metadata, request.fallbacks
-        return SendRequest(
-            request.organization_id,
-            UUID(request.request_id),
-            raw_destination(request.destination, "destination"),
-            options,
-            request.context,
-            dict(metadata) if metadata else {},
-            _fallbacks(request) if fallbacks else (),
-            _deadline(call, time_zero),
-        )
+    def _prepare(
+        self, requests: Sequence[pb.SendOtpRequest | DomainError], origins: Sequence[_Origin]
+    ) -> list[Send | Exception]:
+        """The send of each request, or its error."""
+        read = [
+            request if isinstance(request, DomainError) else attempt(self._reader.read, request, *origin)
+            for request, origin in zip(requests, origins, strict=True)
+        ]
+        prepared = iter(self._sender.prepare([one for one in read if isinstance(one, SendRequest)]))
+        return [one if isinstance(one, Exception) else next(prepared) for one in read]
 
-    def _options(self, request: pb.SendOtpRequest, call: Call) -> SendOptions:
-        """Validate the request; returns its options, which are validated once for all requests that are alike."""
-        ttl = request.ttl
-        key = (
-            *(request.purpose, request.locale, request.code_length, request.max_attempts, request.web_otp_domain),
-            *(request.sms_app_hash, ttl.seconds, ttl.nanos, request.HasField("ttl")),
-        )
-        known = self._known_options.get(key)
-        if known is not None and _rest_is_valid(request):
-            return known
-        call.validate(request)
-        options = SendOptions(
-            request.purpose,
-            request.locale,
-            request.code_length or DEFAULT_CODE_LENGTH,
-            timedelta(seconds=ttl.seconds, microseconds=ttl.nanos // 1000) if request.HasField("ttl") else DEFAULT_TTL,
-            request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-            request.web_otp_domain or (f"#{request.sms_app_hash}" if request.sms_app_hash else ""),
-        )
-        if len(self._known_options) == _KNOWN_OPTIONS:
-            self._known_options.clear()
-        self._known_options[key] = options
-        return options
+    def _read(self, request: pb.SendOtpRequest, call: Call) -> SendRequest:
+        return self._reader.read(request, *self._origin(call))
+
+    def _origin(self, call: Call) -> _Origin:
+        return deadline_of(call, time_zero(self._clock)), call.span
 
     def _answer_send(self, result: Admitted | Replayed, call: _AnySend) -> bytes | Replayed:
         if isinstance(result, Replayed):
@@ -302,24 +330,11 @@ class OtpService(OtpRecords):
         if isinstance(call, _ResendCall):
             accepted = Accepted(result.record, result.delivery, result.low_balance, replayed=False)
             return self._send_response(pb.ResendOtpResponse(), accepted)
-        if isinstance(call, _ItemCall):
-            if call.compact:
-                send = result.send
-                write_compact(
-                    call.result.compact,
-                    otp_id=send.otp_id,
-                    delivery_id=send.delivery_id,
-                    credits=send.recipient.credits,
-                    ledger_sequence=result.ledger_sequence,
-                )
-            else:
-                self._write_admitted(call.result.response, result, call.request)
-            return b""
         response = pb.SendOtpResponse()
-        self._write_admitted(response, result, call.request)
+        self._write_admitted(response, result)
         return response.SerializeToString()
 
-    def _write_admitted(self, response: pb.SendOtpResponse, admitted: Admitted, request: pb.SendOtpRequest) -> None:
+    def _write_admitted(self, response: pb.SendOtpResponse, admitted: Admitted) -> None:
         send = admitted.send
         response.CopyFrom(self._answer_template(admitted))
         otp = response.otp
@@ -328,8 +343,8 @@ class OtpService(OtpRecords):
         (delivery,) = otp.deliveries
         delivery.delivery_id = str(send.delivery_id)
         delivery.masked_destination = send.recipient.masked_destination
-        if request.metadata:
-            otp.metadata.MergeFrom(request.metadata)
+        if send.metadata != NO_METADATA:
+            otp.metadata.update(json.loads(send.metadata))
         response.available_credits = admitted.balance_after
         response.ledger_sequence = admitted.ledger_sequence
         response.low_balance = admitted.low_balance
@@ -349,10 +364,15 @@ class OtpService(OtpRecords):
 
     async def _verify_batch(self, calls: Sequence[_VerifyCall], *, wait: bool) -> list[bytes | Locked | Exception]:
         decide = partial(self._verifier.verify, wait=wait)
-        guess = partial(self._guess, _time_zero(self._clock))
-        return await in_steps(calls, prepare=guess, decide=decide, answer=self._verify_response)
+        guess = partial(self._guess, time_zero(self._clock))
+        return await in_steps(
+            calls,
+            prepare=lambda calls: [attempt(guess, call) for call in calls],
+            decide=decide,
+            answer=self._verify_response,
+        )
 
-    def _guess(self, time_zero: datetime, verify: _VerifyCall) -> Guess:
+    def _guess(self, zero: datetime, verify: _VerifyCall) -> Guess:
         request, call = verify
         call.validate(request)
         code = request.code
@@ -362,7 +382,7 @@ class OtpService(OtpRecords):
             request_id=UUID(request.request_id),
             code=code if code.isascii() and code.isdecimal() else plain_digits(code),
             context=request.context,
-            deadline=_deadline(call, time_zero),
+            deadline=deadline_of(call, zero),
         )
 
     def _verify_response(self, otp: Otp, _: _VerifyCall) -> bytes:
@@ -385,50 +405,17 @@ class OtpService(OtpRecords):
         response.replayed = accepted.replayed
 
 
-def _sends_of(request: pb.BatchSendOtpsRequest | pb.PreviewOtpsRequest) -> Iterator[pb.SendOtpRequest | DomainError]:
-    """Each request of a batch, with its organization, or the error of one that no batch takes.
-
-    Raises InvalidFields for a batch without or with too many requests.
-    """
-    rule, most = RULES["organization_id"], MOST_REPEATED["requests"]
-    violations = [] if rule.holds(request.organization_id) else [FieldViolation("organization_id", rule.description)]
-    if not 1 <= len(request.requests) <= most:
-        violations.append(FieldViolation("requests", f"1 to {most}"))
-    if violations:
-        raise InvalidFields(violations=tuple(violations))
-    for send in request.requests:
-        if send.organization_id not in ("", request.organization_id):
-            yield OrganizationMismatch()
-        elif send.validate_only:
-            yield InvalidFields(violations=(FieldViolation("validate_only", "false in a batch"),))
-        else:
-            send.organization_id = request.organization_id
-            yield send
+def _parts(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _resend_request(request: pb.ResendOtpRequest, call: Call, time_zero: datetime) -> ResendRequest:
+def _resend_request(request: pb.ResendOtpRequest, origin: _Origin) -> ResendRequest:
+    deadline, span = origin
     return ResendRequest(
         organization_id=request.organization_id,
         request_id=UUID(request.request_id),
         otp_id=UUID(request.otp_id),
         destination=raw_destination(request.destination, "destination") if request.HasField("destination") else None,
-        deadline=_deadline(call, time_zero),
+        deadline=deadline,
+        span=span,
     )
-
-
-def _fallbacks(request: pb.SendOtpRequest) -> list[RawDestination]:
-    return [
-        raw_destination(fallback.destination, f"fallbacks[{position}].destination")._replace(
-            after_seconds=fallback.after.ToTimedelta().total_seconds() if fallback.HasField("after") else None
-        )
-        for position, fallback in enumerate(request.fallbacks)
-    ]
-
-
-def _time_zero(clock: Clock) -> datetime:
-    """The time at which time.monotonic() was 0."""
-    return clock() - timedelta(seconds=time.monotonic())
-
-
-def _deadline(call: Call, time_zero: datetime) -> datetime | None:
-    return None if call.deadline == math.inf else time_zero + timedelta(seconds=call.deadline)

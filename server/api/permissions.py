@@ -20,6 +20,10 @@ OTP_VERIFY: Final = "otp.verify"
 OTP_READ: Final = "otp.read"
 OTP_REPORT: Final = "otp.report"
 DESTINATION_ERASE: Final = "destination.erase"
+EVENT_READ: Final = "event.read"
+EVENT_ENABLE: Final = "event.enable"
+SETTINGS_READ: Final = "settings.read"
+SETTINGS_WRITE: Final = "settings.write"
 
 PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "pulsa.credit.v1.CreditService": {
@@ -34,8 +38,13 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "ResolveTopUp": TOP_UPS_RESOLVE,
         "ListLedgerEntries": BALANCE_READ,
         "ExportLedger": BALANCE_READ,
+        "GetReceipt": BALANCE_READ,
         "GetAlerts": SUBSCRIBE,
         "UpdateAlerts": SUBSCRIBE,
+        "GetAutomaticTopUp": SUBSCRIBE,
+        "UpdateAutomaticTopUp": SUBSCRIBE,
+        "StartCardSetup": SUBSCRIBE,
+        "RemoveCard": SUBSCRIBE,
         "AdjustCredits": CREDITS_ADJUST,
         "SuspendOrganization": ORGANIZATION_SUSPEND,
         "ResumeOrganization": ORGANIZATION_SUSPEND,
@@ -57,6 +66,14 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "LiftSuppression": OTP_SEND,
         "GetUsage": OTP_READ,
         "EraseDestination": DESTINATION_ERASE,
+        "GetSettings": SETTINGS_READ,
+        "UpdateSettings": SETTINGS_WRITE,
+        "ListSettingsVersions": SETTINGS_READ,
+    },
+    "pulsa.event.v1.EventService": {
+        "WatchEvents": EVENT_READ,
+        "EnableEvents": EVENT_ENABLE,
+        "DisableEvents": EVENT_ENABLE,
     },
 }
 """Permissions by the service's full name and the rpc's name."""

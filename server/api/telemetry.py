@@ -33,7 +33,7 @@ class RpcMetrics:
 
     def __init__(self, registry: CollectorRegistry, *, in_flight: Callable[[], float]) -> None:
         self._requests = Counter(
-            "pulsa_rpc_requests_total", "Finished calls by gRPC status code.", ["rpc", "code"], registry=registry
+            "pulsa_rpc_requests_total", "Finished calls by gRPC code.", ["rpc", "code"], registry=registry
         )
         self._duration = Histogram(
             "pulsa_rpc_duration_seconds",
@@ -41,6 +41,11 @@ class RpcMetrics:
             ["rpc"],
             registry=registry,
             buckets=_BUCKETS,
+        )
+        self.overloaded = Counter(
+            "pulsa_rpc_overloaded",
+            "Calls that a concurrency limit refused; pulsa_rpc_requests_total has them as RESOURCE_EXHAUSTED.",
+            registry=registry,
         )
         self._in_flight = in_flight
         self._gauge = Gauge(

@@ -15,22 +15,25 @@ import psycopg
 import structlog
 from pydantic import SecretStr
 
-from server.composition import area_policy, open_audit_keys, open_crypto, timeouts_of
+from server.composition import timeouts_of
 from server.credits import accounts
 from server.credits.audit import AuditReport, audit_all
 from server.credits.pricing import load_pricing
 from server.environment import SettingsError, load_settings, naming_setting
 from server.errors import InvalidDestination, RetryLater
 from server.ids import ORGANIZATION_ID
+from server.keyrings import open_audit_keys, open_crypto, open_signing_keys
 from server.logs import configure_logging
 from server.otps.admission import DAY
 from server.otps.crypto import Crypto
 from server.otps.key_rotation import COLUMNS, Progress, find_digest_uses, find_needed_keys, reseal
+from server.otps.operator import area_policy
 from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.retention import erase_destination
 from server.postgres import embedded
+from server.postgres.conninfo import with_timeouts
 from server.postgres.migrate import READ_ONLY, SchemaError, first_line, look, migrate
-from server.postgres.pool import BoundedConnection, Pool, open_pool, with_timeouts
+from server.postgres.pool import BoundedConnection, Pool, open_pool
 from server.providers.provider import Channel
 from server.settings import Settings
 
@@ -107,6 +110,17 @@ def migrate_database() -> None:
     with _opened(settings, settings.database.owner_url or settings.database.url) as url:
         _migrate(settings, url)
     print("the schema is up to date")
+
+
+def print_public_keys() -> int:
+    """`public-keys`: print the public keys of receipts; return 1 when there are none."""
+    keys = open_signing_keys(load_settings(os.environ))
+    if keys is None:
+        print("PULSA_AUDIT_SIGNING_KEYS is unset", file=sys.stderr)
+        return 1
+    for key_id, pem in keys.public_keys().items():
+        print(f"{key_id}\n{pem}")
+    return 0
 
 
 def audit() -> int:
@@ -381,7 +395,7 @@ def _migrate(settings: Settings, url: str) -> None:
     with _naming(name):
         asyncio.run(look(url, role=None))  # fails in time where a migration, which may take long, would wait
         asyncio.run(check_own_sessions(url))
-        migrate(url)
+        migrate(url, shards=settings.database.shards)
 
 
 async def _audit(settings: Settings, url: str) -> AuditReport:

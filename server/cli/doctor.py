@@ -13,14 +13,17 @@ import phonenumbers
 import psycopg
 
 from server.api.auth import TokenVerifier
+from server.cli.cluster import check_cluster
 from server.cli.database import existing_database
 from server.clock import DatabaseClock, utc_now
-from server.composition import area_policy, check_lease, open_stripe, signing_secrets
+from server.composition import check_lease, open_stripe
 from server.credits.pricing import load_pricing
 from server.credits.stripe.client import OLDEST_API_VERSION
 from server.credits.stripe.errors import StripeCallError
 from server.environment import SettingsError, load_settings, required, variables
+from server.keyrings import signing_secrets
 from server.otps.destinations import library_time
+from server.otps.operator import area_policy
 from server.postgres.migrate import look
 from server.postgres.pool import APPLICATION_ROLE, BoundedConnection, read_time
 from server.providers.console import Console
@@ -178,5 +181,6 @@ _CHECKS: Sequence[tuple[str, Check]] = (
     ("channels", _channels),
     ("phone numbers", _numbers),
     ("database", _database),
+    ("citus", check_cluster),
     ("stripe", _stripe),
 )

@@ -1,12 +1,15 @@
 """`reference`: generates the tables and the state diagram of the documentation from the code."""
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from server.api.permissions import PERMISSIONS
+from server.cli.signals import log_events, metrics
 from server.credits.top_ups.state_machine import TRANSITIONS
 from server.environment import variables
+from server.otps.magic_destinations import ENDINGS, Ending
 from server.providers import http, smtp, twilio, vonage, whatsapp
 from server.providers.provider import OutcomeKind, Verdict
 from server.providers.routing import TRY_NEXT
@@ -32,12 +35,18 @@ def reference(arguments: argparse.Namespace) -> None:
 
 
 def with_current_tables(text: str) -> str:
-    """Return the text with its sections, such as `settings`, generated from the code."""
+    """Return the text with its sections, such as `settings`, generated from the code.
+
+    Of the table of log events the last two columns, meaning and what to do, are kept as they are written there.
+    """
     contents = {
+        "metrics": _table(_metrics()),
+        "log-events": _table(_log_events(text)),
         "settings": _table(_settings()),
         "permissions": _table(_permissions()),
         "top-up-states": _state_diagram(),
         "provider-codes": _table(_provider_codes()),
+        "test-destinations": _table(_test_destinations()),
     }
     for name, content in contents.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
@@ -73,6 +82,44 @@ def _permissions() -> Iterator[Sequence[str]]:
             yield service.rpartition(".")[2], rpc, f"`{permission}`"
 
 
+def _metrics() -> Iterator[Sequence[str]]:
+    yield "Metric", "Type", "Meaning"
+    yield ("---",) * 3
+    for metric in metrics():
+        labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
+        yield f"`{metric.name}{labels}`", metric.type, metric.meaning
+
+
+def _log_events(text: str) -> Iterator[Sequence[str]]:
+    yield "Event", "Level", "Fields", "Meaning", "What to do"
+    yield ("---",) * 5
+    written = dict(_ROW.findall(text))
+    order = list(written)
+    for event in sorted(log_events(), key=lambda each: order.index(each.name) if each.name in written else len(order)):
+        fields = ", ".join(f"`{name}`" for name in sorted(event.fields))
+        explained = written.get(event.name, "")
+        meaning, _, action = explained.partition(" | ")
+        yield f"`{event.name}`", " or ".join(sorted(event.levels)), fields, meaning, action
+
+
+_ROW = re.compile(r"^\| `([^`]+)` \| (?:error|warning|error or warning) \| [^|]* \| (.+) \|$", re.MULTILINE)
+"""A row of the table of log events: the event, and its meaning and action."""
+
+
+def _test_destinations() -> Iterator[Sequence[str]]:
+    yield "E-mail", "WhatsApp and SMS", "What becomes of it"
+    yield ("---",) * 3
+    for ending in Ending:
+        email, phone = (name for name, its_ending in ENDINGS.items() if its_ending is ending)
+        yield f"`{email}`", f"`{phone}`", _ENDINGS[ending]
+
+
+_ENDINGS = {
+    Ending.DELIVERED: "DELIVERED; so is every destination that is not listed",
+    Ending.BOUNCED: "FAILED with the reason `test_bounced`; its fallback is sent",
+    Ending.TIMED_OUT: "UNKNOWN with the reason `test_timeout`",
+    Ending.FRAUD: "SendOtp is refused with DESTINATION_BLOCKED",
+}
 _MONEY = {
     OutcomeKind.REJECTED_DESTINATION: "refunded",
     OutcomeKind.REJECTED_CONFIGURATION: "refunded, unless the next provider sends",

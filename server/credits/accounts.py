@@ -6,14 +6,15 @@ After a restore to an earlier time the database lacks requests that were accepte
 import asyncio
 import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from server.errors import RequestIdExpired, RequestIdReused
-from server.ids import is_older, new_id
+from server.events.log import Event, EventKind
+from server.ids import is_older
 from server.postgres.columns import BIGINT, TEXT, TIMESTAMPTZ, RowSource, TableColumns, texts, uuids
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
@@ -47,6 +48,13 @@ class Account:
     stripe_customer_id: str | None = None
     suspend_time: datetime | None = None
     """Since when the organization is suspended: it may neither send nor buy. None: it is not."""
+    settings_version: int = 0
+    """The version of its settings in force; 0: it has chosen none."""
+
+    @property
+    def has_contacts(self) -> bool:
+        """Whether it may have billing contacts."""
+        return bool(self.alert_email or self.settings_version)
 
     @property
     def low_balance(self) -> bool:
@@ -131,7 +139,9 @@ class RequestMemory:
 
     def lacks(self, request_id: UUID, *, now: datetime) -> bool:
         """Whether a request_id that is not stored may have been accepted. Only a time-ordered one tells."""
-        return is_older(request_id, now - self.life) or any(each.includes(request_id) for each in self.lost)
+        if is_older(request_id, now - self.life):
+            return True
+        return bool(self.lost) and any(each.includes(request_id) for each in self.lost)
 
     async def read(self, connection: Connection) -> None:
         """Read the lost times: on each new connection, as the connections of before a restore are gone."""
@@ -322,33 +332,54 @@ async def write_balances(connection: Executor, accounts: Sequence[Account]) -> N
 
 
 async def insert_low_balance_notices(connection: Executor, accounts: Sequence[Account], *, now: datetime) -> None:
-    """Store a BALANCE_LOW notice for each account that has just become low and has an alert_email.
+    """Store BALANCE_LOW notices for accounts that have just become low.
 
-    Each crossing of the threshold causes at most one notice: its reference is the sequence of the ledger entry that
-    crossed it.
+    Each crossing of the threshold causes at most one notice to each contact: its reference is the sequence of the
+    ledger entry that crossed it.
     """
-    notified = [account for account in accounts if account.alert_email]
-    if not notified:
+    causes = {
+        account.organization_id: (
+            str(account.last_sequence),
+            {
+                "available_credits": account.available_credits,
+                "low_balance_threshold": account.low_balance_threshold,
+            },
+        )
+        for account in accounts
+        if account.has_contacts
+    }
+    await insert_notices(connection, "BALANCE_LOW", causes, now=now)
+
+
+async def insert_notices(
+    connection: Executor, kind: str, causes: Mapping[str, tuple[str, Mapping[str, Any]]], *, now: datetime
+) -> None:
+    """Store a notice for the alert_email of each of these organizations, and for each contact in its settings.
+
+    `causes` has a reference and the details by organization: each contact gets one notice of a kind and reference.
+    """
+    if not causes:
         return
     await connection.execute(
-        SQL.insert_low_balance_notices,
+        SQL.insert_notices,
         {
-            "organization_ids": [account.organization_id for account in notified],
-            "notice_ids": [new_id() for _ in notified],
-            "reference_ids": [str(account.last_sequence) for account in notified],
-            "emails": [account.alert_email for account in notified],
-            "details": [
-                json.dumps(
-                    {
-                        "available_credits": account.available_credits,
-                        "low_balance_threshold": account.low_balance_threshold,
-                    }
-                )
-                for account in notified
-            ],
+            "organization_ids": texts(causes),
+            "kind": kind,
+            "reference_ids": texts(reference for reference, _ in causes.values()),
+            "details": [json.dumps(details) for _, details in causes.values()],
             "now": now,
         },
     )
+
+
+def balance_event(account: Account, *, is_low: bool) -> Event:
+    """The event of a balance that fell below its threshold, or is no longer below it."""
+    details = {
+        "available_credits": account.available_credits,
+        "low_balance_threshold": account.low_balance_threshold,
+    }
+    kind = EventKind.BALANCE_LOW if is_low else EventKind.BALANCE_RECOVERED
+    return Event(account.organization_id, kind, details)
 
 
 async def _fetch_value(connection: Connection, query: str, values: dict[str, str]) -> Any:

@@ -55,16 +55,29 @@ WHERE accounts.organization_id = changed.organization_id
     AND accounts.organization_id = ANY(%(organization_id)s) -- shard
 ;
 
--- insert_low_balance_notices
+-- insert_notices
+-- The reference of a contact in the settings says who it is to: the unique constraint one_notice_per_cause is without the
+-- address. It admits one notice per cause, even if what causes it is done twice.
 INSERT INTO notices (
     organization_id, notice_id, kind, reference_id, email, details, next_attempt_time, create_time
 )
-SELECT notice.organization_id, notice.notice_id, 'BALANCE_LOW', notice.reference_id, notice.email, notice.details,
-    %(now)s, %(now)s
-FROM unnest(
-    %(organization_ids)s::text[], %(notice_ids)s::uuid[], %(reference_ids)s::text[], %(emails)s::text[],
-    %(details)s::jsonb[]
-) AS notice (organization_id, notice_id, reference_id, email, details)
+SELECT cause.organization_id, gen_random_uuid(), %(kind)s, contact.reference_id, contact.email, cause.details, %(now)s,
+    %(now)s
+FROM unnest(%(organization_ids)s::text[], %(reference_ids)s::text[], %(details)s::jsonb[])
+    AS cause (organization_id, reference_id, details)
+JOIN accounts ON accounts.organization_id = cause.organization_id
+LEFT JOIN organization_settings ON organization_settings.organization_id = accounts.organization_id
+    AND organization_settings.version = accounts.settings_version
+    AND organization_settings.organization_id = ANY(%(organization_ids)s) -- shard
+CROSS JOIN LATERAL (
+    SELECT alert_email, cause.reference_id
+    UNION ALL
+    SELECT billing_contact ->> 'email', concat(cause.reference_id, ' ', billing_contact ->> 'email')
+    FROM jsonb_array_elements(settings -> 'billing_contacts') AS billing_contact
+    WHERE billing_contact ->> 'email' IS DISTINCT FROM alert_email
+) AS contact (email, reference_id)
+WHERE contact.email IS NOT NULL
+    AND accounts.organization_id = ANY(%(organization_ids)s) -- shard
 ON CONFLICT DO NOTHING;
 
 -- read_suspension
@@ -93,9 +106,12 @@ SELECT max(last_success_time)
 FROM job_leases;
 
 -- count_other_sessions
+-- Without those of Citus itself, between its nodes and in the background.
+-- A backend_type is hidden from a role that may not read the session's state: that of a replica from the application's.
 SELECT count(*)
 FROM pg_stat_activity
-WHERE datname = current_database() AND usename = session_user AND application_name <> %(own)s;
+WHERE datname = current_database() AND usename = session_user AND application_name <> %(own)s
+    AND coalesce(backend_type, 'client backend') = 'client backend' AND left(application_name, 14) <> 'citus_internal';
 
 -- insert_lost_time
 INSERT INTO lost_times (restore_time, start_time, end_time)

@@ -5,12 +5,14 @@ from datetime import datetime
 
 from server.credits.accounts import (
     Account,
+    balance_event,
     empty_account,
     insert_low_balance_notices,
     lock_or_create_account,
     read_accounts,
 )
 from server.credits.balances import Balance, balance_from_account
+from server.events.log import append_events
 from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
 
@@ -68,6 +70,7 @@ async def update_alerts(
             account = await lock_or_create_account(
                 connection, organization_id, low_balance_threshold=default_threshold, now=now
             )
+            was_low = account.low_balance_since is not None
             if alert_email is not None:
                 account.alert_email = alert_email or None
             if low_balance_threshold is not None:
@@ -76,6 +79,8 @@ async def update_alerts(
             contact = {"organization_id": organization_id, "locale": locale, "time_zone": time_zone}
             row = await (await connection.execute(SQL.write_contact, contact)).fetchone()
             stored_locale, stored_zone = row or ("", "")
+            if (is_low := account.low_balance_since is not None) is not was_low:
+                await append_events(connection, [balance_event(account, is_low=is_low)], now=now)
             return Alerts(balance_from_account(account), account.alert_email or "", stored_locale, stored_zone)
 
     return await retry_transient(once)

@@ -13,8 +13,9 @@ import structlog
 
 from server.credits.ledger import DIGEST, AuditKeys, entry_parts, insert_entry_mac
 from server.postgres.columns import BIGINT, BYTEA, TEXT, RowSource
-from server.postgres.pool import Connection, Pool, allow_all_plans, read_time, transaction
+from server.postgres.pool import Connection, Pool, read_time, transaction
 from server.postgres.queries import load_queries
+from server.postgres.sessions import allow_all_plans
 
 
 class LedgerMac(NamedTuple):
@@ -201,7 +202,7 @@ async def _find_edited_history(
     rows = connection.cursor().stream(SQL.digest_covered_entries, {"organization_id": organization_id})
     async for own, last_sequence, day, key_id, mac, *digests in rows:
         if own not in findings and len(findings) < MAXIMUM_FINDINGS:
-            objection = audit_keys.objection(key_id, mac, *_ledger_parts(own, last_sequence, day, *digests))
+            objection = audit_keys.objection(key_id, mac, *ledger_parts(own, last_sequence, day, *digests))
             if objection:
                 description = f"the entries until {last_sequence}, made until {day}: {objection}"
                 findings[own] = Finding(own, "edited_history", description)
@@ -209,15 +210,20 @@ async def _find_edited_history(
 
 
 async def _begin_day(pool: Pool, audit_keys: AuditKeys, day: date) -> bool:
-    """Begin the day, if it is the next one; returns whether there is an unfinished day."""
+    """Begin the day, if it is the next one; returns whether there is an unfinished day.
+
+    The first one is begun once the entries have their MACs, in a transaction of its own: on Citus the days are on
+    another server. A crash between the two repeats what is missing.
+    """
     async with transaction(pool, seconds=pool.timeouts.job) as connection:
-        begun = await (await connection.execute(SQL.begin_day, {"day": day})).fetchone()
-        if begun == (True,):
+        if await (await connection.execute(SQL.find_any_day)).fetchone() is None:
             _log.warning("the first MACs of the ledger are made", alert=True, day=str(day))
             cursor = await connection.execute(SQL.digest_entries_with_own_mac, {"organization_id": None})
             for organization_id, sequence, _, mac, digest in await cursor.fetchall():
                 if mac is None:
                     await insert_entry_mac(connection, audit_keys, organization_id, sequence, digest)
+    async with transaction(pool) as connection:
+        begun = await (await connection.execute(SQL.begin_day, {"day": day})).fetchone()
         return begun is not None or await _lock_unfinished_day(connection) is not None
 
 
@@ -228,10 +234,12 @@ async def _make_macs(pool: Pool, audit_keys: AuditKeys, *, after: str, accounts:
         if day is None:  # another replica has finished it
             return []
         end_time = datetime.combine(day + timedelta(days=1), time(), UTC)
-        values = {"after": after, "accounts": accounts, "entries": _ENTRIES, "end_time": end_time}
-        rows = await (await connection.execute(SQL.digest_next_entries, values)).fetchall()
+        values = {"after": after, "accounts": accounts}
+        found = await (await connection.execute(SQL.find_next_accounts, values)).fetchall()
+        wanted = {"organization_ids": [own for (own,) in found], "entries": _ENTRIES, "end_time": end_time}
+        rows = await (await connection.execute(SQL.digest_next_entries, wanted)).fetchall() if found else []
         macs = [
-            LedgerMac(own, last, *audit_keys.make(*_ledger_parts(own, last, day, previous_mac, digest)))
+            LedgerMac(own, last, *audit_keys.make(*ledger_parts(own, last, day, previous_mac, digest)))
             for own, _, previous_mac, last, digest in rows
             if last is not None
         ]
@@ -246,8 +254,9 @@ async def _finish_day(pool: Pool, audit_keys: AuditKeys) -> int:
         day = await _lock_unfinished_day(connection)
         if day is None:
             return 0
-        ((previous_mac, digest, count),) = await (await connection.execute(SQL.digest_day, {"day": day})).fetchall()
-        key_id, mac = audit_keys.make(*_day_parts(day, previous_mac, digest))
+        previous = await (await connection.execute(SQL.read_previous_day, {"day": day})).fetchone()
+        ((digest, count),) = await (await connection.execute(SQL.digest_day, {"day": day})).fetchall()
+        key_id, mac = audit_keys.make(*_day_parts(day, previous[0] if previous else b"", digest))
         await connection.execute(SQL.finish_day, {"day": day, "key_id": key_id, "mac": mac})
     _log.info("the MACs of a day are made", day=str(day), count=count, mac=mac.hex())
     return int(count)
@@ -258,7 +267,7 @@ async def _lock_unfinished_day(connection: Connection) -> date | None:
     return row[0] if row else None
 
 
-def _ledger_parts(
+def ledger_parts(
     organization_id: str, last_sequence: int, day: date, previous_mac: bytes, digest: bytes
 ) -> tuple[bytes, ...]:
     """What the MAC of an organization's entries is of."""

@@ -50,8 +50,9 @@ WHERE account.available_credits IS DISTINCT FROM coalesce(ledger.credits, 0)
 LIMIT %(limit)s;
 
 -- finding_delivery_not_in_ledger
--- Every delivery was charged its credits, and refunded if and only if it is marked refunded. The deliveries of one
--- organization are found by its OTPs, because no index of deliveries begins with organization_id.
+-- Every delivery was charged its credits, of which a test organization's has none, and refunded if and only if it is
+-- marked refunded. The deliveries of one organization are found by its OTPs, because no index of deliveries begins with
+-- organization_id.
 SELECT delivery.organization_id, concat(
     'delivery ', delivery.delivery_id, ' costs ', delivery.credits, ' at sequence ', delivery.ledger_sequence,
     ', refunded ', delivery.refunded, '; the ledger took ', -send.credits, ' at ', send.sequence,
@@ -68,9 +69,9 @@ WHERE (%(organization_id)s::text IS NULL
             FROM otps
             WHERE otps.organization_id = %(organization_id)s
         )))
-    AND (send.credits IS DISTINCT FROM -delivery.credits
-        OR send.sequence IS DISTINCT FROM delivery.ledger_sequence
-        OR send.balance_after IS DISTINCT FROM delivery.balance_after
+    AND (coalesce(send.credits, 0) <> -delivery.credits
+        OR (delivery.credits > 0 AND send.sequence IS DISTINCT FROM delivery.ledger_sequence)
+        OR (delivery.credits > 0 AND send.balance_after IS DISTINCT FROM delivery.balance_after)
         OR coalesce(refund.credits, 0) <> CASE WHEN delivery.refunded THEN delivery.credits ELSE 0 END)
 LIMIT %(limit)s;
 
@@ -222,8 +223,13 @@ FULL JOIN (
 ) AS made ON made.day = ledger_days.day
 ORDER BY ledger_days.day;
 
+-- find_any_day
+SELECT
+FROM ledger_days
+LIMIT 1;
+
 -- begin_day
--- Returns whether it is the first one. Nothing happens while a day is unfinished, or when this one was begun before.
+-- Returns a row unless a day is unfinished, or this one was begun before.
 INSERT INTO ledger_days (day)
 SELECT %(day)s
 WHERE NOT EXISTS (
@@ -232,10 +238,7 @@ WHERE NOT EXISTS (
     WHERE mac IS NULL OR day >= %(day)s
 )
 ON CONFLICT DO NOTHING
-RETURNING NOT EXISTS (
-    SELECT
-    FROM ledger_days AS earlier
-);
+RETURNING day;
 
 -- lock_unfinished_day
 -- The lock keeps every MAC of the day before the day's own one.
@@ -244,17 +247,18 @@ FROM ledger_days
 WHERE mac IS NULL
 FOR UPDATE;
 
+-- find_next_accounts
+SELECT organization_id
+FROM accounts
+WHERE organization_id > %(after)s
+ORDER BY organization_id
+LIMIT %(accounts)s;
+
 -- digest_next_entries
--- For the next accounts, the entries after the newest MAC: at most `entries`, and none from the first one that is
--- later than the day.
+-- For each account, the entries after its newest MAC: at most `entries`, and none from the first one that is later than
+-- the day.
 SELECT account.organization_id, newest.last_sequence, coalesce(newest_mac.mac, ''), ledger.last_sequence, ledger.digest
-FROM (
-    SELECT organization_id
-    FROM accounts
-    WHERE organization_id > %(after)s
-    ORDER BY organization_id
-    LIMIT %(accounts)s
-) AS account
+FROM accounts AS account
 CROSS JOIN LATERAL (
     SELECT coalesce(max(last_sequence), 0) AS last_sequence
     FROM ledger_macs
@@ -275,6 +279,7 @@ CROSS JOIN LATERAL (
                 AND later.create_time >= %(end_time)s
         ), newest.last_sequence + %(entries)s + 1)
 ) AS ledger
+WHERE account.organization_id = ANY(%(organization_ids)s)
 ORDER BY account.organization_id;
 
 -- insert_ledger_macs
@@ -282,14 +287,15 @@ INSERT INTO ledger_macs ({new_mac}, day)
 SELECT {new_mac}, %(day)s
 FROM {new_mac:rows} AS new ({new_mac});
 
+-- read_previous_day
+SELECT mac
+FROM ledger_days
+WHERE day < %(day)s
+ORDER BY day DESC
+LIMIT 1;
+
 -- digest_day
-SELECT coalesce((
-    SELECT earlier.mac
-    FROM ledger_days AS earlier
-    WHERE earlier.day < %(day)s
-    ORDER BY earlier.day DESC
-    LIMIT 1
-), ''), coalesce(sha256(string_agg(mac, ''::bytea ORDER BY mac)), ''), count(*)
+SELECT coalesce(sha256(string_agg(mac, ''::bytea ORDER BY mac)), ''), count(*)
 FROM ledger_macs
 WHERE day = %(day)s;
 

@@ -1,22 +1,42 @@
 """Balances: single reads, gathered into few statements, and streams of changes for open pages.
 
-One poller per process reads the balances of all streams with one query.
+One poller per process reads the balances of all streams with one query; on Citus one of each shard.
 """
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Final
 
 from server.background import until_done
 from server.credits.accounts import Account
+from server.errors import DatabaseUnavailable
 from server.postgres.batcher import Batcher, Batching
 from server.postgres.columns import texts
 from server.postgres.pool import Pool, pipelined_transaction, retry_transient
 from server.postgres.queries import load_queries
 
-SQL = load_queries(__file__)
+AUTOMATIC_STATE: Final = """CASE
+        WHEN automatic_top_ups.organization_id IS NULL THEN 'OFF'
+        WHEN off_reason <> '' THEN 'SWITCHED_OFF'
+        WHEN NOT is_enabled THEN 'OFF'
+        WHEN failed_charges > 0 THEN 'DECLINED'
+        WHEN cap_reached AND next_attempt_time > now() THEN 'CAP_REACHED'
+        WHEN EXISTS (
+            SELECT
+            FROM top_ups
+            WHERE top_ups.organization_id = automatic_top_ups.organization_id
+                AND top_ups.status IN ('CREATING', 'OPEN', 'CANCELING')
+                AND top_ups.is_automatic
+                AND top_ups.organization_id = ANY(%(organization_ids)s) -- shard
+        ) THEN 'BUYING'
+        ELSE 'READY'
+    END"""
+"""The state of an organization's automatic top-ups, a name of AutomaticTopUpState, as an SQL expression."""
+SQL = load_queries(__file__, automatic_state=AUTOMATIC_STATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,8 @@ class Balance:
     low_balance_threshold: int
     last_sequence: int
     """The sequence of the newest ledger entry: a larger number is a later balance."""
+    automatic_state: str = ""
+    """The state of automatic top-ups, a name of AutomaticTopUpState; empty where it was not looked up."""
 
     @property
     def low_balance(self) -> bool:
@@ -36,7 +58,7 @@ class Balance:
 
 
 def balance_from_account(account: Account) -> Balance:
-    """The account's balance."""
+    """The account's balance, without the state of automatic top-ups."""
     return Balance(
         account.organization_id, account.available_credits, account.low_balance_threshold, account.last_sequence
     )
@@ -49,16 +71,22 @@ class Balances:
         """low_balance_threshold is the threshold of organizations without an account."""
         self._pool = pool
         self._low_balance_threshold = low_balance_threshold
-        self._batcher: Batcher[str, Balance] = Batcher(self._flush, batching)
+        self._batcher: Batcher[str, Balance] = Batcher(self._flush, batching, name="batch of balances")
 
     async def get(self, organization_id: str) -> Balance:
         """The current balance; it includes everything committed before this call. Without an account it is 0."""
         return await self._batcher.submit(organization_id, organization_id)
 
     async def read(self, organization_ids: Sequence[str]) -> list[Balance]:
-        """Read the balance of each organization in one snapshot; the result has the order of the argument."""
+        """Read the balance of each organization, all of one shard, in one snapshot; the result has their order."""
         found = await retry_transient(lambda: self._read(organization_ids))
         return [found.get(organization_id) or self._empty(organization_id) for organization_id in organization_ids]
+
+    async def find_shards(self, organization_ids: Sequence[str]) -> list[int | None]:
+        """The shard of each organization; asks for those that are not known. Raises DatabaseUnavailable."""
+        shards = self._pool.shards
+        await asyncio.gather(*(shards.ask(each) for each in organization_ids if shards.find(each) is None))
+        return [shards.find(each) for each in organization_ids]
 
     async def drain(self) -> None:
         """Wait until every pending call is answered."""
@@ -68,12 +96,12 @@ class Balances:
         return await self.read(organization_ids)  # locks nothing
 
     async def _read(self, organization_ids: Sequence[str]) -> dict[str, Balance]:
-        async with pipelined_transaction(self._pool) as pipeline:
+        async with pipelined_transaction(self._pool, near=next(iter(organization_ids), None)) as pipeline:
             rows = await pipeline.execute(SQL.read_balances, {"organization_ids": texts(set(organization_ids))})
         return {row[0]: Balance(*row) for row in await rows.fetchall()}
 
     def _empty(self, organization_id: str) -> Balance:
-        return Balance(organization_id, 0, self._low_balance_threshold, 0)
+        return Balance(organization_id, 0, self._low_balance_threshold, 0, "OFF")
 
 
 class BalanceStreams:
@@ -100,10 +128,10 @@ class BalanceStreams:
     async def follow(self, organization_id: str) -> AsyncGenerator[Balance, None]:
         """Yield the current balance, then each change that a page should show. Ends only when the caller closes it.
 
-        Yields at the next poll when credits were added or the low-balance threshold was crossed or changed, and at most
-        once per spending_seconds when credits were spent; the same balance again after repeat_seconds. A slow reader
-        misses intermediate balances, never the latest. last_sequence never decreases. Raises DatabaseUnavailable when
-        the database stops answering.
+        Yields at the next poll when credits were added, the low-balance threshold was crossed or changed, or automatic
+        top-ups have another state; at most once per spending_seconds when credits were spent; the same balance again
+        after repeat_seconds. A slow reader misses intermediate balances, never the latest. last_sequence never
+        decreases. Raises DatabaseUnavailable when the database stops answering.
         """
         stream = _Stream(organization_id)
         self._streams.add(stream)
@@ -130,9 +158,22 @@ class BalanceStreams:
                 stream.fail(error)
 
     async def _poll_once(self) -> None:
-        # Only streams that were open before the read: a stream must not get a balance that is older than itself.
+        # By shard, so that a worker of Citus that is lost ends only its own streams.
         streams = list(self._streams)
-        balances = await self._balances.read([stream.organization_id for stream in streams])
+        by_shard: defaultdict[int | None, list[_Stream]] = defaultdict(list)
+        shards = await self._balances.find_shards([stream.organization_id for stream in streams])
+        for stream, shard_id in zip(streams, shards, strict=True):
+            by_shard[shard_id].append(stream)
+        await asyncio.gather(*map(self._poll_shard, by_shard.values()))
+
+    async def _poll_shard(self, streams: Sequence["_Stream"]) -> None:
+        # Only streams that were open before the read: a stream must not get a balance that is older than itself.
+        try:
+            balances = await self._balances.read([stream.organization_id for stream in streams])
+        except DatabaseUnavailable as error:
+            for stream in streams:
+                stream.fail(error)
+            return
         now = time.monotonic()
         for stream, balance in zip(streams, balances, strict=True):
             stream.publish(
@@ -185,5 +226,6 @@ class _Stream:
             balance.available_credits > last.available_credits
             or balance.low_balance != last.low_balance
             or balance.low_balance_threshold != last.low_balance_threshold
+            or balance.automatic_state != last.automatic_state
         )
         return urgent or has_waited

@@ -1,4 +1,6 @@
 -- read_balances
-SELECT organization_id, available_credits, low_balance_threshold, last_sequence
+SELECT accounts.organization_id, available_credits, low_balance_threshold, last_sequence,
+    {automatic_state}
 FROM accounts
-WHERE organization_id = ANY(%(organization_ids)s);
+LEFT JOIN automatic_top_ups ON automatic_top_ups.organization_id = accounts.organization_id
+WHERE accounts.organization_id = ANY(%(organization_ids)s);

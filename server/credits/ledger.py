@@ -18,6 +18,7 @@ from server.credits.accounts import (
     Account,
     Request,
     RequestMemory,
+    balance_event,
     find_answer,
     insert_low_balance_notices,
     insert_request,
@@ -26,6 +27,7 @@ from server.credits.accounts import (
 )
 from server.credits.balances import Balance, balance_from_account
 from server.errors import BalanceAboveMaximum, InsufficientCredits, RequestIdReused
+from server.events.log import append_events
 from server.postgres.columns import BIGINT, TEXT, UUIDS, RowSource, TableColumns
 from server.postgres.pipeline import Executor
 from server.postgres.pool import Connection, Pool, retry_transient, transaction
@@ -131,11 +133,12 @@ async def append_entry(
         raise InsufficientCredits(required_credits=-credits, available_credits=account.available_credits)
     if credits > 0 and kind is not LedgerEntryKind.REFUND and not account.can_hold(credits):
         raise BalanceAboveMaximum(maximum_credits=MAXIMUM_CREDITS)
+    was_low = account.low_balance_since is not None
     if kind is LedgerEntryKind.REFUND:
         account.refund(credits)
-        crossed = False
     else:
-        crossed = account.apply(credits, now=now)
+        account.apply(credits, now=now)
+    is_low = account.low_balance_since is not None
     entry = LedgerEntry(
         organization_id=account.organization_id,
         sequence=account.last_sequence,
@@ -153,8 +156,10 @@ async def append_entry(
         for (digest,) in await (await connection.execute(SQL.digest_entry, key)).fetchall():
             await insert_entry_mac(connection, audit_keys, entry.organization_id, entry.sequence, digest)
     await write_balances(connection, [account])
-    if crossed:
+    if is_low and not was_low:
         await insert_low_balance_notices(connection, [account], now=now)
+    if is_low is not was_low:
+        await append_events(connection, [balance_event(account, is_low=is_low)], now=now)
     return entry
 
 

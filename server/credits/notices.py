@@ -1,4 +1,4 @@
-"""Notices: mails to an organization's billing contact about a payment received or a low balance.
+"""Notices: mails to billing contacts about payments, a low balance, the spending cap and automatic top-ups.
 
 The table `notices` is an outbox. Every replica sends from it under a lease; each notice is sent once.
 """
@@ -6,7 +6,7 @@ The table `notices` is an outbox. Every replica sends from it under a lease; eac
 import asyncio
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from html import escape
@@ -21,6 +21,7 @@ from psycopg.rows import dict_row
 from server.credits.pricing import CURRENCIES
 from server.postgres.pool import Pool, acquire, retry_transient
 from server.postgres.queries import load_queries
+from server.postgres.workers import find_keys
 from server.providers.provider import Outcome, OutcomeKind
 from server.providers.templates import Rendered, html_document, is_right_to_left, lookup_locales
 
@@ -64,8 +65,7 @@ async def send_due_notices(pool: Pool, send_mail: SendMail, *, now: datetime, li
     A mail with an unknown outcome is not repeated. After a crash between the mail and its record, the mail is sent
     again when the lease has ended.
     """
-    async with acquire(pool) as connection:
-        due = await (await connection.execute(SQL.find_due_notices, {"now": now, "limit": limit})).fetchall()
+    due = await find_keys(pool, SQL.find_due_notices, {"now": now, "limit": limit})
     results = await asyncio.gather(*(_send(pool, send_mail, *row, now=now) for row in due), return_exceptions=True)
     for (organization_id, notice_id), result in zip(due, results, strict=True):
         if isinstance(result, Exception):
@@ -99,7 +99,7 @@ def write_mail(notice: Notice) -> Rendered:
         "organization": f"{notice.billing_name} ({organization})" if notice.billing_name else organization,
         "time": _time(notice),
     }
-    if notice.kind == "PAYMENT_CONFIRMED":
+    if "total" in notice.details:
         code = notice.details["currency_code"]
         total = f"{code} {_number(Decimal(notice.details['total']).quantize(CURRENCIES[code].charge_unit), language)}"
         if tax := Decimal(notice.details.get("tax", 0)):
@@ -110,6 +110,8 @@ def write_mail(notice: Notice) -> Rendered:
     if is_right_to_left(texts["text"]):
         # Isolated, so that a name or a number does not change the order of the words around it.
         values = {name: f"\u2068{value}\u2069" for name, value in values.items()}
+    # As they are: not a number to write in the language's way, and nothing beside a URL.
+    values |= {name: notice.details[name] for name in ("off_reason", "hosted_invoice_url") if name in notice.details}
     subject, text = texts["subject"].format_map(values), texts["text"].lstrip().format_map(values)
     paragraphs = [f"<p>{escape(paragraph)}</p>" for paragraph in text.strip().split("\n\n")]
     return Rendered(subject, text, html_document(language, subject, paragraphs))
@@ -150,8 +152,12 @@ async def _claim(pool: Pool, organization_id: str, notice_id: UUID, *, now: date
     }
     async with acquire(pool) as connection:
         row = await (await connection.execute(SQL.claim_notice, claim)).fetchone()
-        contact = await (await connection.execute(SQL.read_contact, claim)).fetchone() if row else None
-    return Notice(*row, *(contact or ())) if row else None
+        if row is None:
+            return None
+        notice = Notice(*row)
+        to = {"organization_id": organization_id, "email": notice.email}
+        contact = await (await connection.execute(SQL.read_contact, to)).fetchone()
+    return replace(notice, **dict(zip(("billing_name", "locale", "time_zone"), contact or (), strict=False)))
 
 
 async def _record_outcome(pool: Pool, notice: Notice, outcome: Outcome, *, now: datetime) -> None:
@@ -181,7 +187,7 @@ async def _record_outcome(pool: Pool, notice: Notice, outcome: Outcome, *, now: 
 
 def _status_after(notice: Notice, outcome: OutcomeKind) -> str:
     match outcome:
-        case OutcomeKind.ACCEPTED | OutcomeKind.UNKNOWN:
+        case OutcomeKind.ACCEPTED | OutcomeKind.DELIVERED | OutcomeKind.UNKNOWN:
             return "SENT"
         case OutcomeKind.REJECTED_DESTINATION:
             return "FAILED"

@@ -15,9 +15,16 @@ WHERE organization_id = %(organization_id)s AND notice_id = %(notice_id)s
 RETURNING organization_id, notice_id, kind, email, details, attempts, create_time;
 
 -- read_contact
-SELECT billing_name, alert_locale, alert_time_zone
+-- Of a contact in the organization's settings these are its own.
+SELECT billing_name,
+    CASE WHEN contact IS NULL THEN alert_locale ELSE coalesce(contact ->> 'locale', '') END,
+    CASE WHEN contact IS NULL THEN alert_time_zone ELSE coalesce(contact ->> 'time_zone', '') END
 FROM accounts
-WHERE organization_id = %(organization_id)s;
+LEFT JOIN organization_settings ON organization_settings.organization_id = accounts.organization_id
+    AND version = settings_version
+LEFT JOIN LATERAL jsonb_array_elements(settings -> 'billing_contacts') AS contact ON contact ->> 'email' = %(email)s
+WHERE accounts.organization_id = %(organization_id)s
+LIMIT 1;
 
 -- record_outcome
 -- Only the latest attempt records its outcome: an attempt whose lease ended and that was claimed again matches no row.

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from server.credits.ledger import LedgerEntry, LedgerEntryKind, entry_from_row
 from server.postgres.columns import TableColumns
+from server.postgres.pipeline import Executor
 from server.postgres.pool import Connection, Pool, acquire, retry_transient
 from server.postgres.queries import load_queries
 
@@ -134,7 +135,7 @@ async def search_entries(
     return entries, entries[-1].sequence if len(entries) == limit else bound
 
 
-async def find_first_sequence(connection: Connection, organization_id: str, time: datetime) -> int:
+async def find_first_sequence(connection: Executor, organization_id: str, time: datetime) -> int:
     """The sequence of the first entry from a time on; the next one's that will be written if there is none."""
     time = min(max(time, _FIRST_TIME), _LAST_TIME)
     values = {"organization_id": organization_id, "time": time, "certain_time": time - _OUT_OF_ORDER}
@@ -168,6 +169,14 @@ async def read_runway(pool: Pool, organization_id: str, *, now: datetime) -> int
     if spent <= 0:
         return None
     return min(available * int(elapsed.total_seconds()) // (spent * 86_400), _LONGEST_RUNWAY_DAYS)
+
+
+async def read_spent(connection: Executor, organization_id: str, first_sequence: int) -> int:
+    """The credits that sends took from a ledger entry on, less those that were refunded since."""
+    values = {"organization_id": organization_id, "first_sequence": first_sequence}
+    rows = await (await connection.execute(SQL.read_spending, values)).fetchall()
+    available, before, added = rows[0] if rows else (0, None, None)
+    return int((before or 0) + (added or 0) - available)
 
 
 async def export_ledger(

@@ -46,7 +46,8 @@ class AccountCache:
         """
         organization_id = send.organization_id
         entry = self._entries.get(organization_id)
-        if entry is None or not entry.usable or send.resent:
+        # The statement of a lone send writes a ledger entry, which a send that costs nothing has not.
+        if entry is None or not entry.usable or send.resent or not send.recipient.credits:
             return None
         if any((organization_id, area) not in entry.unverified for area in send.recipient.areas.split()):
             return None

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from server.credits.accounts import Account, Request, RequestKey, RequestMemory
@@ -18,13 +18,18 @@ from server.errors import (
     RequestIdReused,
     ResendTooSoon,
     RetryLater,
+    SpendingCapReached,
     TooManySends,
 )
 from server.otps.otp import CLOSED, Delivery, DeliveryStatus, Otp, OtpKey, OtpRecord, OtpStatus, Recipient
+from server.providers.provider import OPERATOR, Identity
+from server.traces import Span
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+_NO_WAIT = timedelta()
+NO_METADATA: Final = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class SendLimits:
     unverified_window: timedelta = DAY
     memory: RequestMemory = field(default_factory=RequestMemory)
     """Which requests are not known any more: a new one that may be one of them is refused."""
+    daily_credit_cap: int = 0
+    """Credits that the sends of an organization may take in a day from 00:00 UTC, less what is refunded on that day."""
 
 
 class RecentSend(NamedTuple):
@@ -61,10 +68,12 @@ class UnverifiedCredits:
 
     def wait(self, credits: int, *, maximum: int, now: datetime, limits: SendLimits) -> timedelta:
         """Time until `credits` more fit within `maximum`; zero if they fit now. A maximum of 0 is no limit."""
+        if not maximum or self.credits + credits <= maximum:
+            return _NO_WAIT
         spent, end = self.credits, self.window_start_time + limits.unverified_window
         if now >= end:
             spent, end = 0, now + limits.unverified_window
-        return end - now if maximum and spent + credits > maximum else timedelta()
+        return end - now if spent + credits > maximum else _NO_WAIT
 
     def count(self, credits: int, *, now: datetime, limits: SendLimits) -> None:
         """Add credits; begins a new window when the current one is over."""
@@ -94,15 +103,19 @@ def check_limits(
     purpose: str,
     *,
     spending: Spending | None = None,
+    capped: SpendingCapReached | None = None,
     now: datetime,
     limits: SendLimits,
 ) -> None:
-    """Raise ResendTooSoon or TooManySends when one more send exceeds a limit.
+    """Raise ResendTooSoon, TooManySends or SpendingCapReached when one more send exceeds a limit.
 
-    `recent` has the last day's sends to the destination, oldest first; `spending` is None for e-mail. When several
-    limits are exceeded, raises the one with the longest wait: a caller that waits for it is not refused by the others.
+    `recent` has the last day's sends to the destination, oldest first; `spending` is None for e-mail; `capped` is the
+    refusal of a send beyond the spending cap. When several limits are exceeded, raises the one with the longest wait: a
+    caller that waits for it is not refused by the others.
     """
     refusals = _organization_refusals(account, now, limits)
+    if capped:
+        refusals.append(capped)
     if recent:
         refusals += _destination_refusals(recent, purpose, now, limits)
     if spending:
@@ -123,7 +136,7 @@ def _destination_refusals(
     recent: Sequence[RecentSend], purpose: str, now: datetime, limits: SendLimits
 ) -> Iterator[RetryLater]:
     earlier = [send.create_time for send in recent if send.purpose == purpose]
-    if earlier and (wait := earlier[-1] + limits.cooldown - now) > timedelta():
+    if earlier and (wait := earlier[-1] + limits.cooldown - now) > _NO_WAIT:
         yield ResendTooSoon(retry_after_seconds=wait.total_seconds())
     for window, maximum, name in (
         (HOUR, limits.sends_per_destination_per_hour, "destination_hour"),
@@ -146,8 +159,22 @@ def _area_refusals(spending: Spending, now: datetime, limits: SendLimits) -> Ite
     per_prefix = (limits.unverified_credits_per_prefix, "prefix")
     maxima = ((limits.unverified_credits_per_country, "country"), per_prefix, per_prefix)
     for area, (maximum, name) in zip(spending.unverified, maxima, strict=False):
-        if (wait := area.wait(spending.credits, maximum=maximum, now=now, limits=limits)) > timedelta():
+        if (wait := area.wait(spending.credits, maximum=maximum, now=now, limits=limits)) > _NO_WAIT:
             yield _too_many(wait, name)
+
+
+def _beyond_cap(credits: int, spent: int, now: datetime, limits: SendLimits) -> SpendingCapReached | None:
+    """The refusal of a send that exceeds the spending cap of the day; None for one within it."""
+    cap = limits.daily_credit_cap
+    if not cap or spent + credits <= cap:
+        return None
+    wait = start_of_day(now) + DAY - now
+    return SpendingCapReached(retry_after_seconds=wait.total_seconds(), daily_credit_cap=cap, spent_credits=spent)
+
+
+def start_of_day(now: datetime) -> datetime:
+    """00:00 UTC of the day."""
+    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _too_many(wait: timedelta, name: str) -> RetryLater:
@@ -164,6 +191,8 @@ class SendOptions(NamedTuple):
     max_attempts: int
     web_otp_domain: str
     """As Message.web_otp_domain."""
+    said: "SendOptions | None" = None
+    """What the request said, before its organization's defaults; None: just this."""
 
 
 class Send(NamedTuple):
@@ -189,6 +218,10 @@ class Send(NamedTuple):
     """What the request says: its fingerprint is made of it."""
     resent: OtpRecord | None = None
     """The existing OTP that is sent again, by ResendOtp or as a fallback: it is not written, and may be closed."""
+    identity: Identity = OPERATOR
+    """As whom the message is sent, by the organization's settings."""
+    span: Span | None = None
+    """Of the call, if it is sampled."""
 
     @property
     def rpc(self) -> str:
@@ -221,6 +254,8 @@ def send_again(
     fallbacks_sealed: bytes | None = None,
     deadline: datetime | None = None,
     content: str = "",
+    identity: Identity = OPERATOR,
+    span: Span | None = None,
 ) -> Send:
     """Build a send of an existing OTP, to be decided."""
     otp = otp_record.otp
@@ -241,11 +276,13 @@ def send_again(
         recipient=recipient,
         code_key_id=otp.code_key_id,
         context_digest=otp.context_digest,
-        metadata="{}",
+        metadata=NO_METADATA,
         fallbacks_sealed=fallbacks_sealed,
         deadline=deadline,
         content=content,
         resent=otp_record,
+        identity=identity,
+        span=span,
     )
 
 
@@ -313,6 +350,7 @@ class Admitted(NamedTuple):
             create_time=self.create_time,
             update_time=self.create_time,
             areas=recipient.areas,
+            settings_version=send.identity.settings_version,
         )
 
 
@@ -352,6 +390,12 @@ class State:
     """The stored status of each OTP that is resent."""
     unverified: dict[AreaKey, UnverifiedCredits] = field(default_factory=dict)
     """The counter of each area of the sends to phones."""
+    limits: dict[str, SendLimits] = field(default_factory=dict)
+    """Of the organizations that have chosen their own."""
+    spent: dict[str, int] = field(default_factory=dict)
+    """The credits that the sends of the organizations with a spending cap took today, less those refunded today."""
+    capped: dict[str, int] = field(default_factory=dict)
+    """The spending caps beyond which sends were refused, by organization."""
     newly_low: list[Account] = field(default_factory=list)
     """The accounts whose balance fell below its threshold by these sends."""
 
@@ -361,9 +405,12 @@ def admit(sends: Sequence[Send], state: State, *, now: datetime, limits: SendLim
 
     A request_id that was accepted before, also earlier in the batch, is Replayed if its fingerprint is the same and
     refused with RequestIdReused otherwise. A new one that limits.memory may lack is refused with RequestIdExpired. An
-    organization without an account has no credits.
+    organization without an account has no credits. `limits` are the operator's; state.limits replace them.
     """
-    return [_decide(send, state, now, limits) for send in sends]
+    own = state.limits
+    if not own:
+        return [decide(send, state, now, limits) for send in sends]
+    return [decide(send, state, now, own.get(send.organization_id, limits)) for send in sends]
 
 
 def repeat(new: Request, earlier: Request, delivery: Delivery | None, account: Account) -> Replayed | Refused:
@@ -375,7 +422,8 @@ def repeat(new: Request, earlier: Request, delivery: Delivery | None, account: A
     return Replayed(delivery, delivery.balance_after < account.low_balance_threshold)
 
 
-def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Decision:
+def decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Decision:
+    """As `admit`, for one send and exactly these limits."""
     organization_id, credits = send.organization_id, send.recipient.credits
     account = state.accounts.get(organization_id)
     if account is None:
@@ -391,11 +439,16 @@ def _decide(send: Send, state: State, now: datetime, limits: SendLimits) -> Deci
     try:
         recent = _check(send, account, state, spending, now, limits)
     except DomainError as error:
+        if isinstance(error, SpendingCapReached):
+            state.capped[organization_id] = error.daily_credit_cap
         return Refused(error)
     count_send(account, now=now)
     if spending:
         spending.count(now=now, limits=limits)
-    if account.apply(-credits, now=now):
+    if limits.daily_credit_cap:
+        state.spent[organization_id] += credits
+    # A send that costs nothing, of a test organization, has no ledger entry.
+    if credits and account.apply(-credits, now=now):
         state.newly_low.append(account)
     recent.append(RecentSend(now, send.options.purpose))
     admitted = Admitted(send, account.last_sequence, account.available_credits, account.low_balance, now)
@@ -408,8 +461,14 @@ def _spending(send: Send, state: State, now: datetime) -> Spending | None:
     recipient = send.recipient
     if not recipient.areas:
         return None
-    keys = [(send.organization_id, area) for area in recipient.areas.split()]
-    return Spending([state.unverified.setdefault(key, UnverifiedCredits(now)) for key in keys], recipient.credits)
+    counters, unverified = [], state.unverified
+    for area in recipient.areas.split():
+        key = (send.organization_id, area)
+        counter = unverified.get(key)
+        if counter is None:
+            counter = unverified[key] = UnverifiedCredits(now)
+        counters.append(counter)
+    return Spending(counters, recipient.credits)
 
 
 def _check(
@@ -432,5 +491,8 @@ def _check(
     if account.available_credits < recipient.credits:
         raise InsufficientCredits(required_credits=recipient.credits, available_credits=account.available_credits)
     recent = state.recent_sends.setdefault((send.organization_id, recipient.destination_digest), [])
-    check_limits(account, recent, send.options.purpose, spending=spending, now=now, limits=limits)
+    capped = None
+    if limits.daily_credit_cap:
+        capped = _beyond_cap(recipient.credits, state.spent[send.organization_id], now, limits)
+    check_limits(account, recent, send.options.purpose, spending=spending, capped=capped, now=now, limits=limits)
     return recent

@@ -36,11 +36,12 @@ LIBRARY_VERSION, LIBRARY_DATE = "9.0.42", date(2026, 10, 27)
 """The pinned version of phonenumberslite, whose data are the numbering plans, and the day of its release."""
 LIBRARY_TIME: Final = Gauge(
     "pulsa_number_ranges_timestamp_seconds",
-    "Unix time of the data on phone numbers: the release of the installed phonenumberslite.",
+    "When the data on phone numbers were current, the release of the installed phonenumberslite: Unix time.",
     multiprocess_mode="livemin",
 )
 
 _CALLING_CODE_DIGITS = 3
+_CALLING_CODES: Final = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
 _NEVER = r"(?!)"
 """Matches no text."""
 _PLAIN_PHONE = re.compile(r"\+[1-9][0-9]{5,14}")
@@ -303,10 +304,10 @@ class Numbering:
         """What is known of a plus sign and digits; None when the library must decide."""
         for end in range(2, _CALLING_CODE_DIGITS + 2):
             calling_code = number[1:end]
+            if calling_code not in _CALLING_CODES:
+                continue
             plan = self._plans.get(calling_code)
             if plan is None:
-                if int(calling_code) not in COUNTRY_CODE_TO_REGION_CODE:
-                    continue
                 plan = self._plans[calling_code] = _compile_plan(int(calling_code))
             return _find(plan, number[end:])
         return None

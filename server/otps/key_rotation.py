@@ -14,8 +14,9 @@ from cryptography.exceptions import InvalidTag
 
 from server.ids import first_otp_id
 from server.otps.crypto import Crypto
-from server.postgres.pool import Pool, acquire, allow_all_plans, retry_transient, transaction
+from server.postgres.pool import Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
+from server.postgres.sessions import allow_all_plans
 
 SQL = load_queries(__file__)
 

@@ -121,6 +121,8 @@ class Delivery:
     """Empty until one answered."""
     earlier_changes: list[list[str]] | None = None
     """Statuses that reports replaced, and since when it had them."""
+    settings_version: int = 0
+    """The version of the organization's settings that it was sent with."""
 
     @property
     def changes(self) -> list[tuple[DeliveryStatus, datetime]]:

@@ -5,7 +5,7 @@ Resolved means parsed, allowed, priced and encrypted, for a send and its fallbac
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import chain
@@ -15,13 +15,16 @@ from uuid import UUID
 import structlog
 from cryptography.exceptions import InvalidTag
 
-from server.errors import ChannelNotConfigured, DestinationBlocked, DomainError, InvalidDestination
+from server.errors import ChannelNotConfigured, DestinationBlocked, InvalidDestination
 from server.otps.admission import SendOptions
 from server.otps.crypto import Crypto
 from server.otps.destinations import PARSERS, PHONE_CHANNELS, Destination, parse_phone
+from server.otps.effective_settings import EffectiveSettings
+from server.otps.magic_destinations import ENDINGS, Ending
 from server.otps.otp import Recipient
 from server.otps.sms_pumping import ALL_AREAS, AreaPolicy, country_of
 from server.providers.provider import Channel
+from server.traces import Span
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +67,7 @@ class SendRequest(NamedTuple):
     metadata: Mapping[str, str] = {}
     fallbacks: Sequence[RawDestination] = ()
     deadline: datetime | None = None
+    span: Span | None = None
 
     @property
     def rpc(self) -> str:
@@ -77,7 +81,7 @@ class SendRequest(NamedTuple):
         It never changes for the same request, in any version: new fields are added only when they are set.
         """
         metadata, to = self.metadata, self.destination
-        fields = [_identity(self.options), to.channel, to.text, self.context, str(len(metadata))]
+        fields = [_identity(self.options.said or self.options), to.channel, to.text, self.context, str(len(metadata))]
         if metadata:
             fields += chain.from_iterable(sorted(metadata.items()))
         for other in self.fallbacks:
@@ -94,6 +98,7 @@ class ResendRequest(NamedTuple):
     destination: RawDestination | None
     """None: the destination of the last delivery."""
     deadline: datetime | None = None
+    span: Span | None = None
 
     @property
     def rpc(self) -> str:
@@ -107,25 +112,9 @@ class ResendRequest(NamedTuple):
         return f"{self.otp_id}\0{to.channel}\0{to.text}" if to else str(self.otp_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a send would do if it came now."""
-
-    channel: Channel
-    credits: int = 0
-    """The price: 0 when the send is refused before its price is known, or its request_id was accepted before."""
-    masked_destination: str = ""
-    """Empty for a destination that is not valid."""
-    segments: int = 0
-    """SMS segments of the message; 0 for other channels."""
-    autofill: bool = False
-    """Whether the SMS has the line by which phones and browsers fill the code in."""
-    refusal: DomainError | None = None
-
-
 @lru_cache(maxsize=1024)
 def _identity(options: SendOptions) -> str:
-    purpose, locale, code_length, ttl, max_attempts, web_otp_domain = options
+    purpose, locale, code_length, ttl, max_attempts, web_otp_domain, _ = options
     return f"{purpose}\0{locale}\0{code_length}\0{ttl.total_seconds()}\0{max_attempts}\0{web_otp_domain}"
 
 
@@ -136,21 +125,26 @@ class RecipientResolver:
         """`channel_credits` has the price in credits of each configured channel, and of no other."""
         self._crypto = crypto
         self._channel_credits = channel_credits
-        self._areas = areas
+        self.areas = areas
+        """The operator's."""
         self._parsers = dict(PARSERS)
         if areas.extra_prefixes:
             self._parsers |= dict.fromkeys(PHONE_CHANNELS, partial(parse_phone, extra_prefixes=areas.extra_prefixes))
 
-    def resolve(self, organization_id: str, raw: RawDestination) -> Recipient:
-        """Validate a destination and build its recipient.
+    def resolve(
+        self, organization_id: str, raw: RawDestination, settings: EffectiveSettings | None = None
+    ) -> Recipient:
+        """Validate a destination and build its recipient. Without `settings` the operator's areas count.
 
         Raises ChannelNotConfigured, InvalidDestination or DestinationBlocked.
         """
+        if settings is not None and settings.identity.is_test:
+            return self._resolve_test(organization_id, raw)
         credits = self._channel_credits.get(raw.channel)
         if credits is None:
             raise ChannelNotConfigured(channel=raw.channel.value)
         destination = self.parse(raw)
-        if not self._areas.allows(destination):
+        if not (self.areas if settings is None else settings.areas).allows(destination):
             raise DestinationBlocked(channel=raw.channel.value)
         normalized = destination.normalized
         return Recipient(
@@ -164,6 +158,23 @@ class RecipientResolver:
             self._crypto.other_digest(normalized),
         )
 
+    def _resolve_test(self, organization_id: str, raw: RawDestination) -> Recipient:
+        """The recipient of a test organization: it costs nothing, and counts in no area."""
+        destination = self.parse(raw)
+        normalized = destination.normalized
+        if ENDINGS.get(normalized) is Ending.FRAUD:
+            raise DestinationBlocked(channel=raw.channel.value)
+        return Recipient(
+            raw.channel,
+            0,
+            normalized,
+            self._crypto.digest(normalized),
+            self._crypto.seal(normalized, organization_id=organization_id),
+            destination.masked,
+            "",
+            self._crypto.other_digest(normalized),
+        )
+
     def parse(self, raw: RawDestination) -> Destination:
         """Validate a destination, whether or not it may be sent to. Raises InvalidDestination."""
         try:
@@ -171,9 +182,26 @@ class RecipientResolver:
         except ValueError:
             raise InvalidDestination(field=raw.field) from None
 
-    def validate_fallbacks(self, organization_id: str, fallbacks: Sequence[RawDestination]) -> list[Fallback]:
+    def default_fallbacks(
+        self, organization_id: str, destination: RawDestination, settings: EffectiveSettings
+    ) -> list[Fallback]:
+        """The fallbacks that an organization has chosen for sends to a phone without any: those that can be sent."""
+        if not settings.fallbacks or destination.channel not in PHONE_CHANNELS:
+            return []
+        found: list[Fallback] = []
+        for chosen in settings.fallbacks:
+            if chosen.channel is destination.channel:
+                continue
+            raw = destination._replace(channel=chosen.channel, after_seconds=chosen.after_seconds)
+            with suppress(ChannelNotConfigured, DestinationBlocked):
+                found += self.validate_fallbacks(organization_id, [raw], settings)
+        return found
+
+    def validate_fallbacks(
+        self, organization_id: str, fallbacks: Sequence[RawDestination], settings: EffectiveSettings | None = None
+    ) -> list[Fallback]:
         """Validate fallbacks, in order. Raises what `resolve` raises."""
-        recipients = [self.resolve(organization_id, fallback) for fallback in fallbacks]
+        recipients = [self.resolve(organization_id, fallback, settings) for fallback in fallbacks]
         return [
             Fallback(to.channel, to.destination, raw.after_seconds)
             for to, raw in zip(recipients, fallbacks, strict=True)
@@ -200,7 +228,7 @@ class RecipientResolver:
         A prefix is stored as its digest: its digits and the masked number together would leave few numbers to try.
         During a rotation of digest keys it is an area by each key, so that either has counted every send.
         """
-        country, digits = country_of(destination), self._areas.prefix_digits
+        country, digits = country_of(destination), self.areas.prefix_digits
         if not country or not digits:
             return country
         prefix = destination.normalized[: 1 + digits]

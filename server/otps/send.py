@@ -5,12 +5,13 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from operator import attrgetter
 from typing import Final, NamedTuple
+from uuid import UUID
 
 from server.clock import Clock
 from server.credits.accounts import (
     Request,
+    balance_event,
     fetch_accounts,
     fetch_requests,
     find_accounts,
@@ -23,10 +24,12 @@ from server.credits.accounts import (
     write_balances,
 )
 from server.errors import DestinationUnreadable, DomainError, OtpNotFound
-from server.ids import first_otp_id, new_id
+from server.events.log import Event, append_events
+from server.ids import first_otp_id, new_id, new_ids
 from server.otps.account_cache import AccountCache
 from server.otps.admission import (
     DAY,
+    NO_METADATA,
     Admitted,
     Decision,
     RecentSend,
@@ -42,6 +45,7 @@ from server.otps.admission import (
 from server.otps.crypto import Crypto
 from server.otps.delivery.outbox import open_destination
 from server.otps.destinations import PHONE_CHANNELS
+from server.otps.effective_settings import EffectiveSettings, OperatorSettings
 from server.otps.otp import (
     Delivery,
     OtpRecord,
@@ -51,87 +55,41 @@ from server.otps.otp import (
     read_answers,
     read_otp,
 )
-from server.otps.recipients import Preview, RawDestination, RecipientResolver, ResendRequest, SendRequest
+from server.otps.otp_events import LimitsReached
+from server.otps.previews import Preview, decided, render
+from server.otps.recipients import RawDestination, RecipientResolver, ResendRequest, SendRequest
+from server.otps.send_rows import DELIVERY, OTP, REQUEST, SENDS
+from server.otps.settings_cache import SettingsCache
 from server.otps.sms_pumping import add_unverified, fetch_unverified, queue_read_unverified
-from server.postgres.batcher import LOCKED, Locked
-from server.postgres.columns import (
-    BIGINT,
-    BOOLEAN,
-    BYTEA,
-    JSONB,
-    SMALLINT,
-    TEXT,
-    TIMESTAMPTZ,
-    UUIDS,
-    RowSource,
-    byteas,
-    texts,
-    times,
-)
+from server.otps.spending_caps import SpendingCaps, tell_contacts
+from server.postgres.batcher import attempt
+from server.postgres.columns import byteas, texts, times
+from server.postgres.lanes import LOCKED, Locked
 from server.postgres.pipeline import Executor, Pipeline, Rows
 from server.postgres.pool import Pool, acquire, execute_alone, pipelined_transaction, retry_transient, transaction
 from server.postgres.queries import load_queries
-from server.providers.provider import Channel, Message
+from server.providers.provider import Channel
 from server.providers.sms_segments import segments
-from server.providers.templates import Rendered, Templates, load_templates
+from server.providers.templates import Templates, load_templates
 
-_SENDS: RowSource[Admitted] = RowSource(
-    organization_id=(TEXT, attrgetter("send.organization_id")),
-    delivery_id=(UUIDS, attrgetter("send.delivery_id")),
-    otp_id=(UUIDS, attrgetter("send.otp_id")),
-    request_id=(UUIDS, attrgetter("send.request_id")),
-    rpc=(TEXT, attrgetter("send.rpc")),
-    fingerprint=(BYTEA, attrgetter("send.request_fingerprint")),
-    purpose=(TEXT, attrgetter("send.options.purpose")),
-    channel=(TEXT, attrgetter("send.recipient.channel.value")),
-    destination_digest=(BYTEA, attrgetter("send.recipient.destination_digest")),
-    destination_sealed=(BYTEA, attrgetter("send.recipient.destination_sealed")),
-    masked_destination=(TEXT, attrgetter("send.recipient.masked_destination")),
-    areas=(TEXT, attrgetter("send.recipient.areas")),
-    credits=(BIGINT, attrgetter("send.recipient.credits")),
-    ledger_sequence=BIGINT,
-    balance_after=BIGINT,
-    fallbacks_sealed=(BYTEA, attrgetter("send.fallbacks_sealed")),
-    # Of a new OTP:
-    destination_digests=(BYTEA, lambda admitted: admitted.send.recipient.all_digests),
-    is_new=(BOOLEAN, lambda admitted: "false" if admitted.send.resent else "true"),
-    locale=(TEXT, attrgetter("send.options.locale")),
-    code_key_id=(TEXT, attrgetter("send.code_key_id")),
-    code_length=(SMALLINT, attrgetter("send.options.code_length")),
-    context_digest=(BYTEA, attrgetter("send.context_digest")),
-    web_otp_domain=(TEXT, attrgetter("send.options.web_otp_domain")),
-    metadata=(JSONB, attrgetter("send.metadata")),
-    max_attempts=(SMALLINT, attrgetter("send.options.max_attempts")),
-    expire_time=TIMESTAMPTZ,
-    to_phone=(BOOLEAN, lambda admitted: "true" if admitted.send.to_phone else "false"),
-)
-"""What is written of each accepted send."""
-_OTP: Final = (
-    *("organization_id", "otp_id", "purpose", "channel", "locale", "destination_digests", "code_key_id", "code_length"),
-    *("context_digest", "web_otp_domain", "metadata", "max_attempts", "expire_time", "to_phone"),
-)
-_DELIVERY: Final = (
-    *("organization_id", "delivery_id", "otp_id", "purpose", "channel", "destination_digest", "destination_sealed"),
-    *("masked_destination", "areas", "credits", "ledger_sequence", "balance_after"),
-)
-_REQUEST: Final = ("organization_id", "request_id", "rpc", "fingerprint")
 SQL = load_queries(
     __file__,
-    new_entry=_SENDS.only("organization_id", "ledger_sequence", "credits", "balance_after", "delivery_id"),
-    new_otp=_SENDS.only(*_OTP),
-    maybe_new_otp=_SENDS.only(*_OTP, "is_new"),
-    new_delivery=_SENDS.only(*_DELIVERY),
-    new_request=_SENDS.only(*_REQUEST),
-    requested=_SENDS.only(*_REQUEST, "delivery_id"),
-    new_outbox=_SENDS.only("organization_id", "delivery_id", "otp_id", "fallbacks_sealed"),
+    new_entry=SENDS.only("organization_id", "ledger_sequence", "credits", "balance_after", "delivery_id"),
+    new_otp=SENDS.only(*OTP),
+    maybe_new_otp=SENDS.only(*OTP, "is_new"),
+    new_delivery=SENDS.only(*DELIVERY),
+    new_request=SENDS.only(*REQUEST),
+    requested=SENDS.only(*REQUEST, "delivery_id"),
+    new_outbox=SENDS.only("organization_id", "delivery_id", "otp_id", "fallbacks_sealed"),
 )
 
 
 _EXPECTED: Final = (
     *("available_credits", "last_sequence", "low_balance_threshold", "low_balance_since", "window_start_time"),
-    *("window_send_count", "alert_email"),
+    *("window_send_count", "alert_email", "settings_version"),
 )
 """The columns of an account on which a send may depend."""
+_ADMITTED_AT_ONCE: Final = 100
 ReadAccounts = Callable[[Executor, Iterable[str]], Awaitable[Rows]]
 """Queues the query of the accounts of some organizations."""
 
@@ -162,10 +120,14 @@ class Sender:
         dispatch: Callable[[Sequence[Admitted]], None],
         clock: Clock,
         templates: Templates | None = None,
+        limits_reached: LimitsReached | None = None,
+        settings: SettingsCache | None = None,
     ) -> None:
         """`dispatch` gets the accepted sends right after the commit, and must send them before `lease` has passed.
 
-        `templates` are the message texts, for the segment count of a preview; None: the built-in texts.
+        `templates` are the message texts, for the segment count of a preview; None: the built-in texts. Without
+        `limits_reached` no event tells of a limit. `settings` are those of the organizations, within `limits`; None:
+        they have chosen nothing.
         """
         self._pool = pool
         self._crypto = crypto
@@ -175,31 +137,47 @@ class Sender:
         self._dispatch = dispatch
         self._templates = templates or load_templates(None)
         self._clock = clock
+        self._settings = settings or SettingsCache(OperatorSettings(areas=recipients.areas, limits=limits))
+        self._caps = SpendingCaps(self._settings)
         self._accounts = AccountCache()
+        self._limits_reached = limits_reached or LimitsReached()
 
-    def prepare(self, request: SendRequest) -> Send:
-        """Build the send of a new OTP. Raises ChannelNotConfigured, InvalidDestination or DestinationBlocked."""
-        organization_id, request_id, destination, options, context, metadata, fallbacks, deadline = request
-        recipient = self._recipients.resolve(organization_id, destination)
-        also = self._recipients.validate_fallbacks(organization_id, fallbacks) if fallbacks else ()
+    def prepare(self, requests: Sequence[SendRequest]) -> list[Send | Exception]:
+        """Build the send of a new OTP for each request, in order; or its error, which is of this request alone.
+
+        A refused destination is ChannelNotConfigured, InvalidDestination or DestinationBlocked.
+        """
+        ids = iter(new_ids(2 * len(requests), self._clock()))
+        return [attempt(self._prepare, request, next(ids), next(ids)) for request in requests]
+
+    def _prepare(self, request: SendRequest, delivery_id: UUID, otp_id: UUID) -> Send:
+        organization_id, request_id, destination, options, context, metadata, fallbacks, deadline, span = request
+        settings = self._settings.of(organization_id)
+        recipient = self._recipients.resolve(organization_id, destination, settings)
+        if fallbacks:
+            also = self._recipients.validate_fallbacks(organization_id, fallbacks, settings)
+        else:
+            also = self._recipients.default_fallbacks(organization_id, destination, settings)
         content = request.content
         code_key_id = self._crypto.current_key_id
-        now = self._clock()
         return Send(
             organization_id,
             request_id,
             self._crypto.fingerprint(content),
-            new_id(now),
-            new_id(now),
+            delivery_id,
+            otp_id,
             options,
             recipient,
             code_key_id,
             self._crypto.context_digest(context, code_key_id) if context else b"",
-            json.dumps(metadata, sort_keys=True) if metadata else "{}",
+            json.dumps(metadata, sort_keys=True) if metadata else NO_METADATA,
             self._recipients.seal_fallbacks(organization_id, also),
-            bool(recipient.areas) or any(raw.channel in PHONE_CHANNELS for raw in fallbacks),
+            bool(recipient.areas) or any(fallback.channel in PHONE_CHANNELS for fallback in also),
             deadline,
             content,
+            None,
+            settings.identity,
+            span,
         )
 
     async def prepare_resend(self, request: ResendRequest) -> Send:
@@ -209,10 +187,11 @@ class Sender:
         """
         async with acquire(self._pool) as connection:
             otp_record = await read_otp(connection, request.organization_id, request.otp_id)
+        settings = self._settings.of(request.organization_id)
         if request.destination is None:
-            recipient = self._last_recipient(otp_record)
+            recipient = self._last_recipient(otp_record, settings)
         else:
-            recipient = self._recipients.resolve(request.organization_id, request.destination)
+            recipient = self._recipients.resolve(request.organization_id, request.destination, settings)
         content = request.content
         return send_again(
             otp_record,
@@ -222,6 +201,8 @@ class Sender:
             delivery_id=new_id(self._clock()),
             deadline=request.deadline,
             content=content,
+            identity=settings.identity,
+            span=request.span,
         )
 
     async def accept(
@@ -273,7 +254,7 @@ class Sender:
         sends = [send for _, send in priced if send is not None]
         decisions = iter(await self._decide_read_only(sends) if sends else ())
         return [
-            await self._preview_repeat(request, preview) if send is None else _decided(preview, next(decisions))
+            await self._preview_repeat(request, preview) if send is None else decided(preview, next(decisions))
             for request, (preview, send) in zip(requests, priced, strict=True)
         ]
 
@@ -281,38 +262,59 @@ class Sender:
         """The preview of a request as far as the account does not matter, and its send unless it is refused already."""
         preview = Preview(request.destination.channel)
         try:
-            recipient = self._recipients.resolve(request.organization_id, request.destination)
+            settings = self._settings.of(request.organization_id)
+            recipient = self._recipients.resolve(request.organization_id, request.destination, settings)
             preview = replace(preview, credits=recipient.credits, masked_destination=recipient.masked_destination)
-            send = self.prepare(request)
+            (send,) = self.prepare([request])
+            if isinstance(send, Exception):
+                raise send
             if recipient.channel is Channel.SMS:
-                rendered = self._render(send)
+                rendered = render(send, self._templates, now=self._clock())
                 preview = replace(preview, segments=segments(rendered.text).count, autofill=rendered.autofill)
         except DomainError as error:
             return replace(preview, refusal=error), None
         return preview, send
 
     async def _transact(self, sends: Sequence[Send], *, wait: bool) -> list[Decision | Locked]:
-        if len(sends) == 1 and (cached := self._accounts.checkout(sends[0])):
+        alone = len(sends) == 1 and not self._pool.shards.is_distributed  # Citus makes several of it
+        if alone and (cached := self._accounts.checkout(sends[0])) and self._settings.add_known(cached):
             accepted = await self._accept_cached(sends[0], cached)
             if accepted is not None:
                 return [accepted]
-        async with pipelined_transaction(self._pool) as pipeline:
+        async with pipelined_transaction(self._pool, near=sends[0].organization_id) as pipeline:
             lock = queue_lock_accounts if wait else queue_lock_free_accounts
             state = await self._read(pipeline, sends, accounts=lock)
             locked = set() if wait else await _find_locked(pipeline, sends, state)
             free = [send for send in sends if send.organization_id not in locked] if locked else sends
             # After the locks, as waiting for them takes time: a deadline may have passed.
             now = self._clock()
-            decisions = admit(free, state, now=now, limits=self._limits)
+            decisions = await self._admit(free, state, now=now)
+            if state.capped:
+                await tell_contacts(pipeline, state, now=now)
             admitted = [decision for decision in decisions if isinstance(decision, Admitted)]
             if admitted:
                 await record(pipeline, admitted, state, now=now, lease_expire_time=now + self._lease)
-        if len(sends) == 1:
+            events: list[Event] = []
+            if state.newly_low or len(admitted) < len(decisions):
+                events += [balance_event(account, is_low=True) for account in state.newly_low]
+                events += self._limits_reached.events(free, decisions, now=now)
+                await append_events(pipeline, events, now=now)
+        if events:
+            self._limits_reached.note(events)
+        if alone:
             self._accounts.update(state, entries=len(admitted))
         if not locked:
             return [*decisions]
         decided = iter(decisions)
         return [LOCKED if send.organization_id in locked else next(decided) for send in sends]
+
+    async def _admit(self, sends: Sequence[Send], state: State, *, now: datetime) -> list[Decision]:
+        """As `admit`; lets the event loop turn between portions of many sends, as other calls wait for it."""
+        decisions = admit(sends[:_ADMITTED_AT_ONCE], state, now=now, limits=self._limits)
+        for start in range(_ADMITTED_AT_ONCE, len(sends), _ADMITTED_AT_ONCE):
+            await asyncio.sleep(0)
+            decisions += admit(sends[start : start + _ADMITTED_AT_ONCE], state, now=now, limits=self._limits)
+        return decisions
 
     async def _accept_cached(self, send: Send, state: State) -> Admitted | None:
         """Accept a lone send on the cached account, with one statement; None when it must take the normal path.
@@ -332,7 +334,7 @@ class Sender:
             self._pool,
             SQL.accept_unchanged,
             {
-                **_SENDS.values(admitted),
+                **SENDS.values(admitted),
                 **expected,
                 "low_balance_since": account.low_balance_since,
                 "window_start_time": account.window_start_time,
@@ -356,6 +358,7 @@ class Sender:
     async def _read(self, connection: Executor, sends: Sequence[Send], *, accounts: ReadAccounts) -> State:
         """`read_state`, with today's fingerprint for the request of a repeat, whichever key made its own."""
         state = await read_state(connection, sends, since=self._clock() - DAY, accounts=accounts)
+        await self._caps.read(connection, state, now=self._clock())
         for send in sends if state.requests else ():
             key = (send.organization_id, send.request_id)
             if key in state.requests:
@@ -382,7 +385,7 @@ class Sender:
             state = await self._read(connection, sends, accounts=queue_read_accounts)
             return admit(sends, state, now=self._clock(), limits=self._limits)
 
-    def _last_recipient(self, otp_record: OtpRecord) -> Recipient:
+    def _last_recipient(self, otp_record: OtpRecord, settings: EffectiveSettings) -> Recipient:
         last = otp_record.deliveries[-1]
         if last.destination_sealed is None:
             # Retention erased the destination: the code expired long before.
@@ -390,38 +393,12 @@ class Sender:
         destination = open_destination(last, self._crypto)
         if not destination:
             raise DestinationUnreadable
-        return self._recipients.resolve(last.organization_id, RawDestination(last.channel, destination, "destination"))
-
-    def _render(self, send: Send) -> Rendered:
-        """The message with a code of zeros: every code of this length takes as many segments."""
-        options, now = send.options, self._clock()
-        message = Message(
-            delivery_id=send.delivery_id,
-            channel=send.recipient.channel,
-            destination=send.recipient.destination,
-            code="0" * options.code_length,
-            purpose=options.purpose,
-            locale=options.locale,
-            expire_time=now + options.ttl,
-            lease_expire_time=now + options.ttl,
-            web_otp_domain=options.web_otp_domain,
-            reference="",
-        )
-        return self._templates.render(message, now=now)
-
-
-def _decided(preview: Preview, decision: Decision) -> Preview:
-    if isinstance(decision, Refused):
-        return replace(preview, refusal=decision.error)
-    return replace(preview, credits=0) if isinstance(decision, Replayed) else preview
+        raw = RawDestination(last.channel, destination, "destination")
+        return self._recipients.resolve(last.organization_id, raw, settings)
 
 
 async def read_state(
-    connection: Executor,
-    sends: Sequence[Send],
-    *,
-    since: datetime,
-    accounts: ReadAccounts = queue_lock_accounts,
+    connection: Executor, sends: Sequence[Send], *, since: datetime, accounts: ReadAccounts = queue_lock_accounts
 ) -> State:
     """Read what decisions on these sends depend on, in one round trip (more with a repeat or a resend).
 
@@ -461,12 +438,7 @@ async def read_state(
 
 
 async def record(
-    pipeline: Pipeline,
-    admitted: Sequence[Admitted],
-    state: State,
-    *,
-    now: datetime,
-    lease_expire_time: datetime,
+    pipeline: Pipeline, admitted: Sequence[Admitted], state: State, *, now: datetime, lease_expire_time: datetime
 ) -> None:
     """Write admitted sends: balances, entries, OTPs, deliveries, requests, outbox, unverified credits, notices.
 
@@ -476,7 +448,7 @@ async def record(
     await write_balances(pipeline, [state.accounts[organization_id] for organization_id in changed])
     pipeline.flush()
     statements = (SQL.insert_entries, SQL.insert_otps, SQL.insert_deliveries, SQL.insert_requests, SQL.insert_outbox)
-    await _SENDS.write(pipeline, *statements, rows=admitted, now=now, lease_expire_time=lease_expire_time)
+    await SENDS.write(pipeline, *statements, rows=admitted, now=now, lease_expire_time=lease_expire_time)
     await add_unverified(pipeline, admitted, state.unverified)
     await insert_low_balance_notices(pipeline, state.newly_low, now=now)
 

@@ -3,7 +3,7 @@ SELECT organization_id, destination_digest, create_time, purpose
 FROM unnest(%(organization_ids)s::text[], %(digests)s::bytea[]) AS wanted (organization_id, destination_digest)
 JOIN deliveries USING (organization_id, destination_digest)
 WHERE create_time > %(since)s AND otp_id >= %(first_otp_id)s
-    AND organization_id = ANY(%(organization_ids)s) -- shard
+    AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY create_time;
 
 -- accept_unchanged
@@ -16,12 +16,12 @@ WITH unchanged AS MATERIALIZED (
     WHERE organization_id = %(organization_id)s
         AND (
             available_credits, last_sequence, low_balance_threshold, low_balance_since, window_start_time,
-            window_send_count, alert_email
+            window_send_count, alert_email, settings_version
         ) IS NOT DISTINCT FROM (
             %(expected_available_credits)s::bigint, %(expected_last_sequence)s::bigint,
             %(expected_low_balance_threshold)s::bigint, %(expected_low_balance_since)s::timestamptz,
             %(expected_window_start_time)s::timestamptz, %(expected_window_send_count)s::bigint,
-            %(expected_alert_email)s::text
+            %(expected_alert_email)s::text, %(expected_settings_version)s::bigint
         )
         AND suspend_time IS NULL
         AND NOT EXISTS (
@@ -89,11 +89,13 @@ JOIN unchanged ON true
 RETURNING delivery_id;
 
 -- insert_entries
+-- A send of a test organization costs nothing.
 INSERT INTO ledger_entries (
     organization_id, sequence, kind, credits, balance_after, reference_id, reason, created_by, create_time
 )
 SELECT organization_id, ledger_sequence, 'SEND', -credits, balance_after, delivery_id, '', '', %(now)s
-FROM {new_entry:rows} AS new ({new_entry});
+FROM {new_entry:rows} AS new ({new_entry})
+WHERE credits <> 0;
 
 -- insert_otps
 -- A resend's OTP exists.

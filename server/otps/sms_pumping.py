@@ -46,14 +46,18 @@ class AreaPolicy:
     """Of server.setting_types.NumberType. A message to a premium number or a satellite phone costs much."""
     extra_prefixes: tuple[str, ...] = ()
     """Prefixes of mobile numbers that the library does not know yet."""
+    within: "AreaPolicy | None" = None
+    """The operator's policy, for that of an organization: both must allow a destination."""
 
     def allows(self, destination: Destination) -> bool:
         """Whether the destination may be sent to; always true for an e-mail address."""
         if not destination.calling_prefix:
             return True
+        if self.within is not None and not self.within.allows(destination):
+            return False
         if destination.type not in self.number_types:
             return False
-        if any(_is_in(destination, area) for area in self.blocked):
+        if self.blocked and any(_is_in(destination, area) for area in self.blocked):
             return False
         return not self.allowed or any(_is_in(destination, area) for area in self.allowed)
 

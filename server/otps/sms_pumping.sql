@@ -3,7 +3,7 @@ SELECT organization_id, area, window_start_time, credits
 FROM unnest(%(organization_ids)s::text[], %(areas)s::text[]) AS wanted (organization_id, area)
 JOIN unverified_credits USING (organization_id, area)
 WHERE true
-    AND organization_id = ANY(%(organization_ids)s) -- shard
+    AND unverified_credits.organization_id = ANY(%(organization_ids)s) -- shard
 ;
 
 -- add_unverified
@@ -32,7 +32,7 @@ SELECT organization_id, areas, create_time, credits
 FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS verified (organization_id, otp_id)
 JOIN deliveries USING (organization_id, otp_id)
 WHERE areas <> '' AND NOT refunded AND deliveries.otp_id >= %(first_otp_id)s
-    AND organization_id = ANY(%(organization_ids)s) -- shard
+    AND deliveries.organization_id = ANY(%(organization_ids)s) -- shard
 ;
 
 -- lock_unverified

@@ -7,13 +7,15 @@ from operator import attrgetter
 
 from server.clock import Clock
 from server.errors import DomainError
+from server.events.log import Event, EventSwitches, append_events
 from server.otps.admission import DestinationKey
 from server.otps.crypto import Crypto
 from server.otps.guess_policy import Guess, GuessBudget, GuessLimits, GuessState, judge
 from server.otps.otp import OTP_COLUMNS, Otp, OtpKey, OtpStatus, otp_from_row
+from server.otps.otp_events import otp_ended
 from server.otps.sms_pumping import subtract_verified
-from server.postgres.batcher import LOCKED, Locked
 from server.postgres.columns import SMALLINT, TEXT, TIMESTAMPTZ, UUIDS, RowSource, byteas, texts, times, uuids
+from server.postgres.lanes import LOCKED, Locked
 from server.postgres.pipeline import Executor, Rows
 from server.postgres.pool import Pool, pipelined_transaction, retry_transient
 from server.postgres.queries import load_queries
@@ -32,8 +34,12 @@ SQL = load_queries(__file__, otp=OTP_COLUMNS, guessed_otp=_GUESSED)
 class Verifier:
     """Verifies guesses. An OTP is verified once, by the right code; a repeat of that request_id gets the OTP again."""
 
-    def __init__(self, pool: Pool, crypto: Crypto, *, limits: GuessLimits, clock: Clock) -> None:
+    def __init__(
+        self, pool: Pool, crypto: Crypto, *, limits: GuessLimits, clock: Clock, switches: EventSwitches | None = None
+    ) -> None:
+        """Without `switches` no organization has events."""
         self._pool = pool
+        self._switches = switches
         self._crypto = crypto
         self._limits = limits
         self._clock = clock
@@ -47,7 +53,7 @@ class Verifier:
         return await retry_transient(lambda: self._transact(guesses, wait=wait))
 
     async def _transact(self, guesses: Sequence[Guess], *, wait: bool) -> list[Otp | DomainError | Locked]:
-        async with pipelined_transaction(self._pool) as pipeline:
+        async with pipelined_transaction(self._pool, near=guesses[0].organization_id) as pipeline:
             state, now = await self._lock(pipeline, guesses, wait=wait)
             locked = set() if wait else await _find_locked(pipeline, guesses, state)
             free = [guess for guess in guesses if guess.key not in locked] if locked else guesses
@@ -59,6 +65,8 @@ class Verifier:
                     await subtract_verified(pipeline, to_phones)
             if state.changed_budgets:
                 await _write_budgets(pipeline, state.changed_budgets)
+            if self._switches and (events := _events(changed, self._switches)):
+                await append_events(pipeline, events, now=now)
         if not locked:
             return [*decisions]
         decided = iter(decisions)
@@ -107,6 +115,15 @@ class Verifier:
         return hmac.compare_digest(code.encode(), guess.code.encode()) and same_context
 
 
+def _events(changed: Sequence[Otp], switches: EventSwitches) -> list[Event]:
+    """The events of OTPs that guesses have ended."""
+    return [
+        otp_ended(otp.organization_id, otp.otp_id, otp.status, otp.purpose)
+        for otp in changed
+        if otp.status is not OtpStatus.PENDING and switches.may_be_on(otp.organization_id)
+    ]
+
+
 async def _find_locked(connection: Executor, guesses: Sequence[Guess], state: GuessState) -> set[OtpKey]:
     """The OTPs that exist and were not locked, as another transaction has them."""
     missing = {guess.key for guess in guesses} - state.otps.keys()
@@ -126,17 +143,12 @@ async def _fetch_budgets(rows: Rows) -> dict[DestinationKey, GuessBudget]:
 
 
 async def _write_budgets(connection: Executor, budgets: dict[DestinationKey, GuessBudget]) -> None:
+    guesses = [(key, guess_time) for key, budget in budgets.items() for guess_time in budget.wrong_guess_times]
     await connection.execute(
         SQL.write_guess_budgets,
         {
-            "organization_ids": texts(key[0] for key in budgets),
-            "destination_digests": byteas(key[1] for key in budgets),
-            # As text, since an array in PostgreSQL cannot hold arrays of different lengths.
-            "wrong_guess_times": texts(_array_text(budget.wrong_guess_times) for budget in budgets.values()),
-            "last_guess_times": times(budget.wrong_guess_times[-1] for budget in budgets.values()),
+            "organization_ids": texts(key[0] for key, _ in guesses),
+            "destination_digests": byteas(key[1] for key, _ in guesses),
+            "guess_times": times(guess_time for _, guess_time in guesses),
         },
     )
-
-
-def _array_text(values: Sequence[datetime]) -> str:
-    return f"{{{','.join(value.isoformat() for value in values)}}}"

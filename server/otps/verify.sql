@@ -44,6 +44,7 @@ WHERE (organization_id, destination_digest) IN (
         FROM unnest(%(organization_ids)s::text[], %(otp_ids)s::uuid[]) AS wanted (organization_id, otp_id)
         JOIN otps USING (organization_id, otp_id)
         WHERE otps.otp_id >= %(first_otp_id)s
+            AND otps.organization_id = ANY(%(organization_ids)s) -- shard
     )
     AND organization_id = ANY(%(organization_ids)s) -- shard
 ORDER BY organization_id, destination_digest
@@ -68,13 +69,17 @@ FROM unnest(%(organization_ids)s::text[], %(destination_digests)s::bytea[])
 ON CONFLICT DO NOTHING;
 
 -- write_guess_budgets
+-- A row for each guess, since an array in PostgreSQL cannot hold arrays of different lengths.
 UPDATE guess_budgets
-SET wrong_guess_times = guessed.wrong_guess_times::timestamptz[],
+SET wrong_guess_times = guessed.wrong_guess_times,
     last_guess_time = guessed.last_guess_time
-FROM unnest(
-    %(organization_ids)s::text[], %(destination_digests)s::bytea[], %(wrong_guess_times)s::text[],
-    %(last_guess_times)s::timestamptz[]
-) AS guessed (organization_id, destination_digest, wrong_guess_times, last_guess_time)
+FROM (
+    SELECT organization_id, destination_digest, array_agg(guess_time ORDER BY guess_time) AS wrong_guess_times,
+        max(guess_time) AS last_guess_time
+    FROM unnest(%(organization_ids)s::text[], %(destination_digests)s::bytea[], %(guess_times)s::timestamptz[])
+        AS guess (organization_id, destination_digest, guess_time)
+    GROUP BY organization_id, destination_digest
+) AS guessed
 WHERE guess_budgets.organization_id = guessed.organization_id
     AND guess_budgets.organization_id = ANY(%(organization_ids)s) -- shard
     AND guess_budgets.destination_digest = guessed.destination_digest;

@@ -4,15 +4,16 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from server.errors import AccountBusy
+from server.postgres.lanes import LOCKED, Answer, Call, Group, Item, Lane, Locked, Place, ShardLanes, Worker
+from server.traces import current_span, shared_span
 
-Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
-Answer = TypeVar("Answer")
 Flushed_contra = TypeVar("Flushed_contra", contravariant=True)
 Found_co = TypeVar("Found_co", covariant=True)
 
@@ -35,14 +36,34 @@ _LOCKED_SECONDS: Final = 0.25
 take turns at its lock then, in the order in which they asked for it."""
 
 
-_UNANSWERED: Final = AssertionError("an item was not answered")
+class Shards(Protocol):
+    """Tells the shard of an organization; see ShardMap."""
+
+    def find(self, organization_id: str) -> int | None:
+        """The id of the shard; None when it has to be asked for."""
+        ...
+
+    async def ask(self, organization_id: str) -> int:
+        """The id of the shard. May raise DatabaseUnavailable."""
+        ...
+
+    def worker(self, shard_id: int) -> Hashable:
+        """Who runs the transactions of the shard. The flushes of one worker's shards take turns."""
+        ...
 
 
-class Locked:
-    """The answer to an item whose rows another transaction has locked: the batcher flushes it again."""
+class _OneShard:
+    def find(self, organization_id: str) -> int:  # noqa: ARG002
+        return 0
+
+    async def ask(self, organization_id: str) -> int:  # noqa: ARG002
+        return 0
+
+    def worker(self, shard_id: int) -> int:
+        return shard_id
 
 
-LOCKED: Final = Locked()
+ONE_SHARD: Final[Shards] = _OneShard()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +78,10 @@ class Batching:
     """
     linger_seconds: float = 0.02
     """The longest time that a batch gathers calls, in seconds. A lone call never waits."""
-    by_organization: bool = False
-    """Whether a flush has calls of one organization only, so that on Citus its transaction stays on one shard."""
+    shards: Shards = ONE_SHARD
+    """Where organizations live. A flush has calls of one shard only, so that its transaction runs on one worker."""
     flushes: int = 4
-    """The most flushes in flight at once. Half of them, at least one, may wait for locks."""
+    """The most flushes in flight at once to each worker. Half of them, at least one, may wait for locks."""
     busy_seconds: float = 2.0
     """How long a call may wait for rows that another transaction has locked, before it raises AccountBusy."""
 
@@ -124,26 +145,26 @@ class Batcher(Generic[Item, Answer]):
     backlog of one organization does not delay the calls of another. A lane is in one flush at a time: the calls of an
     organization are served in order. A flush that takes longer than _OVERTAKE_SECONDS no longer holds up the next.
 
+    A batch has calls of one shard. The shards of one worker take turns, as few large batches cost less than many small
+    ones; the flushes of different workers run side by side. Plain PostgreSQL is one shard.
+
     A lane whose rows another transaction has locked delays itself alone: it is flushed again by itself, and may wait
     for the locks then, while the other lanes are served.
     """
 
-    def __init__(self, flush: Flush[Item, Answer], batching: Batching, *, turn: LoopTurn = loop_turn) -> None:
+    def __init__(
+        self, flush: Flush[Item, Answer], batching: Batching, *, name: str = "batch", turn: LoopTurn = loop_turn
+    ) -> None:
         self._flush = flush
+        self._name = name
         self._batching = batching
         self._turn = turn
-        self._lanes: dict[str, _Lane[Item, Answer]] = {}
-        self._ready: deque[_Lane[Item, Answer]] = deque()
-        """Lanes with calls, none in flight, whose rows are not known to be locked."""
-        self._locked: deque[_Lane[Item, Answer]] = deque()
+        self._lanes: dict[str, Lane[Item, Answer]] = {}
+        self._shards: dict[int, ShardLanes[Item, Answer]] = {}
+        self._workers: dict[Hashable, Worker[Item, Answer]] = {}
+        self._locked: deque[Lane[Item, Answer]] = deque()
         """Lanes with calls, none in flight, whose rows were locked a moment ago."""
-        self._waiting = 0
-        """Calls in the ready lanes."""
-        self._last_size = 0
-        self._flushes = 0
         self._lock_waits = 0
-        self._leader: asyncio.Task[None] | None = None
-        """The task that flushes ready lanes, one batch after another, until its flush is overtaken."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, organization_id: str, item: Item) -> Answer:
@@ -152,20 +173,37 @@ class Batcher(Generic[Item, Answer]):
         A caller that is cancelled before the flush withdraws its item. A caller that is cancelled during the flush does
         not stop it, and does not learn its result. Raises AccountBusy after busy_seconds of waiting for locked rows.
         """
+        start = time.monotonic()
+        shard_id = self._batching.shards.find(organization_id)
+        if shard_id is None:
+            shard_id = await self._batching.shards.ask(organization_id)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._wait(organization_id, [_Call(item, future, time.monotonic())])
+        self._wait(organization_id, shard_id, [Call(item, future, start, current_span())])
         return await future
 
-    def _wait(self, organization_id: str, calls: "Sequence[_Call[Item, Answer]]") -> None:
+    def _wait(self, organization_id: str, shard_id: int, calls: Sequence[Call[Item, Answer]]) -> None:
         """Let calls wait in their organization's lane."""
         lane = self._lanes.get(organization_id)
         if lane is None:
-            lane = self._lanes[organization_id] = _Lane(organization_id)
-            self._ready.append(lane)
+            lane = self._lanes[organization_id] = Lane(organization_id, self._shard(shard_id))
+            lane.shard.ready.append(lane)
         lane.calls.extend(calls)
         if lane.is_ready:
-            self._waiting += len(calls)
-            self._lead()
+            lane.shard.waiting += len(calls)
+            self._lead(lane.shard)
+
+    def _shard(self, shard_id: int) -> ShardLanes[Item, Answer]:
+        shard = self._shards.get(shard_id)
+        if shard is None:
+            shard = self._shards[shard_id] = ShardLanes(shard_id)
+        return shard
+
+    def _worker(self, shard: ShardLanes[Item, Answer]) -> Worker[Item, Answer]:
+        key = self._batching.shards.worker(shard.shard_id)
+        worker = self._workers.get(key)
+        if worker is None:
+            worker = self._workers[key] = Worker()
+        return worker
 
     async def submit_all(self, organization_id: str, items: Sequence[Item]) -> Sequence[Answer | Exception]:
         """Wait for the flushes of several items; returns the answer or the error of each, in order.
@@ -174,9 +212,11 @@ class Batcher(Generic[Item, Answer]):
         """
         if not items:
             return ()
-        group: _Group[Answer] = _Group(len(items))
         now = time.monotonic()
-        self._wait(organization_id, [_Call(item, _Place(group, position), now) for position, item in enumerate(items)])
+        shard_id = await self._batching.shards.ask(organization_id)
+        group: Group[Answer] = Group(len(items))
+        calls = [Call(item, Place(group, position), now, current_span()) for position, item in enumerate(items)]
+        self._wait(organization_id, shard_id, calls)
         await group.future
         return group.answers
 
@@ -185,86 +225,105 @@ class Batcher(Generic[Item, Answer]):
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _lead(self) -> None:
-        """Flush the ready lanes, unless another task does that or enough flushes are in flight."""
-        if self._leader is None and self._ready and self._flushes < self._batching.flushes:
-            self._leader = self._start(self._flush_ready())
+    def _lead(self, shard: ShardLanes[Item, Answer]) -> None:
+        """Flush the shard's ready lanes, or let it wait for its turn, unless another task does that."""
+        if shard.leader is None and shard.ready and not shard.waits_for_turn:
+            shard.waits_for_turn = True
+            worker = self._worker(shard)
+            worker.turns.append(shard)
+            self._take_turns(worker)
+
+    def _take_turns(self, worker: Worker[Item, Answer]) -> None:
+        """Flush the shard whose turn it is, if its flush may be in flight."""
+        if worker.turns and not worker.is_led and worker.flushes < self._batching.flushes:
+            shard = worker.turns.popleft()
+            shard.waits_for_turn = False
+            worker.flushes += 1
+            worker.is_led = True
+            shard.leader = self._start(self._flush_ready(shard, worker))
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, context=Context())  # without the span of the call that happens to start it
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _flush_ready(self) -> None:
+    async def _flush_ready(self, shard: ShardLanes[Item, Answer], worker: Worker[Item, Answer]) -> None:
         me, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert me is not None  # noqa: S101 - this is a task
         try:
-            if self._last_size > _FEW_CALLS:  # after a large batch, more calls are likely to follow the first
-                await self._gather()
-            while self._ready and self._leader is me:
-                lanes = self._next_batch()
-                overtaking = loop.call_later(_OVERTAKE_SECONDS, self._overtake, me)
-                await self._answer(lanes, wait=False)
+            if shard.last_size > _FEW_CALLS:  # after a large batch, more calls are likely to follow the first
+                await self._gather(shard)
+            while shard.ready and shard.leader is me:
+                lanes = self._next_batch(shard)
+                overtaking = loop.call_later(_OVERTAKE_SECONDS, self._overtake, shard, worker, me)
+                shard.last_size = await self._answer(lanes, wait=False)
                 overtaking.cancel()
-                if self._ready and self._leader is me and max(self._last_size, self._waiting) > _FEW_CALLS:
-                    await self._gather()
+                if worker.turns:  # other shards wait
+                    break
+                if shard.ready and shard.leader is me and max(shard.last_size, shard.waiting) > _FEW_CALLS:
+                    await self._gather(shard)
         finally:
-            if self._leader is me:
-                self._leader = None
-            self._lead()
+            worker.flushes -= 1
+            if shard.leader is me:
+                shard.leader = None
+                worker.is_led = False
+            self._lead(shard)
+            self._take_turns(worker)
 
-    def _overtake(self, slow: asyncio.Task[None]) -> None:
-        """Let another task flush the next batch."""
-        if self._leader is slow and self._flushes < self._batching.flushes:
-            self._leader = None
-            self._lead()
+    def _overtake(
+        self, shard: ShardLanes[Item, Answer], worker: Worker[Item, Answer], slow: asyncio.Task[None]
+    ) -> None:
+        """Let another task flush the worker's next batch."""
+        if shard.leader is slow and worker.flushes < self._batching.flushes:
+            shard.leader = None
+            worker.is_led = False
+            self._lead(shard)
+            self._take_turns(worker)
 
-    async def _gather(self) -> None:
+    async def _gather(self, shard: ShardLanes[Item, Answer]) -> None:
         """Wait for more calls, until the batch is full, no new calls arrive, or linger_seconds have passed."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._batching.linger_seconds
-        count, quiet_turns = self._waiting, 0
+        count, quiet_turns = shard.waiting, 0
         while count < self._batching.size and quiet_turns < _QUIET_TURNS and loop.time() < deadline:
             turns = _QUIET_TURNS if await self._turn() else 1
-            before, count = count, self._waiting
+            before, count = count, shard.waiting
             quiet_turns = quiet_turns + turns if count == before else 0
 
-    def _next_batch(self) -> "list[_Lane[Item, Answer]]":
+    def _next_batch(self, shard: ShardLanes[Item, Answer]) -> list[Lane[Item, Answer]]:
         """Take the calls of the next flush: an equal share of each ready lane, plus what small lanes leave over."""
         left = self._batching.size
-        lanes: list[_Lane[Item, Answer]] = []
-        while self._ready and left and not (lanes and self._batching.by_organization):
-            lane = self._ready.popleft()
+        lanes: list[Lane[Item, Answer]] = []
+        while shard.ready and left:
+            lane = shard.ready.popleft()
             lane.is_ready = False
-            self._waiting -= len(lane.calls)
-            left -= lane.take(-(-left // (1 + len(self._ready))))
+            shard.waiting -= len(lane.calls)
+            left -= lane.take(-(-left // (1 + len(shard.ready))))
             lanes.append(lane)
         for lane in lanes if left else ():
             left -= lane.take(left)
         return lanes
 
-    async def _answer(self, lanes: "Sequence[_Lane[Item, Answer]]", *, wait: bool) -> None:
-        """Flush the calls taken from the lanes, answer them, and put the lanes back."""
+    async def _answer(self, lanes: Sequence[Lane[Item, Answer]], *, wait: bool) -> int:
+        """Flush the calls taken from the lanes, answer them, and put the lanes back; returns how many calls."""
         calls = [call for lane in lanes for call in lane.in_flight]
-        if not wait:
-            self._last_size = len(calls)
-        self._flushes += 1
+        spans = [call.span for call in calls if call.span is not None]
         answers: Sequence[Answer | Locked | Exception]
         try:
-            answers = await self._flush([call.item for call in calls], wait=wait) if calls else ()
+            with shared_span(self._name, spans, {"pulsa.batch.size": len(calls)}):
+                answers = await self._flush([call.item for call in calls], wait=wait) if calls else ()
         except AccountBusy:
             answers = [LOCKED] * len(calls)
         except Exception as error:  # noqa: BLE001 - every call of the batch raises it
             answers = [error] * len(calls)
-        finally:
-            self._flushes -= 1
         locked = {id(call) for call, answer in zip(calls, answers, strict=True) if not call.answer(answer)}
         for lane in lanes:
             self._put_back(lane, [call for call in lane.in_flight if id(call) in locked] if locked else [])
         self._wait_for_locks()
+        return len(calls)
 
-    def _put_back(self, lane: "_Lane[Item, Answer]", locked: "Sequence[_Call[Item, Answer]]") -> None:
+    def _put_back(self, lane: Lane[Item, Answer], locked: Sequence[Call[Item, Answer]]) -> None:
         """Let the lane wait for its next flush, with the calls that found their rows locked first; or drop it."""
         lane.in_flight.clear()
         if locked:
@@ -275,129 +334,54 @@ class Batcher(Generic[Item, Answer]):
             lane.expire(self._batching.busy_seconds)
         if not lane.calls:
             del self._lanes[lane.organization_id]
-        elif is_locked:
+            return
+        shard_id = self._batching.shards.find(lane.organization_id)  # shards may have been split
+        if shard_id is not None:
+            lane.shard = self._shard(shard_id)
+        if is_locked:
             self._locked.append(lane)
         else:
             lane.is_ready = True
-            self._ready.append(lane)
-            self._waiting += len(lane.calls)
+            lane.shard.ready.append(lane)
+            lane.shard.waiting += len(lane.calls)
+            self._lead(lane.shard)
 
     def _wait_for_locks(self) -> None:
         """Flush locked lanes, each by itself, as far as flushes may wait for locks."""
         while self._locked and self._lock_waits < max(1, self._batching.flushes // 2):
+            lane = self._locked.popleft()
+            worker = self._worker(lane.shard)
             self._lock_waits += 1
-            self._start(self._flush_locked(self._locked.popleft()))
+            worker.flushes += 1
+            self._start(self._flush_locked(lane, worker))
 
-    async def _flush_locked(self, lane: "_Lane[Item, Answer]") -> None:
+    async def _flush_locked(self, lane: Lane[Item, Answer], worker: Worker[Item, Answer]) -> None:
         lane.take(self._batching.size)
         try:
             await self._answer([lane], wait=True)
         finally:
             self._lock_waits -= 1
+            worker.flushes -= 1
             for waiting in list(self._locked):
                 waiting.expire(self._batching.busy_seconds)
             self._wait_for_locks()
-            self._lead()
-
-
-class _Group(Generic[Answer]):
-    """The answers to several items, as they come."""
-
-    def __init__(self, count: int) -> None:
-        self.answers: list[Answer | Exception] = [_UNANSWERED] * count
-        self.missing = count
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when every item is answered; the caller may cancel it."""
-
-    def put(self, position: int, answer: Answer | Exception) -> None:
-        """Store an answer."""
-        self.answers[position] = answer
-        self.missing -= 1
-        if not self.missing and not self.future.done():
-            self.future.set_result(None)
-
-
-class _Place(NamedTuple, Generic[Answer]):
-    """One item's place in a group: what a future is to a single call."""
-
-    group: _Group[Answer]
-    position: int
-
-    def done(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        return self.group.future.done()
-
-    def set_result(self, answer: Answer) -> None:
-        """Store the answer."""
-        self.group.put(self.position, answer)
-
-    def set_exception(self, error: Exception) -> None:
-        """Store the error."""
-        self.group.put(self.position, error)
-
-
-class _Call(NamedTuple, Generic[Item, Answer]):
-    """A waiting call."""
-
-    item: Item
-    future: asyncio.Future[Answer] | _Place[Answer]
-    start: float
-    """In seconds of time.monotonic()."""
-
-    def answer(self, answer: Answer | Locked | Exception) -> bool:
-        """Give the caller its answer or its error; False when it has to wait for locked rows."""
-        if self.future.done():
-            return True
-        if isinstance(answer, Locked):
-            return False
-        if isinstance(answer, Exception):
-            self.future.set_exception(answer)
-        else:
-            self.future.set_result(answer)
-        return True
-
-
-@dataclass(slots=True, eq=False)
-class _Lane(Generic[Item, Answer]):
-    """The calls of one organization."""
-
-    organization_id: str
-    calls: deque[_Call[Item, Answer]] = field(default_factory=deque)
-    in_flight: list[_Call[Item, Answer]] = field(default_factory=list)
-    is_ready: bool = True
-    """Whether its calls wait for the next batch."""
-    locked_until: float = 0.0
-    """Until then it is flushed by itself, as its rows were locked a moment ago: time.monotonic()."""
-
-    def take(self, count: int) -> int:
-        """Move at most `count` calls into the flight, oldest first; returns how many. Drops cancelled ones."""
-        taken = 0
-        while self.calls and taken < count:
-            call = self.calls.popleft()
-            if not call.future.done():  # a cancelled call is not charged
-                self.in_flight.append(call)
-                taken += 1
-        return taken
-
-    def expire(self, busy_seconds: float) -> None:
-        """Let the calls that have waited for too long raise AccountBusy."""
-        oldest = time.monotonic() - busy_seconds
-        while self.calls and (self.calls[0].future.done() or self.calls[0].start <= oldest):
-            self.calls.popleft().answer(AccountBusy(retry_after_seconds=1.0))
+            self._lead(lane.shard)
+            self._take_turns(worker)
 
 
 async def in_steps(
     calls: Sequence[Item],
     *,
-    prepare: Callable[[Item], Prepared],
+    prepare: Callable[[Sequence[Item]], Sequence[Prepared | Exception]],
     decide: Callable[[Sequence[Prepared]], Awaitable[Sequence[Any]]],
     answer: Callable[[Any, Item], Answer],
 ) -> list[Answer | Locked | Exception]:
     """Prepare all calls, decide them together and answer each; return an answer, an error or LOCKED per call.
 
-    An error while preparing or answering a call affects only this call. AccountBusy is LOCKED for all.
+    An error that `prepare` returns for a call, or while answering it, affects only this call. AccountBusy is LOCKED for
+    all.
     """
-    prepared = [_attempt(prepare, call) for call in calls]
+    prepared = prepare(calls)
     valid = [item for item in prepared if not isinstance(item, Exception)]
     try:
         decided: Iterator[Any] = iter(await decide(valid) if valid else ())
@@ -407,12 +391,13 @@ async def in_steps(
         decided = iter([error] * len(valid))
     results = [item if isinstance(item, Exception) else next(decided) for item in prepared]
     return [
-        result if isinstance(result, Exception | Locked) else _attempt(answer, result, call)
+        result if isinstance(result, Exception | Locked) else attempt(answer, result, call)
         for result, call in zip(results, calls, strict=True)
     ]
 
 
-def _attempt(function: Callable[..., Answer], *arguments: object) -> Answer | Exception:
+def attempt(function: Callable[..., Answer], *arguments: object) -> Answer | Exception:
+    """What the function returns, or the error that it raises."""
     try:
         return function(*arguments)
     except Exception as error:  # noqa: BLE001 - only this call ends with it

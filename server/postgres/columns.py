@@ -5,7 +5,7 @@ by element through its general adapters, which took almost half of a large batch
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -68,7 +68,7 @@ class _Times(Array):
 
 def texts(values: Iterable[str]) -> Array:
     """A text[] parameter. Packs each distinct text once, because most columns of a batch repeat few texts."""
-    values = list(values)
+    values = values if isinstance(values, Sequence) else list(values)
     packed = {value: _text(value) for value in set(values)}
     return _Texts([packed[value] for value in values] if len(packed) > 1 else [*packed.values()] * len(values))
 
@@ -92,7 +92,7 @@ def byteas(values: Iterable[bytes | None]) -> Array:
 
 def times(values: Iterable[datetime | None]) -> Array:
     """A timestamptz[] parameter. Packs each distinct time once, as `texts` does."""
-    values = list(values)
+    values = values if isinstance(values, Sequence) else list(values)
     packed = {
         value: _NULL if value is None else _BIGINT.pack(8, (value - _ORIGIN) // _MICROSECOND) for value in set(values)
     }
@@ -170,30 +170,39 @@ class RowSource(Generic[Row]):
     arrays. `{name:row}` is the item after FROM for a single row only.
     """
 
-    def __init__(self, **columns: SqlType | tuple[SqlType, Callable[[Row], Any]]) -> None:
+    def __init__(
+        self,
+        values_of: Callable[[Sequence[Row]], Mapping[str, Sequence[Any]]] | None = None,
+        /,
+        **columns: SqlType | tuple[SqlType, Callable[[Row], Any]],
+    ) -> None:
         """Each column has its type, or its type and a function from a row to the value.
 
-        Without a function the value is the row's attribute of the column's name.
+        Without a function the value is the row's attribute of the column's name. `values_of` returns the values of
+        several rows by column, instead.
         """
-        self._columns = {
-            name: (column, attrgetter(name)) if isinstance(column, SqlType) else column
-            for name, column in columns.items()
+        self._types = {name: column if isinstance(column, SqlType) else column[0] for name, column in columns.items()}
+        getters = {
+            name: attrgetter(name) if isinstance(column, SqlType) else column[1] for name, column in columns.items()
         }
+        self._values_of = values_of or (
+            lambda rows: {name: [value(row) for row in rows] for name, value in getters.items()}
+        )
 
     def __format__(self, form: str) -> str:
         if form == "rows":
-            return f"unnest({', '.join(f'%({name})s::{kind.name}[]' for name, (kind, _) in self._columns.items())})"
+            return f"unnest({', '.join(f'%({name})s::{kind.name}[]' for name, kind in self._types.items())})"
         if form == "row":
             return _for_one_row(format(self, "rows"))
-        return ", ".join(f"{form}.{name}" if form else name for name in self._columns)
+        return ", ".join(f"{form}.{name}" if form else name for name in self._types)
 
     def only(self, *names: str) -> "RowSource[Row]":
         """The source with some of the columns, for a query: rows are written with the whole source."""
-        return RowSource(**{name: self._columns[name] for name in names})
+        return RowSource(self._values_of, **{name: self._types[name] for name in names})
 
     def values(self, row: Row) -> dict[str, Any]:
         """The parameters of `{name:row}`."""
-        return {name: value(row) for name, (_, value) in self._columns.items()}
+        return {name: value for name, (value,) in self._values_of([row]).items()}
 
     async def write(self, connection: Executor, *queries: str, rows: Sequence[Row], **constants: Any) -> None:
         """Run statements that write the rows. `constants` are their further parameters, the same for every row.
@@ -207,7 +216,7 @@ class RowSource(Generic[Row]):
             queries = tuple(map(_for_one_row, queries))
             values = self.values(rows[0])
         else:
-            values = {name: sql_type.pack(map(value, rows)) for name, (sql_type, value) in self._columns.items()}
+            values = {name: self._types[name].pack(column) for name, column in self._values_of(rows).items()}
         for query in queries:
             await connection.execute(query, values | constants)
 

@@ -5,15 +5,23 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
 import structlog
 from psycopg import Connection, sql
 
+from server.postgres.distribution import (
+    FIRST_TABLE,
+    distribute_table,
+    has_rows,
+    is_citus,
+    undistributed_tables,
+)
 from server.postgres.pool import APPLICATION_ROLE, BoundedConnection
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -33,6 +41,8 @@ them fails. Every fourth attempt takes the second, above deadlock_timeout (1 s):
 that is in the way."""
 _CONCURRENT_LOCK_TIMEOUT: Final = "5min"
 """No call queues behind CREATE INDEX CONCURRENTLY, which waits for the end of every older transaction."""
+_ONE_SHARD_AFTER_ANOTHER: Final = "SET LOCAL citus.multi_shard_modify_mode = 'sequential'"
+"""Citus refuses a change of a domain after one of a table that it has made on all shards in parallel."""
 _IDLE_TIMEOUT: Final = "5s"
 """A migration whose process was frozen or cut off gives its locks back."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 10.0
@@ -50,11 +60,27 @@ class SchemaError(Exception):
     """The schema cannot be used or migrated as things are; the message is one line that says what to do."""
 
 
+_WITHHELD: Final[dict[LiteralString, set[str]]] = {
+    "UPDATE, DELETE": {
+        "ledger_entries",
+        "ledger_macs",
+        "entry_macs",
+        "ledger_roots",
+        "ledger_heads",
+        "organization_settings",
+        "consents",
+    },
+    "DELETE": {"accounts", "top_ups", "automatic_top_ups", "ledger_days"},
+    "INSERT, UPDATE, DELETE": {"daily_usage", "schema_migrations"},
+}
+"""The rights on tables that the application's role does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """One migration file: one transaction, unless its first line is `-- outside a transaction`.
 
-    Then its statements, each of which ends a line, run one by one. After a crash they run again from the first.
+    Then after a crash its statements run again from the first.
     """
 
     version: int
@@ -67,11 +93,22 @@ class Migration:
         return f"migration {self.version} ({self.name})"
 
     @property
-    def statements(self) -> list[str] | None:
-        """What runs outside a transaction; None for a migration that is one."""
-        if not self.text.startswith(_OUTSIDE):
-            return None
-        return [statement for statement in _END_OF_STATEMENT.split(self.text) if statement.strip()]
+    def is_transaction(self) -> bool:
+        """Whether all of it is one transaction."""
+        return not self.text.startswith(_OUTSIDE)
+
+    @property
+    def statements(self) -> list[str]:
+        """Its statements, each of which ends a line: Citus passes a change of the schema on only if it comes alone."""
+        statements, unfinished = [], ""
+        for part in _END_OF_STATEMENT.split(self.text):
+            unfinished += part
+            if unfinished.count("$$") % 2:  # in the body of a function
+                unfinished += ";"
+            else:
+                statements.append(unfinished)
+                unfinished = ""
+        return [statement for statement in statements if statement.strip()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +197,17 @@ def load_migrations(folder: Path = MIGRATIONS) -> list[Migration]:
 
 
 def migrate(
-    url: str, *, folder: Path = MIGRATIONS, attempts: int = ATTEMPTS, turn_seconds: float = TURN_SECONDS
+    url: str,
+    *,
+    folder: Path = MIGRATIONS,
+    attempts: int = ATTEMPTS,
+    turn_seconds: float = TURN_SECONDS,
+    shards: int = 8,
 ) -> list[Migration]:
     """Apply the missing migrations, make the next partitions, and grant the application's rights.
 
-    Returns the applied migrations.
+    Where Citus is installed, also distribute the tables that are still empty; `shards` is the number of shards of the
+    first. Returns the applied migrations.
 
     The user of `url` must own the schema and, the first time, be allowed to create the application's role. A second
     replica waits for the first and finds nothing to apply. A migration that does not get a lock soon steps back, so
@@ -190,6 +233,8 @@ def migrate(
                 _log.info("migrated", version=migration.version, name=migration.name)
             _with_locks(connection, "making partitions", partial(_create_partitions, connection), attempts)
             _with_locks(connection, "granting rights", partial(_grant, connection), attempts)
+            if is_citus(connection):
+                _distribute_empty(connection, attempts, shards)
         except psycopg.errors.ReadOnlySqlTransaction:
             raise SchemaError(READ_ONLY) from None
         except psycopg.errors.InsufficientPrivilege as error:
@@ -270,16 +315,33 @@ def _named(holders: Iterable[str]) -> str:
 
 def _apply(connection: Connection, migration: Migration) -> None:
     """Apply a migration and record it, in one transaction if it may be."""
-    record = "INSERT INTO schema_migrations (version, name) VALUES (%s, %s)", [migration.version, migration.name]
-    if migration.statements is None:
-        with connection.transaction():
-            connection.execute(migration.text.encode())
-            connection.execute(*record)
+    if not migration.is_transaction:
+        _set(connection, "lock_timeout", _CONCURRENT_LOCK_TIMEOUT)
+    with connection.transaction() if migration.is_transaction else nullcontext():
+        if migration.is_transaction and is_citus(connection):
+            connection.execute(_ONE_SHARD_AFTER_ANOTHER)
+        for statement in migration.statements:
+            connection.execute(statement.encode())
+        connection.execute(
+            "INSERT INTO schema_migrations (version, name) VALUES (%s, %s)", [migration.version, migration.name]
+        )
+
+
+def _distribute_empty(connection: Connection, attempts: int, shards: int) -> None:
+    """Distribute tables that have no rows: all of a new database, later those that a migration has made.
+
+    Rows are moved by `python -m server distribute` only, as nobody may write meanwhile.
+    """
+    missing = undistributed_tables(connection)
+    full = [table for table in missing if has_rows(connection, table)]
+    if full:
+        _log.warning("tables are not distributed; run python -m server distribute", tables=full)
+    if FIRST_TABLE in full:
         return
-    _set(connection, "lock_timeout", _CONCURRENT_LOCK_TIMEOUT)
-    for statement in migration.statements:
-        connection.execute(statement.encode())
-    connection.execute(*record)
+    for table in missing:
+        if table not in full:
+            work = partial(distribute_table, connection, table, shards=shards)
+            _with_locks(connection, f"distributing {table}", work, attempts)
 
 
 def _create_role(connection: Connection) -> None:
@@ -310,20 +372,23 @@ def _grant(connection: Connection) -> None:
     Rights are granted on whole tables, because Citus does not support rights on columns. Other owners' tables are left
     alone.
     """
-    tables = connection.execute(
+    found = connection.execute(
         "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND pg_has_role(tableowner, 'USAGE')"
     ).fetchall()
+    tables = {name for (name,) in found}
+    role = sql.Identifier(APPLICATION_ROLE)
+    changes = [
+        sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(role),
+        sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {}").format(_names(tables), role),
+    ]
+    changes += [
+        sql.SQL("REVOKE {} ON {} FROM {}").format(sql.SQL(rights), _names(tables & withheld), role)
+        for rights, withheld in _WITHHELD.items()
+        if tables & withheld
+    ]
     with connection.transaction():
-        connection.execute(
-            sql.SQL(
-                "GRANT USAGE ON SCHEMA public TO {0};"
-                " GRANT SELECT, INSERT, UPDATE, DELETE ON {1} TO {0};"
-                " REVOKE UPDATE, DELETE ON ledger_entries, ledger_macs, entry_macs FROM {0};"
-                " REVOKE DELETE ON accounts, top_ups, ledger_days FROM {0};"
-                " REVOKE INSERT, UPDATE, DELETE ON daily_usage FROM {0};"
-                " REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM {0}"
-            ).format(
-                sql.Identifier(APPLICATION_ROLE),
-                sql.SQL(", ").join(sql.Identifier("public", table) for (table,) in tables),
-            )
-        )
+        connection.execute(sql.SQL("; ").join(changes))
+
+
+def _names(tables: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier("public", table) for table in sorted(tables))

@@ -51,6 +51,8 @@ class PipelineConnection(AsyncConnection[Row]):
         self.pipelines = 0
         """The number of pipelines that have run on this connection."""
         self.transformer: AnyTransformer = Transformer(self)
+        self.set_local = ""
+        """A statement with which every transaction begins, on Citus: it sets on the workers what it sets here."""
 
 
 class Pipeline:
@@ -80,6 +82,8 @@ class Pipeline:
             self._command(b"DISCARD PLANS")
         if not alone:
             self._queue(b"BEGIN")
+            if connection.set_local:
+                self._queue(connection.set_local.encode())
 
     def flush(self) -> None:
         """Send the queued statements, so that PostgreSQL starts them while the caller queues more."""

@@ -7,20 +7,17 @@ fail at once with DatabaseUnavailable, and a task looks for it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import psycopg
 import structlog
 from prometheus_client import Gauge
 from psycopg import AsyncConnection
 from psycopg.abc import PQGen
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.waiting import wait_async
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -29,8 +26,13 @@ from server.background import until_done
 from server.clock import DatabaseClock
 from server.errors import AccountBusy, DatabaseUnavailable
 from server.postgres.columns import register_types
+from server.postgres.conninfo import Timeouts, address_of, each_host, milliseconds, with_timeouts
 from server.postgres.pipeline import Pipeline, PipelineConnection, Row
+from server.postgres.queries import Queries
+from server.postgres.sessions import set_up_session
+from server.postgres.shards import READ_HASHES, ShardMap
 from server.postgres.sqlstates import meaning_of
+from server.traces import POSTGRESQL, child_span
 
 Result = TypeVar("Result")
 Connection = AsyncConnection[Row]
@@ -44,16 +46,6 @@ AVAILABLE: Final = Gauge(
     multiprocess_mode="livemin",
 )
 
-# A pipeline's plans are made once and kept, possibly since the tables were empty. A plan that reads a whole table is
-# cheap then and very expensive later. Every statement of the server finds its rows by key, so only plans that use an
-# index are allowed.
-_PLANNING: Final = {
-    "plan_cache_mode": "force_generic_plan",  # a plan per execution makes a tiny batch three times as expensive
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-}
 _RETRY_AFTER_SECONDS: Final = 1.0
 _ATTEMPTS: Final = 4
 _PROBE_SECONDS: Final = 0.25
@@ -62,33 +54,23 @@ _SUSPICION_SECONDS: Final = 1.5
 """A lost connection is no outage when another can be opened within this time."""
 _SILENT_SUSPICION_SECONDS: Final = 0.3
 """As _SUSPICION_SECONDS, after a caller has waited in vain for an answer."""
-_KEEPALIVE: Final = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 3, "keepalives_count": 3}
-"""Of idle connections, in seconds; those in use have a shorter bound."""
-
 _INTERVAL: Final = 0.1
 """psycopg's own: how often a wait looks whether it was interrupted, in seconds."""
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """How long each thing may take, in seconds."""
-
-    connection: float = 2.0
-    """Waiting for a free connection, and opening one."""
-    transaction: float = 2.0
-    """The use of one connection by a call or a batch; longer, and the connection is closed."""
-    lock: float = 1.0
-    """Waiting for a row that another transaction has locked; longer, and the call raises AccountBusy."""
-    job: float = 300.0
-    """The use of one connection by a periodic job or a command, and any one statement."""
-    idle_in_transaction: float = 5.0
-    """A transaction without a statement, as of a process that was frozen; longer, and PostgreSQL ends its session."""
-
-
 class BoundedConnection(PipelineConnection):
     """A connection that a time-out ends at once."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **options: Any) -> Self:
+        """As psycopg's. After a time-out or a cancellation the socket is closed at once."""
+        try:
+            return await super().connect(conninfo, **options)
+        except (psycopg.Error, asyncio.CancelledError) as error:
+            # Its traceback would keep the socket until the garbage collector finds it: one more with every attempt.
+            raise error.with_traceback(None) from None
 
     async def wait(self, gen: PQGen[Result], interval: float = _INTERVAL, timeout: float | None = None) -> Result:  # noqa: ASYNC109 - psycopg's signature
         """Wait for PostgreSQL. A cancelled caller closes the connection.
@@ -120,12 +102,18 @@ class Pool:
         clock: DatabaseClock,
         read_only: bool = False,
         on_connect: OnConnect | None = None,
+        is_entry: bool = False,
     ) -> None:
+        """`is_entry`: of a further entry node, whose loss is no outage."""
         self.conninfo = with_timeouts(url, timeouts)
         self.clock = clock
         """The database's time; measured on every new connection, before its first use."""
         self.max_size = size
         self.timeouts = timeouts
+        self.shards = ShardMap(self._read_hashes)
+        """Where organizations live; read on every new connection."""
+        self.entries: Sequence[Pool] = ()
+        """Further entry nodes of a Citus cluster, for the transactions of one shard."""
         self.is_available = True
         """False while the database cannot be reached: every call fails at once then."""
         self.on_change: Callable[[bool], object] = lambda _: None
@@ -133,6 +121,7 @@ class Pool:
         self._role = role
         self._read_only = read_only
         self._on_connect = on_connect
+        self._is_entry = is_entry
         self._pool = self._new_pool(self.conninfo)
         self._probing: asyncio.Task[None] | None = None
         self._is_decided = asyncio.Event()
@@ -154,7 +143,8 @@ class Pool:
     async def open(self) -> None:
         """Start to connect, without waiting for the database."""
         await self._pool.open(wait=False)
-        AVAILABLE.set(1)
+        if not self._is_entry:
+            AVAILABLE.set(1)
         self._holds_calls = True
         self._probe(replace=False, suspicion_seconds=self.timeouts.connection)
 
@@ -162,7 +152,16 @@ class Pool:
         """Close every connection."""
         if self._probing is not None:
             self._probing.cancel()
-        await asyncio.gather(self._pool.close(), *self._closing)
+        await asyncio.gather(self._pool.close(), *self._closing, *(entry.close() for entry in self.entries))
+
+    def near(self, organization_id: str) -> "Pool":
+        """The entry node for an organization's transaction: its worker, or one of the others; without entries this."""
+        shard = self.shards.locate(organization_id) if self.entries else None
+        entries = [entry for entry in self.entries if entry.is_available]
+        if shard is None or not entries:
+            return self
+        own = [entry for entry in entries if address_of(entry.conninfo) == (shard.host, shard.port)]
+        return own[0] if own else entries[shard.shard_id % len(entries)]
 
     async def getconn(self) -> BoundedConnection:
         """A connection, which goes back with `putconn`. Raises DatabaseUnavailable while the database is away."""
@@ -221,7 +220,7 @@ class Pool:
 
     async def _find_primary(self) -> str | None:
         """The URL of the first host to answer that it takes writes; None when none does. All are asked at once."""
-        probes = [asyncio.create_task(self._takes_writes(conninfo)) for conninfo in _each_host(self.conninfo)]
+        probes = [asyncio.create_task(self._takes_writes(conninfo)) for conninfo in each_host(self.conninfo)]
         try:
             for probe in asyncio.as_completed(probes):
                 if (conninfo := await probe) is not None:
@@ -263,14 +262,21 @@ class Pool:
 
     def _set_available(self, *, available: bool) -> None:
         self._is_decided.set()
-        if available is not self.is_available:
-            self.is_available = available
-            AVAILABLE.set(available)
-            self.on_change(available)
-            if available:
-                _log.warning("the database was found again")
-            else:
-                _log.error("the database was lost")
+        if available is self.is_available:
+            return
+        self.is_available = available
+        if self._is_entry:
+            host, port = address_of(self.conninfo)
+            _log.warning(
+                "an entry node was found again" if available else "an entry node was lost", host=host, port=port
+            )
+            return
+        AVAILABLE.set(available)
+        self.on_change(available)
+        if available:
+            _log.warning("the database was found again")
+        else:
+            _log.error("the database was lost")
 
     def _new_pool(self, conninfo: str) -> AsyncConnectionPool[BoundedConnection]:
         return AsyncConnectionPool(
@@ -286,38 +292,26 @@ class Pool:
             open=False,
         )
 
-    async def _configure(self, connection: Connection) -> None:
+    async def _read_hashes(self, organization_ids: Sequence[str]) -> list[Row]:
+        async with acquire(self) as connection:
+            return await (await connection.execute(READ_HASHES, [organization_ids])).fetchall()
+
+    async def _configure(self, connection: BoundedConnection) -> None:
         register_types(connection)
         settings = {
             "role": self._role,
-            "jit": "off",
-            "datestyle": "ISO, YMD",  # of times that statements turn into text
-            **_PLANNING,
-            "lock_timeout": _milliseconds(self.timeouts.lock),
-            "statement_timeout": _milliseconds(self.timeouts.job),
-            "idle_in_transaction_session_timeout": _milliseconds(self.timeouts.idle_in_transaction),
+            "lock_timeout": milliseconds(self.timeouts.lock),
+            "statement_timeout": milliseconds(self.timeouts.job),
+            "idle_in_transaction_session_timeout": milliseconds(self.timeouts.idle_in_transaction),
         }
         if self._read_only:
             settings["default_transaction_read_only"] = "on"
-        await connection.execute(
-            f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(settings))}", list(chain(*settings.items()))
-        )
+        if await set_up_session(connection, settings):
+            await self.shards.read(connection)
+        Queries.use_shards(name_shards=self.shards.is_distributed)
         await self.clock.measure(partial(read_time, connection))
         if self._on_connect:
             await self._on_connect(connection)
-
-
-def with_timeouts(url: str, timeouts: Timeouts) -> str:
-    """The URL with bounds for what it leaves open. Of several hosts it leads to the one that takes writes."""
-    given = conninfo_to_dict(url)
-    bounds: dict[str, str | int] = {
-        "connect_timeout": max(2, round(timeouts.connection)),  # libpq takes whole seconds, at least 2
-        "tcp_user_timeout": round(1000 * timeouts.connection),
-    }
-    if "," in str(given.get("host") or given.get("hostaddr") or ""):
-        bounds["target_session_attrs"] = "read-write"
-    bounded = make_conninfo("", **{**_KEEPALIVE, **bounds, **given})
-    return make_conninfo("", **conninfo_to_dict(bounded))  # in libpq's order: the pool compares such texts
 
 
 async def open_pool(
@@ -329,8 +323,9 @@ async def open_pool(
     read_only: bool = False,
     clock: DatabaseClock | None = None,
     on_connect: OnConnect | None = None,
+    entry_urls: Sequence[str] = (),
 ) -> Pool:
-    """Open a pool of `size` connections that act as `role`, and with `read_only` may not write.
+    """Open a pool of `size` connections that act as `role`, and with `read_only` may not write; and of each entry node.
 
     `clock` learns the database's time; None: a new one. `on_connect` runs on each new connection before its first use.
     Does not wait for the database: a server that starts during an outage answers DATABASE_UNAVAILABLE until it ends.
@@ -345,22 +340,29 @@ async def open_pool(
         on_connect=on_connect,
     )
     await pool.open()
+    pool.entries = [
+        Pool(entry, size=size, timeouts=pool.timeouts, role=role, clock=DatabaseClock(), is_entry=True)
+        for entry in entry_urls
+    ]
+    await asyncio.gather(*(entry.open() for entry in pool.entries))
     return pool
 
 
 @asynccontextmanager
-async def transaction(pool: Pool, *, seconds: float | None = None) -> AsyncIterator[Connection]:
+async def transaction(pool: Pool, *, seconds: float | None = None) -> AsyncIterator[BoundedConnection]:
     """Acquire a connection and run the block in a transaction; roll back when the block raises.
 
     Raises AccountBusy and DatabaseUnavailable as `acquire` does. After a lost connection the transaction may have been
     committed: only an idempotent caller may repeat it.
     """
     async with acquire(pool, seconds=seconds) as connection, connection.transaction():
+        if connection.set_local:
+            await connection.execute(connection.set_local)
         yield connection
 
 
 @asynccontextmanager
-async def acquire(pool: Pool, *, seconds: float | None = None) -> AsyncIterator[Connection]:
+async def acquire(pool: Pool, *, seconds: float | None = None) -> AsyncIterator[BoundedConnection]:
     """Acquire a connection whose statements commit one by one, for at most `seconds`: by default a call's time.
 
     Raises AccountBusy for a row that stayed locked, and DatabaseUnavailable when there is no connection, or it is lost
@@ -384,11 +386,15 @@ async def execute_alone(pool: Pool, query: str, values: Mapping[str, Any]) -> li
 
 
 @asynccontextmanager
-async def pipelined_transaction(pool: Pool, *, alone: bool = False) -> AsyncIterator[Pipeline]:
+async def pipelined_transaction(pool: Pool, *, near: str | None = None, alone: bool = False) -> AsyncIterator[Pipeline]:
     """Run the block in a pipelined transaction: see Pipeline. Raises as `transaction` does.
+
+    `near` is one of its organizations, which are of one shard: through the entry node of that.
 
     BEGIN is sent with the first statements and COMMIT with the last; neither for a statement that is `alone`.
     """
+    if near is not None:
+        pool = pool.near(near)
     async with _translated_errors(pool):
         connection = await pool.getconn()
         pipeline = Pipeline(connection)
@@ -421,18 +427,19 @@ async def read_time(connection: Connection) -> datetime:
     return time_read.astimezone(UTC)
 
 
+async def refresh_shards(pool: Pool) -> int:
+    """Read the shards once more, as they may have moved; returns 0, as a periodic job without items."""
+    if pool.shards.is_distributed:
+        async with acquire(pool) as connection:
+            await pool.shards.read(connection)
+    return 0
+
+
 async def measure_clock(pool: Pool) -> int:
     """Let the pool's clock learn the database's time once more; returns 0, as a periodic job without items."""
     async with acquire(pool) as connection:
         await pool.clock.measure(partial(read_time, connection))
     return 0
-
-
-async def allow_all_plans(connection: Connection) -> None:
-    """Allow every kind of plan in the rest of this transaction, made for each statement's values: for audits."""
-    for name in _PLANNING:
-        value = "force_custom_plan" if name == "plan_cache_mode" else "on"
-        await connection.execute("SELECT set_config(%s, %s, true)", [name, value])
 
 
 async def retry_transient(work: Callable[[], Awaitable[Result]]) -> Result:
@@ -460,9 +467,10 @@ def _is_transient(error: BaseException) -> bool:
 
 @asynccontextmanager
 async def _translated_errors(pool: Pool) -> AsyncIterator[None]:
-    """Turn an error of the database into what the caller hears; see sqlstates.py."""
+    """Turn an error of the database into what the caller hears; see sqlstates.py. The block is traced."""
     try:
-        yield
+        with child_span("database", POSTGRESQL):
+            yield
     except psycopg.errors.LockNotAvailable as error:
         raise AccountBusy(retry_after_seconds=_RETRY_AFTER_SECONDS) from error
     except (TimeoutError, psycopg.Error) as error:
@@ -472,22 +480,3 @@ async def _translated_errors(pool: Pool) -> AsyncIterator[None]:
         if meaning.probe:
             await pool.recover(error)
         raise DatabaseUnavailable(retry_after_seconds=_RETRY_AFTER_SECONDS) from error
-
-
-def _each_host(conninfo: str) -> Iterator[str]:
-    """The URL for each of its hosts, with the others left out."""
-    given = conninfo_to_dict(conninfo)
-    lists = {name: str(given[name]).split(",") for name in ("host", "hostaddr", "port") if given.get(name)}
-    count = max(map(len, lists.values()), default=1)
-    if count == 1:
-        yield conninfo
-        return
-    for number in range(count):
-        one = {name: values[number if len(values) > 1 else 0] for name, values in lists.items()}
-        # The probe asks the session. libpq would believe what PgBouncer remembers of its first one, even after a
-        # promotion.
-        yield make_conninfo("", **{**given, **one, "target_session_attrs": "any"})
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(round(1000 * seconds))

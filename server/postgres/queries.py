@@ -3,8 +3,9 @@
 Column lists are defined once, in Python. `{otp}` in a query is the list passed to `load_queries` as `otp`; `{otp:otps}`
 is the same list with `otps.` before each name.
 
-A line that ends in `-- shard` repeats a statement's organizations in the form from which Citus finds the shard. On
-plain PostgreSQL that line would make each index look-up compare with every organization of the batch, so it is removed.
+A line that ends in `-- shard` repeats a statement's organizations in the form from which Citus finds the shard: with
+the name of the table, as after a JOIN … USING the column alone is the other side's. On plain PostgreSQL that line would
+make each index look-up compare with every organization of the batch, so it is removed.
 """
 
 import re
@@ -36,10 +37,11 @@ class Queries:
 
     @classmethod
     def use_shards(cls, *, name_shards: bool) -> None:
-        """Include the `-- shard` lines in all queries, or remove them. Call it once, at start: True for Citus."""
-        cls.name_shards = name_shards
-        for queries in cls._all:
-            queries.set_attributes()
+        """Include the `-- shard` lines in all queries, or remove them: the pool does, as it finds the database."""
+        if name_shards is not cls.name_shards:
+            cls.name_shards = name_shards
+            for queries in cls._all:
+                queries.set_attributes()
 
     def set_attributes(self) -> None:
         """Set each query's text as an attribute, with or without its `-- shard` lines."""

@@ -27,12 +27,15 @@ class Meaning:
 LOST: Final = Meaning(repeat=True, probe=True, lost=True)
 SILENT: Final = Meaning(probe=True, lost=True)  # not repeated: the caller has waited for long enough
 NO_CONNECTION: Final = Meaning(probe=True)
+WORKER_LOST: Final = Meaning()
+"""A worker of Citus is lost, and our connection to the database is not. Not repeated: others wait meanwhile."""
 BUSY: Final = Meaning()
 AGAIN: Final = Meaning(repeat=True)
 FAULT: Final = Meaning(unavailable=False)
 
 MEANINGS: Final[dict[str, Meaning]] = {
     "08": LOST,  # connection exceptions
+    "0A000": BUSY,  # not supported: by Citus, for organizations of two shards after theirs was split a moment ago
     "25006": LOST,  # read-only transaction: a primary that became a standby; new connections find the new primary
     "25P02": LOST,  # in a failed transaction: the connection is not where we think it is
     "25P03": LOST,  # idle-in-transaction session timeout
@@ -45,7 +48,7 @@ MEANINGS: Final[dict[str, Meaning]] = {
     "57014": BUSY,  # statement timeout
     "57P": LOST,  # the server is stopping or starting, or an administrator ended the session
     "58": BUSY,  # an error of the system under PostgreSQL
-    "XX000": BUSY,  # internal error; Citus gives it for a worker that is lost at COMMIT
+    "XX000": AGAIN,  # internal error; Citus gives it for a worker that is lost at COMMIT
 }
 """By SQLSTATE or its beginning; the longest that fits counts."""
 
@@ -62,6 +65,10 @@ def meaning_of(error: BaseException) -> Meaning:
         return FAULT
     if error.sqlstate is None:  # libpq's own, such as a refused connection; or a fault of ours in the use of psycopg
         return LOST if isinstance(error, psycopg.OperationalError) else FAULT
-    return next(
-        (MEANINGS[error.sqlstate[:length]] for length in (5, 3, 2) if error.sqlstate[:length] in MEANINGS), FAULT
-    )
+    return _meaning_of_answer(error.sqlstate, error.diag.severity_nonlocalized)
+
+
+def _meaning_of_answer(sqlstate: str, severity: str | None) -> Meaning:
+    if sqlstate.startswith("08") and severity == "ERROR":  # of our own connection it would be FATAL
+        return WORKER_LOST
+    return next((MEANINGS[sqlstate[:length]] for length in (5, 3, 2) if sqlstate[:length] in MEANINGS), FAULT)

@@ -12,6 +12,7 @@ from prometheus_client import Counter, Histogram
 
 from server.clock import Clock
 from server.providers.provider import Message, Outcome, OutcomeKind, Provider, Subject
+from server.traces import Span, current_span
 
 LEASE_MARGIN: Final = timedelta(seconds=2)
 """Between the latest end of a provider call and the end of the lease: to store the outcome, and as clocks differ."""
@@ -20,12 +21,12 @@ _log = structlog.get_logger()
 
 OUTCOMES = Counter(
     "pulsa_channel_outcomes",
-    "Outcomes of deliveries by provider, including those that the guard refused without calling the provider.",
+    "Outcomes of deliveries by provider, also of those that ended before the provider was called, as by its breaker.",
     ["provider", "outcome"],
 )
 SECONDS = Histogram(
     "pulsa_channel_seconds",
-    "Duration of a provider call.",
+    "How long a provider took to answer, in seconds.",
     ["provider"],
     buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 60),
 )
@@ -186,6 +187,12 @@ class Guard:
         except TimeoutError:
             return False
 
+    async def _deliver(self, message: Message, span: Span) -> Outcome:
+        with span.child(f"provider {self.name}", {}) as call:
+            outcome = await self._provider.deliver(message)
+            call.set(outcome.identifiers)
+            return outcome
+
     async def _call(self, message: Message) -> Outcome:
         """Call the provider, unless it is too late or the breaker is open; the breaker counts the outcome."""
         now = self._clock()
@@ -197,7 +204,11 @@ class Guard:
             return refusal
         outcome, began = None, time.perf_counter()
         try:
-            outcome = await self._provider.deliver(message)
+            span = current_span()
+            outcome = await (self._provider.deliver(message) if span is None else self._deliver(message, span))
+            if message.sender_id and outcome.about is Subject.ACCOUNT:
+                # It may be about the sender that an organization has chosen: the others' messages go on.
+                outcome = outcome._replace(about=Subject.ROUTE)
         except Exception as error:  # noqa: BLE001 - a bug here; its text may quote the message, so it is not logged
             _log.error("delivery crashed", provider=self.name, error=type(error).__name__)
             outcome = Outcome(OutcomeKind.UNKNOWN, self.name, failure_reason="crashed")

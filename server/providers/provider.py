@@ -1,8 +1,9 @@
 """The Provider protocol: a provider gets a Message and returns an Outcome of one of five kinds, about one thing."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 
@@ -24,6 +25,8 @@ class OutcomeKind(StrEnum):
 
     ACCEPTED = "ACCEPTED"
     """The provider accepted the message: stays charged."""
+    DELIVERED = "DELIVERED"
+    """It has arrived, which only a message of a test organization tells at once: there is no provider."""
     REJECTED_DESTINATION = "REJECTED_DESTINATION"
     """Definitely not sent, and never will be to this destination: refunded."""
     REJECTED_CONFIGURATION = "REJECTED_CONFIGURATION"
@@ -60,6 +63,32 @@ def verdicts(kind: OutcomeKind, about: Subject, *codes: int, source: str) -> dic
     return {str(code): Verdict(kind, about, source.format(code=code)) for code in codes}
 
 
+class Identity(NamedTuple):
+    """As whom an organization's messages are sent, by one version of its settings."""
+
+    settings_version: int = 0
+    """0: the organization has chosen none."""
+    brand_name: str = ""
+    """At the beginning of an SMS and an e-mail; empty: the operator's own texts."""
+    email_sender_name: str = ""
+    """Of the From header; empty: the provider's setting."""
+    email_reply_to: str = ""
+    """An ASCII address; empty: the provider's setting."""
+    sender_ids: Mapping[tuple[Channel, str], str] = {}
+    """By channel and country; an empty country: every other one."""
+    is_test: bool = False
+    """Whether no message goes to a provider."""
+
+    def sender_id(self, channel: Channel, country: str) -> str:
+        """The sender of messages to a country; empty: the provider's setting."""
+        ids = self.sender_ids
+        return (ids.get((channel, country)) or ids.get((channel, ""), "")) if ids else ""
+
+
+OPERATOR: Final = Identity()
+"""Of an organization that has chosen nothing."""
+
+
 class Message(NamedTuple):
     """One message to one destination. Never logged: it holds the code and the destination.
 
@@ -82,6 +111,9 @@ class Message(NamedTuple):
     """The domain of the `@domain #code` line of an SMS, or `#` and the hash of an Android app; empty: no such line."""
     reference: str
     """Identifies it in delivery reports: `<organization_id>/<delivery_id in hexadecimal>`, at most 97 characters."""
+    identity: Identity = OPERATOR
+    sender_id: str = ""
+    """Who it comes from; empty: the provider's setting."""
 
 
 class Outcome(NamedTuple):
@@ -95,6 +127,12 @@ class Outcome(NamedTuple):
     """A stable identifier for operators and callers, such as `twilio_21211`; empty for ACCEPTED."""
     retry_after_seconds: float | None = None
     about: Subject = Subject.PROVIDER
+
+    @property
+    def identifiers(self) -> Mapping[str, str]:
+        """What a trace tells of it."""
+        reason = {"pulsa.failure_reason": self.failure_reason} if self.failure_reason else {}
+        return {"pulsa.outcome": self.kind.value, **reason}
 
 
 class Provider(Protocol):

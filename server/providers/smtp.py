@@ -23,7 +23,7 @@ from aiosmtplib import SMTP, SMTPException, SMTPNotSupported, SMTPResponseExcept
 from server.clock import Clock
 from server.ids import new_id
 from server.providers.mail import Mail, compose
-from server.providers.provider import Message, Outcome, OutcomeKind, Subject, Verdict
+from server.providers.provider import OPERATOR, Identity, Message, Outcome, OutcomeKind, Subject, Verdict
 from server.providers.templates import Rendered, Templates
 
 _GO_AHEAD = 354
@@ -231,26 +231,26 @@ class Lines:
     async def _open(self) -> _Line | None:
         """A new connection; None when the relay refused it beside others."""
         settings = self._settings
+        line = _Line(
+            hostname=settings.host,
+            port=settings.port,
+            username=settings.username or None,
+            password=settings.password or None,
+            local_hostname=self._domain,
+            timeout=settings.timeout_seconds,
+            use_tls=settings.security == "tls",
+            start_tls=settings.security == "starttls",
+            tls_context=self._tls,
+        )
         self._count += 1
         try:
-            line = _Line(
-                hostname=settings.host,
-                port=settings.port,
-                username=settings.username or None,
-                password=settings.password or None,
-                local_hostname=self._domain,
-                timeout=settings.timeout_seconds,
-                use_tls=settings.security == "tls",
-                start_tls=settings.security == "starttls",
-                tls_context=self._tls,
-            )
             # A relay whose processes are all busy accepts a connection and stays silent.
             async with asyncio.timeout(settings.timeout_seconds / 2):
                 await line.connect()
                 if line.is_ehlo_or_helo_needed:  # without STARTTLS and a login
                     await line.ehlo()
         except BaseException as error:
-            self._forget()
+            self.drop(line)
             if not self._count or not _is_refusal(error):
                 raise
             self._allowed = min(self._allowed, self._count)
@@ -343,7 +343,6 @@ class Smtp:
         self._clock = clock
         self._domain = settings.sender.rpartition("@")[2]
         headers = {
-            "Reply-To": settings.reply_to,
             "Feedback-ID": settings.feedback_id,
             "X-Auto-Response-Suppress": settings.auto_response_suppress,
         }
@@ -357,17 +356,28 @@ class Smtp:
         """
         rendered = self._templates.render(message, now=self._clock())
         token = self._mail_token(message.delivery_id) if self._mail_token else ""
-        return await self._deliver(message.destination, rendered, str(message.delivery_id), token)
+        return await self._deliver(message.destination, rendered, str(message.delivery_id), token, message.identity)
 
     async def mail(self, address: str, rendered: Rendered) -> Outcome:
         """Send an e-mail that is not an OTP, as `deliver` does."""
         return await self._deliver(address, rendered, f"notice.{new_id()}")
 
-    async def _deliver(self, recipient: str, rendered: Rendered, mail_id: str, token: str = "") -> Outcome:
+    async def _deliver(
+        self, recipient: str, rendered: Rendered, mail_id: str, token: str = "", identity: Identity = OPERATOR
+    ) -> Outcome:
         attempt = _Attempt()
         settings = self._settings
         message_id = f"{mail_id}@{self._domain}"
-        mail = Mail(settings.sender, settings.sender_name, recipient, message_id, rendered, token, self._headers)
+        reply_to = identity.email_reply_to or settings.reply_to
+        mail = Mail(
+            settings.sender,
+            identity.email_sender_name or settings.sender_name,
+            recipient,
+            message_id,
+            rendered,
+            token,
+            (f"Reply-To: {reply_to}", *self._headers) if reply_to else self._headers,
+        )
         try:
             async with asyncio.timeout(settings.timeout_seconds) as bound:
                 return await self._send(mail, attempt, bound)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from html import escape
 from pathlib import Path
 from string import Formatter
-from unicodedata import bidirectional
+from unicodedata import bidirectional, category
 
 from server.providers.provider import Channel, Message
 from server.providers.sms_segments import segments
@@ -19,7 +19,9 @@ WEB_OTP_DOMAIN_LENGTH = 24
 """Longest WebOTP domain in characters with which every template fits one SMS segment."""
 
 _FIELDS = ("sms", "subject", "email")
-_PLACEHOLDERS = frozenset({"code", "time"})
+_PLACEHOLDERS = frozenset({"brand", "code", "time"})
+_BRAND = "{brand}"
+_LONGEST_CODE = 8
 _UNITS = ("minutes", "seconds")
 # Deprecated codes of the IANA Language Subtag Registry (RFC 5646), which Java and Android still use.
 _PREFERRED_LANGUAGES: Mapping[str, str] = {"in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro"}
@@ -27,6 +29,7 @@ _LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 _PURPOSE = re.compile(r"[a-z][a-z0-9_]*")
 # Phones also turn two words with a dot between them into a link.
 _LINK = re.compile(r"://|www\.|[^\W\d_]\.[^\W\d_]{2}", re.IGNORECASE)
+_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 _BUILT_IN = Path(__file__).parent / "messages"
 _FALLBACK_LOCALE = "en"
 
@@ -42,11 +45,12 @@ _HTML = """<!doctype html>
 _CODE_PARAGRAPH = (
     '<p style="font-size:32px;font-weight:bold;letter-spacing:6px;margin:.5em 0"><bdi dir="ltr">{}</bdi></p>'
 )
+_BRAND_PARAGRAPH = '<p style="font-weight:bold"><bdi>{}</bdi></p>'
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The texts of one purpose in one locale, with the placeholders `{code}` and `{time}`."""
+    """The texts of one purpose in one locale, with the placeholders `{brand}`, `{code}` and `{time}`."""
 
     locale: str
     sms: str
@@ -54,6 +58,9 @@ class Template:
     email: str
     units: Mapping[str, str]
     """How `{time}` is written in minutes and in seconds, with the placeholder `{n}`."""
+    plain_sms: str
+    """`sms` and `email` without `{brand}`, for an organization that has none."""
+    plain_email: str
 
     def time(self, remaining: timedelta) -> str:
         """The remaining time in whole minutes, or in seconds below a minute; never more than there is."""
@@ -88,13 +95,25 @@ class Templates:
         the remaining time.
         """
         template = self._find(message.purpose, message.locale)
-        values = {"code": message.code, "time": template.time(message.expire_time - now)}
+        brand = message.identity.brand_name
+        values = {"code": message.code, "time": template.time(message.expire_time - now), "brand": brand}
         if message.channel is Channel.EMAIL:
-            html = _html(template, values)
-            return Rendered(template.subject, _fill(template.email, values), html)
-        text = _fill(template.sms, values)
+            email = template.email if brand else template.plain_email
+            return Rendered(template.subject, _fill(email, values), _html(template, email, values))
+        text = _fill_sms(template, values)
         whole = _with_autofill(text, message)
         return Rendered("", whole, "", autofill=whole is not text)
+
+    def check_brand(self, name: str) -> None:
+        """Raise ValueError, with the rule, for a name with which a message holds a link or is not one SMS."""
+        check_name(name)
+        for locale, templates in self.by_locale.items():
+            for purpose, template in templates.items():
+                if segments(_longest_sms(template, name)).count > 1:
+                    raise ValueError(
+                        f"a name with which every SMS is one segment; with this one the SMS {locale} {purpose} is not:"
+                        " a character outside of the GSM alphabet leaves room for 70 instead of 160"
+                    )
 
     def _find(self, purpose: str, locale: str) -> Template:
         found = next((each for each in lookup_locales(locale) if each in self.by_locale), _FALLBACK_LOCALE)
@@ -113,6 +132,14 @@ def lookup_locales(locale: str) -> Iterator[str]:
     while candidate:
         yield candidate
         candidate = candidate.rpartition("-")[0]
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, with the rule, for a name that people could take for a link or not see as it is."""
+    if _LINK.search(name):
+        raise ValueError("a name that is no link, also not to phones, which make one of two words with a dot between")
+    if name != name.strip() or any(category(character) in _INVISIBLE for character in name):
+        raise ValueError("a name without invisible characters, and without spaces around it")
 
 
 def load_templates(folder: Path | None) -> Templates:
@@ -176,7 +203,15 @@ def _parse_template(locale: str, purpose: str, table: object, units: Mapping[str
         raise ValueError(f"must hold exactly {', '.join(_FIELDS)}")
     for field in _FIELDS:
         _check_text(field, table[field])
-    return Template(locale, table["sms"].strip(), table["subject"], table["email"].strip() + "\n", units)
+    sms, email = table["sms"].strip(), table["email"].strip() + "\n"
+    if not sms.startswith(_BRAND):
+        raise ValueError(f"sms must begin with {_BRAND}")
+    if _BRAND not in email.split("\n\n"):
+        raise ValueError(f"email must have {_BRAND} in a paragraph of its own, and text after it")
+    plain_sms, plain_email = sms.removeprefix(_BRAND), email.replace(f"{_BRAND}\n\n", "", 1)
+    if _BRAND in plain_sms or _BRAND in plain_email:
+        raise ValueError(f"{_BRAND} must be in each text once")
+    return Template(locale, sms, table["subject"], email, units, plain_sms, plain_email)
 
 
 def _check_text(field: str, text: object) -> None:
@@ -189,7 +224,7 @@ def _check_text(field: str, text: object) -> None:
         if used or "\n" in text:
             raise ValueError("subject must be one line without placeholders: mail servers log subjects")
     elif used != _PLACEHOLDERS:
-        raise ValueError(f"{field} must hold both {{code}} and {{time}}")
+        raise ValueError(f"{field} must hold {{brand}}, {{code}} and {{time}}")
 
 
 def _placeholders(field: str, text: str) -> set[str]:
@@ -199,21 +234,29 @@ def _placeholders(field: str, text: str) -> set[str]:
         raise ValueError(f"{field} has a brace that is no placeholder: {error}") from error
     names = {name for _, name, _, _ in parts if name is not None}
     if names - _PLACEHOLDERS or any(form or conversion for _, _, form, conversion in parts):
-        raise ValueError(f"{field} has a placeholder other than {{code}} and {{time}}")
+        raise ValueError(f"{field} has a placeholder other than {{brand}}, {{code}} and {{time}}")
     return names
 
 
 def _check_one_segment(template: Template) -> None:
-    """Raise ValueError unless the longest SMS fits one segment: an 8-digit code, 10 minutes, the longest domain."""
-    code = "8" * 8
-    time = max((template.time(timedelta(seconds=seconds)) for seconds in (59, 600)), key=len)
-    longest = _fill(template.sms, {"code": code, "time": time}) + _autofill_line("d" * WEB_OTP_DOMAIN_LENGTH, code)
+    """Raise ValueError unless the longest SMS fits one segment: an 8-digit code, 10 minutes, the longest domain.
+
+    With a brand name of 20 characters it does too, as the domain's line is longer, and is then left out.
+    """
+    code = "8" * _LONGEST_CODE
+    longest = _longest_sms(template, "") + _autofill_line("d" * WEB_OTP_DOMAIN_LENGTH, code)
     result = segments(longest)
     if result.count > 1:
         raise ValueError(
             f"sms is {len(longest)} characters in {result.encoding} with an 8-digit code and a WebOTP line of"
             f" {WEB_OTP_DOMAIN_LENGTH} characters' domain, and must fit one segment (GSM-7: 160, UCS-2: 70)"
         )
+
+
+def _longest_sms(template: Template, brand: str) -> str:
+    """The longest text of an SMS: an 8-digit code, 10 minutes."""
+    time = max((template.time(timedelta(seconds=seconds)) for seconds in (59, 600)), key=len)
+    return _fill_sms(template, {"code": "8" * _LONGEST_CODE, "time": time, "brand": brand})
 
 
 def _autofill_line(domain: str, code: str) -> str:
@@ -244,13 +287,23 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return template.format_map(values)
 
 
-def _html(template: Template, values: Mapping[str, str]) -> str:
-    """The e-mail's text as HTML, escaped. A paragraph that is only the code is emphasized."""
+def _fill_sms(template: Template, values: Mapping[str, str]) -> str:
+    """The text of an SMS. In right-to-left text the brand is isolated: it does not make the rest left to right."""
+    brand = values["brand"]
+    if not brand:
+        return _fill(template.plain_sms, values)
+    isolated = f"\u2068{brand}\u2069" if is_right_to_left(template.sms) else brand
+    return _fill(template.sms, {**values, "brand": f"{isolated}: "})
+
+
+def _html(template: Template, email: str, values: Mapping[str, str]) -> str:
+    """The e-mail's text as HTML, escaped. A paragraph that is only the code or the brand is emphasized."""
+    emphasized = {"{code}": _CODE_PARAGRAPH, _BRAND: _BRAND_PARAGRAPH}
     paragraphs = [
-        _CODE_PARAGRAPH.format(escape(values["code"]))
-        if paragraph == "{code}"
+        emphasized[paragraph].format(escape(values[paragraph.strip("{}")]))
+        if paragraph in emphasized
         else f"<p>{escape(_fill(paragraph, values))}</p>"
-        for paragraph in template.email.strip().split("\n\n")
+        for paragraph in email.strip().split("\n\n")
     ]
     return html_document(template.locale, template.subject, paragraphs)
 

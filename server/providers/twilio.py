@@ -77,11 +77,13 @@ class Twilio:
 
     def _form(self, message: Message) -> dict[str, str]:
         settings = self._settings
+        sender = message.sender_id or settings.sender
+        is_service = not message.sender_id and sender.startswith("MG")
         now = self._clock()
         remaining = int((message.expire_time - now).total_seconds())
         form = {
             "To": message.destination,
-            "MessagingServiceSid" if settings.sender.startswith("MG") else "From": settings.sender,
+            "MessagingServiceSid" if is_service else "From": sender,
             "Body": self._templates.render(message, now=now).text,
             # By default Twilio retries for ten hours, long after the code has expired.
             "ValidityPeriod": str(min(max(remaining, 1), _LONGEST_VALIDITY_SECONDS)),

@@ -69,7 +69,7 @@ class Vonage:
         form = {
             "api_key": self._settings.api_key,
             "api_secret": self._settings.api_secret,
-            "from": self._settings.sender,
+            "from": message.sender_id.removeprefix("+") or self._settings.sender,
             "to": message.destination.removeprefix("+"),
             "text": text,
             "ttl": str(max(remaining_ms, _SHORTEST_TTL_MS)),

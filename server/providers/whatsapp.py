@@ -64,7 +64,8 @@ class WhatsApp:
 
     async def deliver(self, message: Message) -> Outcome:
         """Submit the message; ACCEPTED means that Meta accepted it, or holds it for later."""
-        path = f"/{self._settings.version}/{self._settings.phone_number_id}/messages"
+        phone_number_id = message.sender_id or self._settings.phone_number_id
+        path = f"/{self._settings.version}/{phone_number_id}/messages"
         reply = await self._http.post(path, document=self._document(message))
         if isinstance(reply, NoReply):
             return Outcome(reply.kind, self.name, failure_reason=reply.failure_reason)

@@ -1,4 +1,4 @@
-"""`demo`: runs a scenario with a top-up and three sends, over gRPC and HTTP only. `make demo` runs it."""
+"""`demo`: runs a scenario with a top-up, sends and an automatic top-up, over gRPC and HTTP only: `make demo`."""
 
 import json
 import os
@@ -16,11 +16,14 @@ from uuid import uuid4
 import grpc
 from pulsa.client import PulsaClient, connect
 from pulsa.credit.v1 import credit_service_pb2 as credit
+from pulsa.credit.v1.automatic_top_up_pb2 import AUTOMATIC_TOP_UP_STATE_READY as READY
+from pulsa.credit.v1.automatic_top_up_pb2 import AutomaticTopUpSettings
 from pulsa.credit.v1.ledger_entry_pb2 import LedgerEntryKind
 from pulsa.credit.v1.top_up_pb2 import TopUpStatus
 from pulsa.errors import PulsaError
 from pulsa.otp.v1 import otp_service_pb2 as otp
 from pulsa.otp.v1.destination_pb2 import Destination
+from pulsa.otp.v1.settings_pb2 import Settings as OrganizationSettings
 
 from server.api.auth import mint
 from server.api.permissions import ALL_PERMISSIONS
@@ -34,6 +37,7 @@ _WAIT_SECONDS: Final = 10
 _HOUR_SECONDS: Final = 3600
 # The balance after the top-up, the e-mail, the WhatsApp message and the SMS.
 _BALANCES: Final = (1000, 999, 997, 994)
+_CONSENT: Final = "Charge our card 10 USD for 1,000 credits when fewer than 994 are left, at most twice a month."
 
 
 class StepFailedError(Exception):
@@ -93,10 +97,13 @@ class _Scenario:
         with urllib.request.urlopen(f"{top_up.hosted_invoice_url}/pay", data=b""):  # noqa: S310 - the stand-in's
             self._await_balance(_BALANCES[0])
         self._print("the invoice was paid on its hosted page, and the credits were added")
+        self._choose_brand()
         first = self._run_sends()
+        self._read_messages()
         self._run_guesses(first)
         self._check_history(top_up.top_up_id)
         self._search_and_export()
+        self._buy_automatically()
 
     def _run_sends(self) -> str:
         sends = []
@@ -111,8 +118,22 @@ class _Scenario:
             self._print(step)
         return sends[0].otp.otp_id
 
+    def _choose_brand(self) -> None:
+        request = otp.UpdateSettingsRequest(
+            organization_id=self._organization, settings=OrganizationSettings(brand_name="Toko Kopi", locale="id")
+        )
+        chosen = self._pulsa.otps.UpdateSettings(request)
+        _require(chosen.current.version == 1, "the settings have their first version")
+        self._print("the organization chose its brand, Toko Kopi, and Indonesian messages")
+
+    def _read_messages(self) -> None:
+        for destination in ("you@example.com", "+6281298765432"):
+            text = _read_message(self._messages, destination)["text"]
+            _require(text.startswith("Toko Kopi"), f"the message begins with the brand: {text}")
+            self._print(f"the message to {destination} says who it is from: {text.splitlines()[0]}")
+
     def _run_guesses(self, otp_id: str) -> None:
-        code = _read_code(self._messages, "you@example.com")
+        code = _read_message(self._messages, "you@example.com")["code"]
         wrong = str((int(code) + 1) % 10 ** len(code)).zfill(len(code))
         refusal = self._expect_refusal("WRONG_CODE", lambda: self._verify(otp_id, wrong))
         _require(refusal.metadata["attempts_remaining"] == "4", "the wrong code is counted")
@@ -154,6 +175,46 @@ class _Scenario:
         lines = b"".join(part.csv for part in parts).decode().splitlines()
         _require(lines[-1].split(",")[5] == str(_BALANCES[-1]), "the export ends with the balance")
         self._print(f"the ledger was exported as CSV, {len(lines)} lines; the last one: {lines[-1]}")
+
+    def _buy_automatically(self) -> None:
+        setup = credit.StartCardSetupRequest(
+            organization_id=self._organization,
+            request_id=str(uuid4()),
+            billing_email="billing@example.com",
+            return_url=self._messages,
+        )
+        page = self._pulsa.credits.StartCardSetup(setup)
+        self._print(f"a card can be saved on Stripe's page: {page.setup_url}")
+        urllib.request.urlopen(f"{page.setup_url}/works", data=b"").close()  # noqa: S310 - the stand-in's
+        card = self._await_card()
+        self._print(f"the card was saved: {card.brand}, ending in {card.last4}")
+        chosen = AutomaticTopUpSettings(
+            enabled=True,
+            threshold_credits=_BALANCES[-1],
+            credits=1000,
+            currency_code="USD",
+            monthly_credit_cap=2000,
+            billing_email="billing@example.com",
+        )
+        update = credit.UpdateAutomaticTopUpRequest(
+            organization_id=self._organization, automatic_settings=chosen, consent_text=_CONSENT
+        )
+        enabled = self._pulsa.credits.UpdateAutomaticTopUp(update).automatic_top_up
+        _require(enabled.state == READY, "automatic top-ups wait for the threshold")
+        self._print(f'automatic top-ups are on, agreed to by {enabled.consent.given_by}: "{_CONSENT}"')
+        self._send(email="me@example.com")
+        self._await_balance(_BALANCES[-1] - 1 + 1000)
+        self._print("the next send crossed the threshold: 1000 credits were bought with the card")
+        listed = self._pulsa.credits.ListTopUps(credit.ListTopUpsRequest(organization_id=self._organization))
+        _require([each.automatic for each in listed.top_ups] == [True, False], "it bought once")
+
+    def _await_card(self) -> Any:
+        request = credit.GetAutomaticTopUpRequest(organization_id=self._organization)
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while not (found := self._pulsa.credits.GetAutomaticTopUp(request).automatic_top_up).HasField("card"):
+            _require(time.monotonic() < deadline, f"the card is known within {_WAIT_SECONDS} seconds")
+            time.sleep(0.05)
+        return found.card
 
     def _balance(self) -> Any:
         return self._pulsa.credits.GetBalance(credit.GetBalanceRequest(organization_id=self._organization)).balance
@@ -206,15 +267,15 @@ def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - an assertion tha
         raise StepFailedError(f"expected that {what}")
 
 
-def _read_code(messages: str, destination: str) -> str:
-    """The code of the newest message to a destination, once it has arrived."""
+def _read_message(messages: str, destination: str) -> dict[str, str]:
+    """The newest message to a destination, once it has arrived."""
     deadline = time.monotonic() + _WAIT_SECONDS
     query = urllib.parse.urlencode({"to": destination})
     while True:
         with urllib.request.urlopen(f"{messages}?{query}") as page:  # noqa: S310 - a page of the development server
             found = json.load(page)
         if found:
-            return str(found[0]["code"])
+            return dict(found[0])
         _require(time.monotonic() < deadline, "the message arrives")
         time.sleep(0.05)
 

@@ -15,7 +15,7 @@ import uvloop
 from pulsa.client import connect
 
 from server.api.auth import ANY_ORGANIZATION, mint
-from server.api.permissions import ALL_PERMISSIONS, BALANCE_READ, STRIPE_RELAY, SUBSCRIBE
+from server.api.permissions import ALL_PERMISSIONS, BALANCE_READ, SETTINGS_READ, SETTINGS_WRITE, STRIPE_RELAY, SUBSCRIBE
 from server.cli.database import database
 from server.cli.serve import wait_for_stop_signal
 from server.cli.token import DevelopmentKey, development_key
@@ -36,7 +36,10 @@ from server.webhook.relay import Relay
 from server.webhook.sidecar import PATH, start_sidecar
 
 ORGANIZATION: Final = "demo"
-_PEOPLE: Final = {"ayu": [BALANCE_READ, SUBSCRIBE], "budi": [BALANCE_READ]}
+_PEOPLE: Final = {
+    "ayu": [BALANCE_READ, SUBSCRIBE, SETTINGS_READ, SETTINGS_WRITE],
+    "budi": [BALANCE_READ],
+}
 """Who looks at the billing pages, with their permissions."""
 _STRIPE_KEY: Final = "sk_test_sandbox"
 _WEBHOOK_SECRET: Final = "whsec_sandbox"  # noqa: S105 - of the stand-in
@@ -100,6 +103,7 @@ def dev() -> None:
                 "base_url": f"http://127.0.0.1:{given.sandbox.stripe_port}",
             },
             "channel": {channel.field: "console" for channel in Channel},
+            "organization": {"test": ["test"]},
         },
     )
     configure_logging(level=settings.log.level, style=settings.log.format)

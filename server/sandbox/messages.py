@@ -10,40 +10,31 @@ from aiohttp import web
 from server.providers.console import Console
 from server.providers.provider import Channel, Message
 from server.providers.templates import Rendered, Templates, load_templates
+from server.sandbox.frame import framed
 
 _SHOWN = 50
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Messages</title>
-<link rel="icon" href="data:,">
-<style>
-  :root {{ color-scheme: light dark; }}
-  html {{ background: Canvas; color: CanvasText; }}
-  body {{ max-width: 60rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; }}
-  .columns {{ display: grid; gap: 2rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }}
-  article {{ margin: 0 0 1rem; padding: .75rem 1rem; border: 1px solid #8888; border-radius: 1rem; }}
-  article p {{ margin: 0; white-space: pre-line; overflow-wrap: anywhere; }}
-  article header {{ font-size: .85rem; overflow-wrap: anywhere; }}
-  .phone article {{ max-width: 20rem; border-bottom-left-radius: .2rem; }}
-  iframe {{ width: 100%; height: 16rem; border: 0; }}
-</style>
-</head>
-<body>
-<main>
-<h1>Messages</h1>
-<p>What was sent since the server began, newest first; also <a href="/messages">as JSON</a>.</p>
-<div class="columns">
-<section class="phone" aria-labelledby="phone"><h2 id="phone">On a phone</h2>{phone}</section>
-<section aria-labelledby="mailbox"><h2 id="mailbox">In a mailbox</h2>{mailbox}</section>
-</div>
-</main>
-</body>
-</html>
+_CHANNEL_NAMES = {Channel.WHATSAPP: "WhatsApp", Channel.SMS: "SMS"}
+_STYLE = """
+.columns { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
+article header { color: var(--faint); font-size: .85rem; }
+article p { margin: 0; white-space: pre-line; }
+.screen { max-width: 22rem; margin: 0 auto; padding: 2.5rem 1rem 1.5rem; border: .5rem solid var(--control);
+          border-radius: 2rem; background: var(--card); }
+.screen article { margin: 0 0 1rem; }
+.bubble { display: inline-block; margin: 0 0 .15rem; padding: .5rem .85rem; border-radius: 1.1rem 1.1rem 1.1rem .25rem;
+          background: var(--plain); }
+.whatsapp .bubble { background: var(--good); color: var(--on-good); }
+.mail { padding: 0; overflow: hidden; }
+.mail header { padding: .75rem 1.25rem; border-bottom: 1px solid var(--line); }
+.mail h3 { margin: 0; color: var(--text); font-size: 1.05rem; }
+.mail > p { padding: 1rem 1.25rem; }
+iframe { display: block; width: 100%; height: 19rem; border: 0; }
 """
+_CONTENT = """<p>What was sent since the server began, newest first; also <a href="/messages">as JSON</a>.</p>
+<div class="columns">
+<section aria-labelledby="phone"><h2 id="phone">On a phone</h2><div class="screen">{phone}</div></section>
+<section aria-labelledby="mailbox"><h2 id="mailbox">In a mailbox</h2>{mailbox}</section>
+</div>"""
 
 
 @asynccontextmanager
@@ -58,8 +49,13 @@ async def message_page(console: Console, *, port: int, templates: Templates | No
         wanted = request.query.get("to")
         return web.json_response(
             [
-                {"channel": message.channel, "to": message.destination, "code": message.code}
-                for message in reversed(console.messages)
+                {
+                    "channel": message.channel,
+                    "to": message.destination,
+                    "code": message.code,
+                    "text": _text(time, message, rendering),
+                }
+                for time, message in reversed(list(zip(console.times, console.messages, strict=True)))
                 if wanted in {None, message.destination}
             ]
         )
@@ -89,19 +85,22 @@ def _messages_page(console: Console, templates: Templates) -> str:
         if message.channel is Channel.EMAIL
     ] + [(time, _mail(time, address, rendered)) for time, address, rendered in list(console.mails)[-_SHOWN:]]
     shown = ["".join(html for _, html in sorted(each, reverse=True)) or "<p>None yet.</p>" for each in (phone, mailbox)]
-    return _PAGE.format(phone=shown[0], mailbox=shown[1])
+    return framed("Messages", _CONTENT.format(phone=shown[0], mailbox=shown[1]), style=_STYLE)
+
+
+def _text(time: datetime, message: Message, templates: Templates) -> str:
+    # Of WhatsApp's messages Meta has the template: this is its English text for codes.
+    if message.channel is Channel.WHATSAPP:
+        return f"{message.code} is your verification code."
+    return templates.render(message, now=time).text
 
 
 def _bubble(time: datetime, message: Message, templates: Templates) -> str:
-    # Of WhatsApp's messages Meta has the template: this is its English text for codes.
-    text = (
-        f"{message.code} is your verification code."
-        if message.channel is Channel.WHATSAPP
-        else templates.render(message, now=time).text
-    )
+    text = _text(time, message, templates)
+    about = f"{_CHANNEL_NAMES[message.channel]} to {escape(message.destination)}, {time:%H:%M:%S} UTC"
     return (
-        f"<article><header>{escape(message.channel)} to {escape(message.destination)}, {time:%H:%M:%S} UTC</header>"
-        f"<p>{escape(text)}</p></article>"
+        f'<article class="{message.channel.lower()}"><p class="bubble">{escape(text)}</p>'
+        f"<header>{about}</header></article>"
     )
 
 
@@ -112,6 +111,6 @@ def _mail(time: datetime, address: str, rendered: Rendered) -> str:
         else f"<p>{escape(rendered.text)}</p>"
     )
     return (
-        f"<article><header>to {escape(address)}, {time:%H:%M:%S} UTC</header>"
-        f"<strong>{escape(rendered.subject)}</strong>{body}</article>"
+        f'<article class="card mail"><header><h3>{escape(rendered.subject)}</h3>'
+        f"to {escape(address)}, {time:%H:%M:%S} UTC</header>{body}</article>"
     )

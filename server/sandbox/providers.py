@@ -44,6 +44,7 @@ class Received:
     to: str
     text: str
     """The message, or the code of a WhatsApp template."""
+    path: str
     headers: Mapping[str, str]
     fields: Mapping[str, Any]
 
@@ -116,7 +117,7 @@ class ProvidersSandbox:
         return await self._answer("whatsapp", request, json_answer(body))
 
     def _record(self, provider: str, request: web.Request, *, to: str, text: str, fields: Mapping[str, Any]) -> None:
-        self.received.append(Received(provider, to, text, dict(request.headers), fields))
+        self.received.append(Received(provider, to, text, request.path, dict(request.headers), fields))
 
     async def _answer(self, provider: str, request: web.Request, accepted: Answer) -> web.StreamResponse:
         planned = self._next[provider]

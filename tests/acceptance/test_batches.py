@@ -94,6 +94,25 @@ async def test_credits_pay_for_the_first_requests_of_concurrent_batches(pulsa: D
     assert (await pulsa.call("VerifyLedger")).entry_count == 151
 
 
+async def test_a_batch_of_several_transactions_is_decided_in_order(database_url: str, tmp_path: Path) -> None:
+    async with deployed(database_url, tmp_path, delivery={"batch_items": 100}) as pulsa:
+        await pulsa.grant(300)
+        requests = [send(number % 230) for number in range(250)]
+        requests[120] = send(120, destination={"email": "nobody"})
+
+        answer = await pulsa.call("BatchSendOtps", requests=requests, compact=True)
+        again = await pulsa.call("BatchSendOtps", requests=requests, compact=True)
+
+        refused = [(number, reason) for number, reason in enumerate(reasons(answer)) if reason]
+        assert refused == [(120, "INVALID_DESTINATION"), *((number, "RESEND_TOO_SOON") for number in range(230, 250))]
+        sequences = [result.compact.ledger_sequence for result in answer.results if result.HasField("compact")]
+        assert sequences == [*range(2, 231)]
+        assert [(one.compact.otp_id, one.compact.replayed) for one in again.results[:230]] == [
+            (one.compact.otp_id, one.HasField("compact")) for one in answer.results[:230]
+        ]
+        assert await pulsa.balance() == 300 - 229
+
+
 async def test_a_batch_has_1_to_1000_requests(pulsa: Deployment) -> None:
     assert await reason_of(pulsa.call("BatchSendOtps", requests=[])) == "INVALID_FIELDS"
     assert await reason_of(pulsa.call("BatchSendOtps", requests=[send(n) for n in range(1001)])) == "INVALID_FIELDS"

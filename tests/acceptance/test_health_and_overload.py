@@ -18,7 +18,7 @@ async def is_serving(pulsa: Deployment, service: str = "") -> bool:
 
 
 async def test_health_needs_no_token(pulsa: Deployment) -> None:
-    assert [await is_serving(pulsa, name) for name in ("", *(each.full_name for each in SERVICES))] == [True] * 3
+    assert all([await is_serving(pulsa, name) for name in ("", *(each.full_name for each in SERVICES))])
 
 
 async def test_reflection_describes_every_service_and_its_messages(pulsa: Deployment) -> None:

@@ -25,6 +25,9 @@ BILLING, CONTEXT, NOTE = "billing@acme.example", "payment 4711 to Quill", "order
 NOT_ON_WHATSAPP, TRY_LATER = whatsapp_error(131026), whatsapp_error(130429)
 EIGHT_DIGITS: dict[str, Any] = {"code_length": 8}
 
+pytestmark = pytest.mark.plain_postgres
+"""They read the log of the one server, and its dump."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leak:

@@ -1,7 +1,8 @@
 """docs/providers.md through the whole server: what a provider says of one organization's message touches no other's."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from pulsa.otp.v1.delivery_pb2 import (
     DELIVERY_STATUS_FAILED,
     DELIVERY_STATUS_QUEUED,
     DELIVERY_STATUS_SENT,
+    DELIVERY_STATUS_UNKNOWN,
     DeliveryStatus,
 )
 
@@ -40,12 +42,16 @@ DESTINATIONS: Final = {
 }
 
 
-def codes(provider: str, *, kind: OutcomeKind) -> list[str]:
-    """The documented codes of a provider with an outcome of this kind, which is not about all messages."""
+def codes(provider: str, *, kind: OutcomeKind, concern_all: bool = False) -> list[str]:
+    """The documented codes of a provider with an outcome of this kind, which are about one message, or about all.
+
+    Of WhatsApp's 200 to 299 only the first.
+    """
     return [
         code
         for name, code, verdict in provider_verdicts()
-        if name == provider and verdict.kind is kind and verdict.about not in CONCERNS_ALL and code.isdecimal()
+        if (name, verdict.kind, verdict.about in CONCERNS_ALL) == (provider, kind, concern_all)
+        if code.isdecimal() and not 200 < int(code) < 300
     ]
 
 
@@ -67,12 +73,14 @@ class TwoOrganizations:
         (delivery,) = await answered()
         return delivery
 
-    async def expect(self, provider: str, status: "DeliveryStatus.ValueType", reasons: Sequence[str]) -> None:
-        """A's messages end so, and B's next one is sent by the provider at the first try."""
+    async def expect(
+        self, provider: str, status: "DeliveryStatus.ValueType", reasons: Sequence[str], *, by: str = ""
+    ) -> None:
+        """A's messages end so, and B's next one is sent by the provider, or by `by`, at the first try."""
         ended = await asyncio.gather(*(self.deliver("a", provider) for _ in reasons))
         assert {(one.status, one.refunded) for one in ended} == {(status, status == DELIVERY_STATUS_FAILED)}
         assert sorted(one.failure_reason for one in ended) == sorted(reasons)
-        await self.expect_sent("b", provider)
+        await self.expect_sent("b", by or provider)
 
     async def expect_sent(self, organization_id: str, provider: str) -> None:
         before = self.asked(provider)
@@ -87,8 +95,23 @@ class TwoOrganizations:
 
 
 @pytest.fixture
-async def both(database_url: str, tmp_path: Path) -> Any:
+async def both(database_url: str, tmp_path: Path) -> AsyncIterator[TwoOrganizations]:
     """The server with every provider; one outcome that counts for a breaker opens it for the rest of the test."""
+    async with two_organizations(database_url, tmp_path, failures_to_open=1) as pair:
+        yield pair
+
+
+@pytest.fixture
+async def patient(database_url: str, tmp_path: Path) -> AsyncIterator[TwoOrganizations]:
+    """The server with every provider; its breakers stay closed."""
+    async with two_organizations(database_url, tmp_path, failures_to_open=1000) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def two_organizations(
+    database_url: str, tmp_path: Path, *, failures_to_open: int
+) -> AsyncIterator[TwoOrganizations]:
     sandbox = ProvidersSandbox()
     unlimited = ("cooldown_seconds", "sends_per_destination_per_hour", "sends_per_destination_per_day")
     async with TestServer(sandbox.application()) as stand_ins, Relay() as relay:
@@ -96,7 +119,7 @@ async def both(database_url: str, tmp_path: Path) -> Any:
         changes: dict[str, Any] = {
             "limit": dict.fromkeys(unlimited, 0),
             "channel": {"email": "smtp", "whatsapp": "whatsapp", "sms": "twilio,vonage"}
-            | {"failures_to_open": 1, "cooldown_seconds": 3600},
+            | {"failures_to_open": failures_to_open, "cooldown_seconds": 3600},
             "smtp": {"host": "127.0.0.1", "port": relay.port, "security": "none", "sender": "no-reply@pulsa.example"},
             "twilio": {"account_sid": "AC1", "auth_token": "token", "sender": "MG1", "base_url": url},
             "vonage": {"api_key": "key", "api_secret": "secret", "sender": "Pulsa", "base_url": url},
@@ -159,6 +182,47 @@ async def test_replies_about_a_mailbox_or_a_session_touch_nobody_elses_mail(both
         await asyncio.gather(*(both.pulsa.send("a", **DESTINATIONS["smtp"]) for _ in replies))
         await until(partial(both.relay.has_played, step))
     assert (await both.deliver("b", "smtp")).status == DELIVERY_STATUS_SENT
+
+
+async def test_answers_about_the_account_or_the_provider_end_as_documented(patient: TwoOrganizations) -> None:
+    sandbox, expect = patient.sandbox, patient.expect
+    refused = {
+        name: codes(name, kind=OutcomeKind.REJECTED_CONFIGURATION, concern_all=True) for name in ("vonage", "whatsapp")
+    }
+    later = {name: codes(name, kind=OutcomeKind.NOT_SENT, concern_all=True) for name in ("vonage", "whatsapp")}
+    later["whatsapp"].remove("131048")  # opens the breaker at once
+    unknown = {name: codes(name, kind=OutcomeKind.UNKNOWN, concern_all=True) for name in ("vonage", "whatsapp")}
+
+    for answer in (twilio_error(20003), twilio_error(20429, status=429), Answer(401, PROXY), Answer(429, PROXY)):
+        sandbox.play("twilio", answer)
+        await patient.expect_sent("a", "vonage")
+        await patient.expect_sent("b", "twilio")
+    sandbox.play("twilio", Answer(502, PROXY))
+    await expect("twilio", DELIVERY_STATUS_UNKNOWN, ["twilio_http_502"])
+
+    for status, answers in (
+        (DELIVERY_STATUS_FAILED, refused),
+        (DELIVERY_STATUS_SENT, later),
+        (DELIVERY_STATUS_UNKNOWN, unknown),
+    ):
+        named = answers["vonage"]
+        sandbox.play("twilio", *[NO_ROUTE] * len(named))
+        sandbox.play("vonage", *map(vonage_status, named))
+        reasons = {DELIVERY_STATUS_FAILED: ["twilio_21612"] * len(named), DELIVERY_STATUS_SENT: [""] * len(named)}
+        await expect("vonage", status, reasons.get(status, [f"vonage_{code}" for code in named]), by="twilio")
+
+        named = answers["whatsapp"]
+        sandbox.play("whatsapp", *(whatsapp_error(int(code)) for code in named))
+        reasons = {DELIVERY_STATUS_SENT: [""] * len(named)}
+        await expect("whatsapp", status, reasons.get(status, [f"whatsapp_{code}" for code in named]))
+
+    for status, step, reply in (
+        (DELIVERY_STATUS_SENT, "MAIL", "450 x"),
+        (DELIVERY_STATUS_FAILED, "MAIL", "550 x"),
+        (DELIVERY_STATUS_UNKNOWN, "CONTENT", "354 x"),
+    ):
+        patient.relay.play(step, reply)
+        await expect("smtp", status, ["" if status == DELIVERY_STATUS_SENT else f"smtp_{reply[:3]}"])
 
 
 async def test_whatsapp_refuses_one_person_and_the_fallback_goes(both: TwoOrganizations) -> None:

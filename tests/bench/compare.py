@@ -13,9 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from multiprocessing import get_context
 from pathlib import Path
 
 import psycopg
@@ -24,7 +27,7 @@ from tests.bench import calls
 from tests.bench.connection import Target
 from tests.bench.environment import ROOT, BenchmarkEnvironment, Server, benchmark_environment, fund_accounts
 from tests.bench.load import CALLS_AT_ONCE, WARM_SECONDS, drive
-from tests.bench.rounds import cpu_seconds
+from tests.bench.processes import backend_seconds, process_seconds
 
 Comparisons = Mapping[str, Mapping[str, "Comparison"]]  # by the subject's name and the figure's
 THIS, BASE = "this", "base"
@@ -72,6 +75,8 @@ class Side:
     name: str  # the database's too
     root: Path
     bench: BenchmarkEnvironment
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Further settings."""
 
     @property
     def database_url(self) -> str:
@@ -84,6 +89,7 @@ class Side:
         return {
             "PYTHONPATH": f"{self.root}{os.pathsep}{self.root / 'clients/python'}",
             "PULSA_METRICS_LISTEN": "off",
+            **self.more,
         }
 
     def manage(self, command: str) -> None:
@@ -98,6 +104,15 @@ class Side:
             connection.execute(f"CREATE DATABASE {self.name}".encode())
         self.manage("migrate")
         fund_accounts(self.database_url)
+
+    def enable_events(self) -> None:
+        """Every organization has events."""
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO event_streams (organization_id, is_on, expired_until, change_time)"
+                " SELECT organization_id, true, now(), now() FROM accounts"
+            )
+            connection.execute("VACUUM ANALYZE event_streams")
 
     def audit(self) -> None:
         """The checkout's own. Raises CalledProcessError when a ledger does not hold."""
@@ -118,13 +133,13 @@ class Running:
         """One run of load: its figures per call. Raises RuntimeError when a call did not end with OK."""
         bodies = subject.bodies(self.side.database_url)(int(_MOST_PER_SECOND * seconds / subject.size))
         target = Target(self.server.port, subject.path, self.side.bench.token)
-        server, backends, wal = process_seconds(self.server.pid), self._backend_seconds(), self._wal_bytes()
+        server, backends, wal = process_seconds(self.server.pid), backend_seconds(self.monitor), self._wal_bytes()
         outcome = drive(target, bodies, seconds=seconds, calls_at_once=subject.calls_at_once)
         if set(outcome.statuses) != {"0"}:
             raise RuntimeError(f"{self.side.name} {subject.path}: calls ended with {dict(outcome.statuses)}")
         self._settle()
         server = process_seconds(self.server.pid) - server
-        postgres = sum(used - backends.get(pid, 0.0) for pid, used in self._backend_seconds().items())
+        postgres = sum(used - backends.get(pid, 0.0) for pid, used in backend_seconds(self.monitor).items())
         count = outcome.statuses.total() * subject.size
         figures = {
             "server_us": server / count * 1e6,
@@ -141,14 +156,6 @@ class Running:
         if not served:
             print(f"{subject.path} is left out, as {self.side.name} lacks it", file=sys.stderr)  # noqa: T201
         return served
-
-    def _backend_seconds(self) -> dict[int, float]:
-        """What each connection to the database has used of the processors so far, by the backend's pid."""
-        rows = self.monitor.execute(
-            "SELECT pid FROM pg_stat_activity"
-            " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        )
-        return {pid: process_seconds(pid) for (pid,) in rows}
 
     def _wal_bytes(self) -> int:
         """What PostgreSQL has written to its log so far. The other side's server is idle, but for its periodic jobs."""
@@ -194,26 +201,25 @@ class Comparison:
         return {"ratio": self.ratio, "interval": self.interval, "this": self.this, "base": self.base}
 
 
-def process_seconds(pid: int) -> float:
-    """What a process has used of the processors so far, its ended threads included; 0 when it has ended.
-
-    From the clock of clock_getcpuclockid(3), which counts nanoseconds. /proc/PID/stat counts hundredths of a second;
-    /proc/PID/task/*/schedstat leaves out the threads that have ended, and gRPC's come and go.
-    """
-    try:
-        return time.clock_gettime(~pid << 3 | 2)
-    except OSError:  # there is no such process, or no such clock
-        return cpu_seconds(pid)
-
-
 def main() -> int:
     """Compare, audit, print and write; 1 when a limit is exceeded."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="pulsa-compare-") as name:
         (folder := Path(name)).chmod(0o755)  # PostgreSQL runs as another user when this is root
-        with _checkout(arguments.base, folder / "checkout") as base, benchmark_environment(folder) as bench:
-            sides = [Side(THIS, ROOT, bench), Side(BASE, base, bench)]
-            comparisons = _compare(sides, rounds=arguments.rounds, seconds=arguments.seconds)
+        with (
+            _checkout(arguments.base, folder / "checkout") as base,
+            benchmark_environment(folder) as bench,
+            _collector() as collector,
+        ):
+            traces = {"PULSA_TRACES_ENDPOINT": collector, "PULSA_TRACES_RATIO": str(arguments.traces)}
+            sides = [Side(THIS, ROOT, bench, traces if arguments.traces else {}), Side(BASE, base, bench)]
+            for side in sides:
+                side.create_database()
+            if arguments.events:
+                sides[0].enable_events()
+            comparisons = _compare(
+                sides, rounds=arguments.rounds, seconds=arguments.seconds, names=arguments.subject or SUBJECTS
+            )
     exceeded = _exceeded(comparisons, dict(arguments.limit))
     print(_table(comparisons, arguments.rounds), *exceeded, sep="\n")  # noqa: T201 - a command that talks to a terminal
     if arguments.output:
@@ -228,6 +234,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="2 at least (default: 9)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
     parser.add_argument("--output", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--subject", choices=SUBJECTS, action="append", help="measure only these calls")
+    parser.add_argument("--events", action="store_true", help="every organization has events here, and none in BASE")
+    parser.add_argument(
+        "--traces", type=float, metavar="RATIO", help="this share of calls is traced here, none in BASE"
+    )
     explanation = f"fail when the interval of the server's CPU ends above; NAME is one of {', '.join(SUBJECTS)}"
     parser.add_argument("--limit", type=_limit, action="append", default=[], metavar="NAME=RATIO", help=explanation)
     arguments = parser.parse_args()
@@ -241,6 +252,28 @@ def _limit(text: str) -> tuple[str, float]:
     if name not in SUBJECTS:
         raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(SUBJECTS)}")
     return name, float(ratio)
+
+
+class _Taker(BaseHTTPRequestHandler):
+    """Takes spans and forgets them."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(HTTPStatus.OK)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@contextmanager
+def _collector() -> Iterator[str]:
+    """A collector of traces while the block runs: its URL. Its process is another one, as this one makes the load."""
+    with HTTPServer(("127.0.0.1", 0), _Taker) as server:
+        process = get_context("fork").Process(target=server.serve_forever, daemon=True)
+        process.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces"
+        process.terminate()
 
 
 @contextmanager
@@ -257,12 +290,14 @@ def _checkout(base: str, folder: Path) -> Iterator[Path]:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True)  # noqa: S603
 
 
-def _compare(sides: Sequence[Side], *, rounds: int, seconds: float) -> Comparisons:
-    for side in sides:
-        side.create_database()
+def _compare(sides: Sequence[Side], *, rounds: int, seconds: float, names: Collection[str]) -> Comparisons:
     seconds += WARM_SECONDS  # which `drive` leaves out of the rate
     verified = int(_MOST_PER_SECOND * (rounds * seconds + _WARMING_SECONDS))
-    subjects = {name: subject for name, subject in SUBJECTS.items() if name != "verify_otp" or _stock(sides, verified)}
+    subjects = {
+        name: subject
+        for name, subject in SUBJECTS.items()
+        if name in names and (name != "verify_otp" or _stock(sides, verified))
+    }
     comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in subjects}
     with ExitStack() as servers:
         pair = [servers.enter_context(_running(side)) for side in sides]

@@ -21,7 +21,8 @@ from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.destinations import parse_email, parse_phone
 from server.otps.otp import otp_from_row
-from server.postgres.pool import Connection, Pool, Timeouts, open_pool, transaction
+from server.postgres.conninfo import Timeouts
+from server.postgres.pool import Connection, Pool, open_pool, transaction
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel
 from server.settings import Settings

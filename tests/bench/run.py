@@ -14,8 +14,9 @@ from pathlib import Path
 import psycopg
 
 from server.credits.audit import audit_all
-from server.postgres.pool import Timeouts, open_pool
-from tests.bench import growth, report
+from server.postgres.conninfo import Timeouts
+from server.postgres.pool import open_pool
+from tests.bench import batches, growth, peers, report
 from tests.bench.calls import store_otps
 from tests.bench.environment import FILLING, POSTGRES, BenchmarkEnvironment, benchmark_environment, create_database
 from tests.bench.latency import half_load, idle_latency, overload
@@ -34,27 +35,32 @@ class Plan:
     """Duration of each measurement in a round."""
     growth: bool
     workers: bool
+    batches: bool
 
 
-FULL = Plan(rounds=5, seconds=3.0, growth=True, workers=True)
-QUICK = Plan(rounds=1, seconds=1.0, growth=False, workers=False)
+FULL = Plan(rounds=5, seconds=3.0, growth=True, workers=True, batches=True)
+QUICK = Plan(rounds=1, seconds=1.0, growth=False, workers=False, batches=False)
 
 
 def main() -> None:
     """Measure, audit, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, no growth, no workers")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no growth, no workers, no batches")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
+    parser.add_argument("--pgledger", type=Path, help="a checkout of pgledger; it is left out without one")
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pulsa-bench-") as folder:
-        figures = _measure(Path(folder), QUICK if arguments.quick else FULL)
+        figures = _measure(Path(folder), QUICK if arguments.quick else FULL, arguments.pgledger)
     figures["seconds"] = round(time.monotonic() - began)
     report.write(figures, arguments.output)
     print(report.table(figures))  # noqa: T201 - a command that talks to a terminal
+    for name in ("batches", "peers"):
+        if isinstance(found := figures.get(name), dict):
+            print(batches.table(found))  # noqa: T201
 
 
-def _measure(folder: Path, plan: Plan) -> dict[str, object]:
+def _measure(folder: Path, plan: Plan, pgledger: Path | None) -> dict[str, object]:
     folder.chmod(0o755)  # PostgreSQL runs as another user when this is root
     databases = [MAIN, *([growth.SMALL, growth.LARGE] if plan.growth else [])]
     with _reported_step("filling the tables"), benchmark_environment(folder, FILLING) as filling:
@@ -66,6 +72,13 @@ def _measure(folder: Path, plan: Plan) -> dict[str, object]:
             growth.fill(filling, growth.LARGE, growth.LARGE_ENTRIES)
     with benchmark_environment(folder, POSTGRES) as environment:
         figures = report.conditions(environment) | _figures(environment, plan)
+        if plan.batches:
+            with _reported_step("batches"):
+                figures["batches"] = batches.measure(environment, rounds=plan.rounds, seconds=plan.seconds)
+            with _reported_step("other ledgers"):
+                figures["peers"] = peers.measure(
+                    environment, rounds=plan.rounds, seconds=plan.seconds, pgledger=pgledger
+                )
         with _reported_step("auditing every ledger"):
             figures["audit"] = {database: asyncio.run(_audit(environment, database)) for database in databases}
         return figures

@@ -1,186 +1,185 @@
-"""`make soak`: an hour at half of the maximum, with faults; writes build/soak.json, from which plot.py draws.
+"""`make soak`: two hours at half of the maximum through restarts, rotations and failovers; writes build/soak.json.
 
-Two replicas share a database. The first serves two thirds of the time and is never killed, so that its memory shows a
-leak; the second serves the rest, and is killed and restarted. Every minute one fault, drawn at random.
+Two replicas with mutual TLS share a database. A key of each ring is rotated once, early; the first replica then runs to
+the end, so that its memory shows a leak. Every half minute one thing happens, in rounds of all of them.
 """
 
 import argparse
 import asyncio
 import json
-import os
-import random
-import signal
+import shutil
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
-from server.credits.audit import audit_all
-from server.postgres.pool import Timeouts, open_pool
-from tests.bench.calls import SEND_OTP, spread_sends
-from tests.bench.connection import Target
-from tests.bench.environment import BenchmarkEnvironment, Server, benchmark_environment, create_database
-from tests.bench.load import drive
+from server.postgres import embedded
+from server.postgres.migrate import migrate
+from tests.bench.environment import POSTGRES, fund_accounts
+from tests.bench.soak_load import Counts, Load
+from tests.bench.soak_site import Site, open_site
+from tests.faults.process_deployment import UNSETTLED
 
-_DATABASE: Final = "soak"
-_SEGMENT_SECONDS: Final = 30.0
+_STEP_SECONDS: Final = 30.0
+_MAXIMUM_SECONDS: Final = 10.0
+_KEYS_AFTER_SECONDS: Final = 60.0
+_OLD_CODES_SECONDS: Final = 330.0
+"""How long a code under the old key is valid, and a little."""
+_SETTLE_SECONDS: Final = 120.0
 _TABLES: Final = ("accounts", "ledger_entries", "otps", "deliveries", "outbox", "unverified_credits", "job_leases")
 _SEED: Final = 20
 
 
 @dataclass
-class Replica:
-    """A server that can be killed and started again."""
+class Soak:
+    """One run and its figures."""
 
-    environment: BenchmarkEnvironment
-    name: str
-    stack: ExitStack = field(default_factory=ExitStack)
+    site: Site
+    load: Load
+    output: Path
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[dict[str, object]] = field(default_factory=list)
+    figures: dict[str, object] = field(default_factory=dict)
+    began: float = 0.0
 
-    def start(self) -> None:
-        """Start it, on a new port."""
-        starting = self.environment.server("pulsa", _DATABASE, PULSA_METRICS_LISTEN="off")
-        self.server: Server = self.stack.enter_context(starting)
+    async def run(self, minutes: float, most_per_second: float) -> None:
+        """Load, disturb, sample; then settle what is in flight."""
+        async with asyncio.TaskGroup() as group:
+            verifying = group.create_task(self.load.verify_what_arrives())
+            maximum = await self.load.maximum(_MAXIMUM_SECONDS)
+            rate = min(maximum / 2, most_per_second)
+            self.figures |= {"maximum": maximum, "rate": rate, "samples": self.samples, "faults": self.faults}
+            self.began, ended = time.monotonic(), asyncio.Event()
+            self.load.counts = Counts()
+            await self._sample()
+            sending = group.create_task(self.load.run(rate, ended))
+            rotating = group.create_task(self._rotate_keys())
+            await self._disturb(60 * minutes, rotating)
+            ended.set()
+            await sending
+            await self._settle()
+            verifying.cancel()
 
-    def restart(self) -> None:
-        """Kill it, as kill -9 does, and start it again."""
-        os.kill(self.server.pid, signal.SIGKILL)
-        self.stack.close()
-        self.start()
+    async def _disturb(self, seconds: float, rotating: asyncio.Task[None]) -> None:
+        kinds: list[str] = []
+        while (passed := time.monotonic() - self.began) < seconds or not rotating.done():
+            kinds = kinds or self.site.chance.sample(sorted(self.site.faults), len(self.site.faults))
+            kind = kinds.pop()
+            async with self.site.undisturbed:
+                await self.site.faults[kind]()
+            self.faults.append({"seconds": passed, "kind": kind})
+            await asyncio.sleep(max(0.0, self.began + passed + _STEP_SECONDS - time.monotonic()))
+            async with self.site.undisturbed:
+                await self._sample()
 
-    def freeze(self, seconds: float) -> None:
-        """Stop it for some seconds."""
-        os.kill(self.server.pid, signal.SIGSTOP)
-        time.sleep(seconds)
-        os.kill(self.server.pid, signal.SIGCONT)
+    async def _rotate_keys(self) -> None:
+        """As operations.md says: the digest key's rotation ends a day later, so both digest keys stay."""
+        await asyncio.sleep(_KEYS_AFTER_SECONDS)
+        new = await self.site.add_keys()
+        await asyncio.sleep(_OLD_CODES_SECONDS)
+        self.figures["rotate"] = await self.site.run("rotate")
+        await self.site.roll(PULSA_SECRET_KEYS=new["PULSA_SECRET_KEYS"])
+        self.figures["keys_rotated_seconds"] = time.monotonic() - self.began
 
-    @property
-    def megabytes(self) -> float:
-        """Its resident memory."""
-        pages = int(Path(f"/proc/{self.server.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    async def _sample(self) -> None:
+        connections, sends, waiting = (
+            await self.site.execute(
+                "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND pid <> pg_backend_pid()),"
+                " (SELECT sum(last_sequence) - count(*) FROM accounts)::float, (SELECT count(*) FROM outbox)"
+            )
+        )[0]
+        sizes = await self.site.execute(
+            "SELECT coalesce((SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(name::regclass)),"
+            " pg_total_relation_size(name::regclass))::float"
+            " FROM unnest(%s::text[]) WITH ORDINALITY AS tables (name, number) ORDER BY number",
+            list(_TABLES),
+        )
+        counts, self.load.counts = self.load.counts, Counts()
+        sample = {
+            "seconds": time.monotonic() - self.began,
+            "megabytes": dict(zip(("first", "second"), self.site.memory(), strict=True)),
+            "files": dict(zip(("first", "second"), self.site.files(), strict=True)),
+            "connections": connections,
+            "sends": sends,
+            "outbox": waiting,
+            "bytes": {table: size for table, (size,) in zip(_TABLES, sizes, strict=True)},
+        } | counts.figures()
+        self.samples.append(sample)
+        self.output.write_text(json.dumps(self.figures, indent=1) + "\n")
+        print(json.dumps(sample), flush=True)  # noqa: T201 - shows the progress
+
+    async def _settle(self) -> None:
+        """Wait until every delivery has its outcome and every code that arrived is verified."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            ((unsettled,),) = await self.site.execute(UNSETTLED)
+            if not unsettled and not self.load.unverified:
+                return
+            await asyncio.sleep(0.5)
+
+    async def judge(self) -> bool:
+        """Add what was lost to the figures; returns whether nothing was."""
+        stored = await self.site.execute(
+            "SELECT request_id::text FROM ledger_entries LEFT JOIN requests"
+            " ON requests.organization_id = ledger_entries.organization_id AND answer_id = reference_id"
+            " WHERE kind = 'SEND'"
+        )
+        ((refunds,),) = await self.site.execute("SELECT count(*) FROM ledger_entries WHERE kind = 'REFUND'")
+        charged = [str(request_id) for (request_id,) in stored]
+        accepted = self.load.accepted.keys()
+        code, audit = await self.site.run("audit")
+        self.figures |= {
+            "accepted": len(accepted),
+            "without_an_entry": len(accepted - set(charged)),
+            "entries_without_a_send": len(charged) - len(accepted),
+            "refunds": refunds,
+            "verified": self.load.verified,
+            "unverified": len(self.load.unverified),
+            "messages": dict(self.load.messages),
+            "lost_calls": self.load.lost[:20],
+            "audit": audit.splitlines()[-3:],
+        }
+        self.output.write_text(json.dumps(self.figures, indent=1) + "\n")
+        return not (code or accepted ^ set(charged) or len(charged) != len(accepted) or self.load.lost)
 
 
-def main() -> None:
-    """Run, audit, and write."""
+def main() -> int:
+    """Run, audit, and write; 1 when something was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--most-per-second", type=float, default=1e9, help="for a machine that is shared")
     parser.add_argument("--output", type=Path, default=Path("build/soak.json"))
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pulsa-soak-") as name:
         (folder := Path(name)).chmod(0o755)  # PostgreSQL runs as another user when this is root
-        with benchmark_environment(folder) as environment, ExitStack() as stack:
-            create_database(environment, _DATABASE)
-            replicas = [Replica(environment, name) for name in ("first", "second")]
-            for replica in replicas:
-                replica.start()
-                stack.callback(replica.stack.close)
-            figures = _run(environment, replicas, arguments.minutes, arguments.output)
-            stack.close()
-            figures["audit"] = asyncio.run(_audit(environment))
-    arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
+        with embedded.start(folder / "postgres", settings=POSTGRES) as postgres:
+            with psycopg.connect(postgres.url, autocommit=True) as connection:
+                connection.execute("CREATE DATABASE soak")
+            url = make_conninfo(postgres.url, dbname="soak")
+            migrate(url)
+            fund_accounts(url)
+            try:
+                good = asyncio.run(_soak(url, folder, arguments))
+            finally:
+                for log in folder.glob("*.log"):  # the newest is of the first replica's last process, or the second's
+                    shutil.copy(log, arguments.output.parent)
+    return 0 if good else 1
 
 
-def _run(environment: BenchmarkEnvironment, replicas: list[Replica], minutes: float, output: Path) -> dict[str, object]:
-    chance = random.Random(_SEED)  # noqa: S311 - for a repeatable draw
-    target = Target(replicas[0].server.port, SEND_OTP, environment.token)
-    maximum = drive(target, spread_sends(60_000), seconds=10.0).per_second
-    rate, samples = maximum / 2, [_sample(environment, replicas, 0.0)]
-    faults: list[dict[str, object]] = []
-    figures: dict[str, object] = {"maximum": maximum, "rate": rate, "samples": samples, "faults": faults}
-    began, number = time.monotonic(), 0
-    while (passed := time.monotonic() - began) < 60 * minutes:
-        serving = replicas[number % 3 == 2]
-        with _one_fault(environment, serving, replicas, chance) if number % 2 else ExitStack() as fault:
-            outcome = _drive(serving, environment, rate)
-        if number % 2:
-            faults.append({"seconds": passed, "kind": fault})
-        samples.append(_sample(environment, replicas, time.monotonic() - began) | outcome)
-        output.write_text(json.dumps(figures, indent=1) + "\n")
-        print(json.dumps(samples[-1]), flush=True)  # noqa: T201 - shows the progress
-        number += 1
-    return figures
-
-
-def _drive(replica: Replica, environment: BenchmarkEnvironment, rate: float) -> dict[str, object]:
-    """Send for a while; a killed server ends that early."""
-    target = Target(replica.server.port, SEND_OTP, environment.token)
-    try:
-        outcome = drive(target, spread_sends(int(rate * _SEGMENT_SECONDS)), seconds=_SEGMENT_SECONDS, per_second=rate)
-    except (OSError, TimeoutError, EOFError) as error:
-        return {"interrupted": type(error).__name__}
-    return {
-        "p50_ms": outcome.percentile_ms(50),
-        "p99_ms": outcome.percentile_ms(99),
-        "ok": outcome.statuses["0"],
-        "failed": outcome.statuses.total() - outcome.statuses["0"],
-    }
-
-
-@contextmanager
-def _one_fault(
-    environment: BenchmarkEnvironment, serving: Replica, replicas: list[Replica], chance: random.Random
-) -> Iterator[str]:
-    """Let one fault happen while the block runs."""
-    kinds: dict[str, Callable[[], object]] = {
-        "freeze": lambda: serving.freeze(chance.uniform(0.2, 3.0)),
-        "backends terminated": lambda: _execute(
-            environment,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'soak' AND pid <> pg_backend_pid()",
-        ),
-        "second killed": replicas[1].restart,
-    }
-    kind = chance.choice(sorted(kinds))
-    timer = threading.Timer(chance.uniform(2, 10), kinds[kind])
-    timer.start()
-    yield kind
-    timer.join()
-
-
-def _execute(environment: BenchmarkEnvironment, query: str, *parameters: object) -> list[tuple[float, ...]]:
-    with psycopg.connect(environment.database_url(_DATABASE), autocommit=True) as connection:
-        return connection.execute(query.encode(), parameters).fetchall()
-
-
-def _sample(environment: BenchmarkEnvironment, replicas: list[Replica], seconds: float) -> dict[str, object]:
-    ((connections, sends, waiting),) = _execute(
-        environment,
-        "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = 'soak' AND pid <> pg_backend_pid()),"
-        " (SELECT sum(last_sequence) - count(*) FROM accounts)::float, (SELECT count(*) FROM outbox)",
-    )
-    sizes = _execute(
-        environment,
-        "SELECT (SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(name::regclass))::float"
-        " FROM unnest(%s::text[]) WITH ORDINALITY AS tables (name, number) ORDER BY number",
-        list(_TABLES),
-    )
-    return {
-        "seconds": seconds,
-        "megabytes": {replica.name: replica.megabytes for replica in replicas},
-        "connections": connections,
-        "sends": sends,
-        "outbox": waiting,
-        "bytes": {table: size for table, (size,) in zip(_TABLES, sizes, strict=True)},
-    }
-
-
-async def _audit(environment: BenchmarkEnvironment) -> dict[str, object]:
-    with psycopg.connect(environment.database_url(_DATABASE), autocommit=True) as connection:
-        connection.execute("ANALYZE")
-    timeouts = Timeouts(connection=30, transaction=900, job=900)
-    pool = await open_pool(environment.database_url(_DATABASE), size=2, timeouts=timeouts)
-    try:
-        found = await audit_all(pool)
-    finally:
-        await pool.close()
-    return {"holds": found.holds, "entries": found.entry_count, "findings": [str(one) for one in found.findings[:5]]}
+async def _soak(url: str, folder: Path, arguments: argparse.Namespace) -> bool:
+    async with open_site(url, folder, seed=_SEED) as (site, channel):
+        load = Load(channel, site.relay, lambda: site.token)
+        soak = Soak(site, load, arguments.output)
+        await soak.run(arguments.minutes, arguments.most_per_second)
+        return await soak.judge()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

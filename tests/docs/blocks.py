@@ -1,6 +1,6 @@
 """The code blocks of a Markdown file, and what its author says is to be done with each.
 
-A comment in the line before a block of sh, python or ts says how it is tested:
+A comment in the line before a block of sh, python, ts, ruby or java says how it is tested:
 
     <!-- test: run -->                       the commands end with exit code 0
     <!-- test: prints "TEXT" -->             so they do, and print this
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TESTED_LANGUAGES: Final = frozenset({"sh", "python", "ts"})
+TESTED_LANGUAGES: Final = frozenset({"sh", "python", "ts", "ruby", "java"})
 
 _BLOCK: Final = re.compile(
     r"^(?:<!-- test: (?P<directive>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL

@@ -44,6 +44,13 @@ def test_no_time_but_that_of_the_commit_is_in_a_wheel(builds: tuple[Wheels, Whee
         assert times == {stored}
 
 
+def test_the_servers_wheel_has_every_file_of_the_server_but_the_stand_ins(builds: tuple[Wheels, Wheels]) -> None:
+    tracked = output("git", "ls-tree", "-r", "--name-only", "HEAD", "server").splitlines()
+    wanted = {name for name in tracked if not name.startswith("server/sandbox/")}
+
+    assert wanted - set(zipfile.ZipFile(builds[0]["pulsa_server"]).namelist()) == set()
+
+
 def test_the_clients_wheel_brings_a_command_and_types_to_an_environment_without_a_checkout(
     builds: tuple[Wheels, Wheels], tmp_path: Path
 ) -> None:

@@ -4,8 +4,8 @@ The stand-in for Stripe runs in the test, so that it survives the kill.
 """
 
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from server.cli.token import development_key
 from server.sandbox.stripe import start_stripe_sandbox
 from server.webhook.sidecar import PATH
 from tests.acceptance.deployment import WEBHOOK_SECRET, Deployment
-from tests.conftest import TEMPLATE
 from tests.faults.process_deployment import CHANNEL_OPTIONS
 from tests.faults.processes import Process, free_ports
 from tests.waiting import until
@@ -75,15 +74,6 @@ async def wait_until_idle(pulsa: Deployment, database_url: str) -> None:
 
     await until(is_idle)
     await pulsa.balance()
-
-
-@contextmanager
-def new_database(postgres: str, name: str) -> Iterator[str]:
-    """Create a migrated, empty database, and yield its URL."""
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE {TEMPLATE}')
-        yield psycopg.conninfo.make_conninfo(postgres, dbname=name)
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ from server.postgres import embedded
 from server.postgres.migrate import migrate
 from tests.fault_proxy import Fault, FaultProxy, proxy_to
 from tests.faults.process_deployment import ProcessDeployment, deployed_processes
+from tests.faults.siege import siege
 
 _CREDITS: Final = 1_000_000
 _FREE: Final = [f"org-{number}" for number in range(20)]
@@ -183,8 +184,8 @@ async def random_faults(deployment: ProcessDeployment, proxy: FaultProxy, url: s
     accepted = {request_id for _, request_id in calls.accepted}
     with psycopg.connect(url) as connection:
         rows = connection.execute(
-            "SELECT request_id::text FROM deliveries JOIN ledger_entries"
-            " ON ledger_entries.organization_id = deliveries.organization_id AND reference_id = delivery_id"
+            "SELECT request_id::text FROM requests JOIN ledger_entries"
+            " ON ledger_entries.organization_id = requests.organization_id AND reference_id = answer_id"
             " WHERE kind = 'SEND' AND request_id = ANY(%s::uuid[])",
             [list(wanted)],
         ).fetchall()
@@ -219,6 +220,7 @@ async def _measure(url: str, folder: Path) -> bool:
 
     async with measured_server(url, folder) as (deployment, first, second):
         await report("a locked neighbour", lambda: locked_neighbour(deployment, url))
+        await report("a flood of guesses", lambda: siege(deployment))
         await report("two replicas on one organization", lambda: hot_organization(url, folder, deployment))
         await report("a host that vanishes", lambda: vanished_host(deployment, first, second))
         await report("200 random faults", lambda: random_faults(deployment, second, url))

@@ -1,24 +1,20 @@
 """TLS certificates and token keys are rotated under load, and no call fails."""
 
 import asyncio
-import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import grpc
-import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pulsa.credit.v1.credit_service_pb2 import AdjustCreditsRequest, GetBalanceRequest, VerifyLedgerRequest
 from pulsa.otp.v1.destination_pb2 import Destination
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest
 
-from server.api.permissions import ALL_PERMISSIONS
 from tests.callers import Caller, reason_of
+from tests.faults.issuer import Issuer
 from tests.faults.process_deployment import ProcessDeployment, deployed_processes
 from tests.integration.api.certificate_authority import CertificateAuthority, write_tls
 from tests.waiting import until
@@ -28,26 +24,6 @@ CLIENT_KEY, CLIENT_CERTIFICATE = CLIENTS.issue("client")
 # Without its own subchannel pool a channel would reuse the connection of another one, without a TLS handshake.
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 ROTATIONS = 3
-
-
-@dataclass
-class Issuer:
-    """Signs tokens, and publishes the public keys in a JWKS file."""
-
-    file: Path
-    keys: dict[str, Ed25519PrivateKey] = field(default_factory=dict)
-
-    def publish(self, *names: str) -> None:
-        """Write a JWKS with exactly these keys."""
-        eddsa: Any = jwt.get_algorithm_by_name("EdDSA")
-        self.keys |= {name: Ed25519PrivateKey.generate() for name in names if name not in self.keys}
-        published = [eddsa.to_jwk(self.keys[name].public_key(), as_dict=True) | {"kid": name} for name in names]
-        self.file.write_text(json.dumps({"keys": published}))
-
-    def token(self, name: str) -> str:
-        claims = {"sub": "ann", "aud": "pulsa", "exp": 4_000_000_000, "organization_id": "acme"}
-        claims["permissions"] = sorted(ALL_PERMISSIONS)
-        return jwt.encode(claims, self.keys[name], algorithm="EdDSA", headers={"kid": name})
 
 
 @dataclass

@@ -88,7 +88,7 @@ def let_two_days_pass(database_url: str) -> None:
     """For the sends under the old key, whose fingerprints begin with its id."""
     with psycopg.connect(database_url) as connection:
         connection.execute(
-            "UPDATE requests SET create_time = create_time - interval '2 days'"
+            "UPDATE requests SET create_time = (create_time AT TIME ZONE 'UTC' - interval '2 days') AT TIME ZONE 'UTC'"
             " WHERE substring(fingerprint FROM 2 FOR 3) = 'old' AND rpc IN ('SendOtp', 'ResendOtp')"
         )
 

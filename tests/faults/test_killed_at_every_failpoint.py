@@ -12,7 +12,8 @@ from pathlib import Path
 from pulsa.credit.v1.top_up_pb2 import TOP_UP_STATUS_CANCELED, TOP_UP_STATUS_OPEN
 
 from tests.acceptance.deployment import Deployment, deployed
-from tests.faults.dev_server import new_database, open_dev_server, wait_until_idle
+from tests.databases import Databases
+from tests.faults.dev_server import open_dev_server, wait_until_idle
 from tests.waiting import until
 
 CONCURRENT_RUNS = 3
@@ -52,20 +53,22 @@ async def assert_result(pulsa: Deployment, *, invoice: str, credits: int) -> Non
 class CrashScenario:
     """A step that is killed at each of its failpoints, the step before it, and the check of its result."""
 
-    def __init__(self, postgres: str, folder: Path, step: Step, *, before: Step, after: Step) -> None:
-        self._postgres, self._folder = postgres, folder
+    def __init__(self, databases: Databases, folder: Path, step: Step, *, before: Step, after: Step) -> None:
+        self._databases, self._folder = databases, folder
         self._step, self._before, self._after = step, before, after
         self._slots = asyncio.Semaphore(CONCURRENT_RUNS)
 
-    async def kill_at_every_failpoint(self) -> Collection[str]:
+    async def kill_at_every_failpoint(self, only: Collection[str] | None = None) -> Collection[str]:
         """Run the step once for each time that it reaches each failpoint, and kill the process there.
 
-        Returns the failpoints.
+        With `only` the first time that it reaches these. Returns the failpoints.
         """
         counts = await self._count_failpoints()
         async with asyncio.TaskGroup() as group:
             for failpoint, count in counts.items():
-                for occurrence in range(1, count + 1):
+                if only is not None and failpoint not in only:
+                    continue
+                for occurrence in range(1, count + 1 if only is None else 2):
                     group.create_task(self._kill_at(failpoint, occurrence))
         return counts
 
@@ -76,7 +79,7 @@ class CrashScenario:
         async def count(failpoint: str) -> None:
             counts[failpoint] += 1
 
-        with new_database(self._postgres, "uninterrupted") as url:
+        with self._databases.new() as url:
             async with deployed(url, self._folder, failpoint=count) as pulsa:
                 await self._before(pulsa)
                 await wait_until_idle(pulsa, url)
@@ -90,7 +93,7 @@ class CrashScenario:
         folder = self._folder / setting
         folder.mkdir()
         async with self._slots, AsyncExitStack() as stack:
-            url = stack.enter_context(new_database(self._postgres, setting))
+            url = stack.enter_context(self._databases.new())
             dev_server = await stack.enter_async_context(open_dev_server(url, folder))
             if self._before is not do_nothing:
                 await dev_server.start()
@@ -107,22 +110,26 @@ class CrashScenario:
 
 
 async def test_a_purchase_killed_at_any_failpoint_ends_with_one_invoice_credited_once(
-    postgres: str, tmp_path: Path
+    databases: Databases, tmp_path: Path
 ) -> None:
     def bought(pulsa: Deployment) -> Awaitable[None]:
         return assert_result(pulsa, invoice="paid", credits=1000)
 
-    failpoints = await CrashScenario(postgres, tmp_path, buy, before=do_nothing, after=bought).kill_at_every_failpoint()
+    failpoints = await CrashScenario(
+        databases, tmp_path, buy, before=do_nothing, after=bought
+    ).kill_at_every_failpoint()
 
     assert {"commit create", "stripe finalize", "commit event", "commit apply invoice"} <= set(failpoints)
 
 
-async def test_a_cancellation_killed_at_any_failpoint_ends_with_a_void_invoice(postgres: str, tmp_path: Path) -> None:
+async def test_a_cancellation_killed_at_any_failpoint_ends_with_a_void_invoice(
+    databases: Databases, tmp_path: Path
+) -> None:
     def canceled(pulsa: Deployment) -> Awaitable[None]:
         return assert_result(pulsa, invoice="void", credits=0)
 
     failpoints = await CrashScenario(
-        postgres, tmp_path, cancel, before=Deployment.order, after=canceled
+        databases, tmp_path, cancel, before=Deployment.order, after=canceled
     ).kill_at_every_failpoint()
 
     assert {"commit cancel", "stripe void", "commit event", "commit apply invoice"} <= set(failpoints)

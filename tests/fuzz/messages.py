@@ -46,6 +46,7 @@ _INTEGERS = {
 }
 _EDGES = [0, 1, 2, 3, 6, 10, 30, 500, 600, 10**9 - 1, 10**9, 253_402_300_799, -1, -62_135_596_800]
 """Limits of validation rules: of a page size, a duration, a Timestamp."""
+_MEGABYTE = 1 << 20
 _OTHER: Mapping[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
     FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
@@ -54,13 +55,18 @@ _OTHER: Mapping[int, st.SearchStrategy[Any]] = {
 
 
 def anything(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Any value that the field can hold; for a repeated field, at times 3000 values."""
+    """Any value that the field can hold; for a repeated field, at times 3000 values, or a megabyte."""
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         key, value = (_single(field.message_type.fields_by_name[name]) for name in ("key", "value"))
         return st.dictionaries(key, value, max_size=12)
     if not field.is_repeated:
         return _single(field)
-    return st.lists(_single(field), max_size=12) | st.builds(lambda value: [value] * 3000, _single(field))
+    return st.lists(_single(field), max_size=12) | _single(field).map(_many)
+
+
+def _many(value: Any) -> list[Any]:
+    size = value.ByteSize() if isinstance(value, Message) else len(value) if isinstance(value, str | bytes) else 1
+    return [value] * min(3000, _MEGABYTE // max(1, size))
 
 
 def _single(field: FieldDescriptor) -> st.SearchStrategy[Any]:

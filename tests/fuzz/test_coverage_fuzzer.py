@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from server.api import auth, jwks
 from server.api.auth import TokenVerifier, mint
 from server.api.jwks import read_keys
-from server.api.validation import RULES
+from server.api.rules import RULES
 from server.cli.token import DevelopmentKey, development_key
 from server.credits.stripe import webhooks
 from server.credits.stripe.webhooks import parse_event, verify

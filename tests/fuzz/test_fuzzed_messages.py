@@ -1,5 +1,6 @@
 """Invalid messages to every rpc of a running server cause no internal error, and enter neither memory nor log."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,12 +29,15 @@ WORDS = [
     b"\x0a\x03\xed\xa0\x80",  # half of a surrogate pair
 ]
 
-REFUSED = {"ResolveTopUp"}
-"""Rpcs that no message here can succeed with: there is no top-up that needs a person."""
+REFUSED = {"ResolveTopUp", "GetReceipt"}
+"""Rpcs that no message here can succeed with: no top-up needs a person, and no day of the ledger has ended."""
 
 
 def fuzzed(cases: Sequence[Case], random: Random) -> Iterator[list[Message]]:
-    """Yield the valid messages of every case, rpc by rpc, then all generated and mutated messages in random order."""
+    """Yield the valid messages of every case, rpc by rpc, then all generated and mutated messages in random order.
+
+    Generating takes seconds of processor time.
+    """
     mutator, invalid = Mutator(random, words=WORDS), []
     for rpc, method in RPCS.items():
         request = method.input_type
@@ -55,7 +59,9 @@ async def test_no_message_causes_an_internal_error_fills_the_memory_or_enters_th
     async with open_environment(database_url, tmp_path) as environment:
         calls = RpcCaller(environment, seeded_random())
         while progress.is_unfinished:
-            for messages in fuzzed(await new_cases(environment), random):
+            cases = await new_cases(environment)
+            # In a thread, as the providers' stand-ins must answer meanwhile.
+            for messages in await asyncio.to_thread(list, fuzzed(cases, random)):
                 await calls.make(messages)
                 progress.add(len(messages))
             if not warm and progress.done >= MESSAGES / 5:

@@ -8,7 +8,7 @@ import pytest
 from pulsa.credit.v1 import channel_pb2
 from pulsa.otp.v1.destination_pb2 import Destination
 
-from server.api.validation import RULES
+from server.api.rules import RULES
 from server.credits.pricing import load_pricing
 from server.logs import redact
 from server.otps.destinations import PARSERS, PHONE_CHANNELS

@@ -1,6 +1,8 @@
 """Settings that only composition checks: each error is a SettingsError that names the right setting."""
 
 import re
+import sys
+from contextlib import AsyncExitStack
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
@@ -11,15 +13,14 @@ from server.api.tls import TlsFiles
 from server.cli import doctor
 from server.composition import (
     _TLS_SETTINGS,
-    area_policy,
+    _open_traces,
     check_lease,
-    open_audit_keys,
-    open_crypto,
     open_stripe,
-    signing_secrets,
 )
 from server.environment import SettingsError, load_settings
+from server.keyrings import open_audit_keys, open_crypto, open_signing_keys, signing_secrets
 from server.otps.destinations import LIBRARY_DATE
+from server.otps.operator import area_policy
 from server.otps.sms_pumping import AreaPolicy
 from server.settings import Settings, Tls
 
@@ -44,8 +45,21 @@ def test_missing_keys_are_needed_and_not_malformed() -> None:
     with pytest.raises(SettingsError, match=r"^PULSA_AUDIT_KEYS: must be"):
         open_audit_keys(load_settings({"PULSA_AUDIT_KEYS": "first:short"}))
     assert open_audit_keys(Settings()) is None
+    with pytest.raises(SettingsError, match=r"^PULSA_AUDIT_SIGNING_KEYS: needs PULSA_AUDIT_KEYS$"):
+        open_signing_keys(load_settings({"PULSA_AUDIT_SIGNING_KEYS": f"first:{KEYS[0]}"}))
+    assert open_signing_keys(load_settings({"PULSA_AUDIT_KEYS": f"first:{KEYS[0]}"})) is None
     with pytest.raises(SettingsError, match=r"^PULSA_SECRET_KEYS: every key needs an id"):
         open_crypto(load_settings({"PULSA_SECRET_KEYS": f":{KEYS[0]}"}))
+
+
+def test_traces_without_their_extra_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.proto.collector.trace.v1", None)
+
+    assert _open_traces(AsyncExitStack(), Settings()) is None
+    with pytest.raises(ValueError, match=r"^PULSA_TRACES_HEADERS: must be name=value"):
+        _ = load_settings({"PULSA_TRACES_HEADERS": "token"}).traces.header_fields
+    with pytest.raises(SettingsError, match=r"^PULSA_TRACES_ENDPOINT: needs pip install 'pulsa-server\[traces\]'$"):
+        _open_traces(AsyncExitStack(), load_settings({"PULSA_TRACES_ENDPOINT": "http://127.0.0.1:4318/v1/traces"}))
 
 
 @pytest.mark.parametrize("name", ["PULSA_LIMIT_AREAS", "PULSA_LIMIT_BLOCKED_AREAS"])

@@ -36,6 +36,14 @@ def test_links_lead_to_files_and_headings_that_exist(document: Path) -> None:
             assert link["anchor"] in anchors, link[0]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_no_section_is_there_twice(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^## .+$", text, re.MULTILINE)
+
+    assert sorted(headings) == sorted(set(headings))
+
+
 def test_the_readme_fits_on_a_few_screens() -> None:
     assert len((CHECKOUT / "README.md").read_text().splitlines()) <= 180
 

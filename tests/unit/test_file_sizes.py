@@ -1,6 +1,7 @@
 """Limits of the project's files: their length, the length of a function, their names, and no work left for later."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def test_no_function_is_longer_than_70_lines() -> None:
 
 def test_no_file_has_a_vague_name() -> None:
     assert [path for path in files(".py") if path.stem in VAGUE_NAMES] == []
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports them by their names alone, and collects nothing when two are the same."""
+    names = Counter(path.name for path in files(".py") if path.name.startswith("test_"))
+
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 @pytest.mark.parametrize("word", ["TODO", "FIXME", "# XXX", "NotImplementedError"])

@@ -17,6 +17,8 @@ from pulsa.calls import OPTIONS, Batch, Metadata, Pause, Rules, Token, checked_t
 from pulsa.credit.v1.credit_service_pb2 import WatchBalanceRequest, WatchBalanceResponse
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
 from pulsa.errors import PulsaError, explain
+from pulsa.event.v1.event_service_pb2 import WatchEventsRequest, WatchEventsResponse
+from pulsa.event.v1.event_service_pb2_grpc import EventServiceStub
 from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsResult, SendOtpRequest
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 
@@ -35,18 +37,42 @@ class PulsaClient:
         ours = cast("grpc.aio.Channel", _Channel(channel, token, timeout_seconds))
         self.credits = CreditServiceStub(ours)
         self.otps = OtpServiceStub(ours)
+        self.events = EventServiceStub(ours)
 
-    async def watch_balance(self, organization_id: str) -> AsyncIterator[WatchBalanceResponse]:
+    def watch_balance(self, organization_id: str) -> AsyncIterator[WatchBalanceResponse]:
         """Yield the balance now and on each change, for as long as it is asked for; as pulsa.client's does.
 
         Raises PulsaError when the server refuses, and grpc.aio.UsageError once the client is closed.
         """
-        pause = Pause()
+        return self._reopened(lambda _: self.credits.WatchBalance(WatchBalanceRequest(organization_id=organization_id)))
+
+    def watch_events(
+        self, organization_id: str, *, cursor: str = "", from_oldest: bool = False
+    ) -> AsyncIterator[WatchEventsResponse]:
+        """Yield the organization's events after the cursor, for as long as they are asked for; as pulsa.client's does.
+
+        Raises PulsaError when the server refuses, and grpc.aio.UsageError once the client is closed.
+        """
+
+        def follow(last: WatchEventsResponse | None) -> Any:
+            return self.events.WatchEvents(
+                WatchEventsRequest(
+                    organization_id=organization_id,
+                    cursor=last.cursor if last else cursor,
+                    from_oldest=from_oldest,
+                )
+            )
+
+        return self._reopened(follow)
+
+    async def _reopened(self, follow: Callable[[Any], Any]) -> AsyncIterator[Any]:
+        """Yield the messages of a stream, and of those that are opened after it; `follow` gets the last message."""
+        pause, last = Pause(), None
         while True:
-            stream, received = self.credits.WatchBalance(WatchBalanceRequest(organization_id=organization_id)), False
+            stream, received = follow(last), False
             try:
                 async for response in stream:
-                    pause, received = Pause(), True
+                    pause, received, last = Pause(), True, response
                     yield response
             except grpc.RpcError as error:
                 explained = explain(error)

@@ -11,8 +11,11 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from pulsa.credit.v1 import credit_service_pb2
 from pulsa.error.v1.error_reason_pb2 import ErrorReason
 from pulsa.errors import PulsaError
+from pulsa.event.v1 import event_service_pb2
+from pulsa.otp.v1 import otp_service_pb2
 from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsRequest, BatchSendOtpsResult, SendOtpRequest
 
 Token = str | Callable[[], str]
@@ -26,12 +29,22 @@ _RETRY_POLICY: Final = {
     "initialBackoff": "0.1s",
     "maxBackoff": "1s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # Not asked for, CANCELLED is of a server that has no room to look at the call, or that is stopped.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
+_STREAMS: Final = [
+    {"service": service.full_name, "method": rpc.name}
+    for file in (credit_service_pb2, event_service_pb2, otp_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for rpc in service.methods
+    if rpc.server_streaming
+]
 _METHODS: Final = [
     {"name": [{}], "retryPolicy": _RETRY_POLICY},
     # Each guess at a code counts, also one whose answer was lost.
     {"name": [{"service": "pulsa.otp.v1.OtpService", "method": "VerifyOtp"}]},
+    # In grpcio 1.85 a stream whose first attempt was refused may never end when gRPC repeats it.
+    {"name": _STREAMS},
 ]
 OPTIONS: Final = [
     ("grpc.service_config", json.dumps({"methodConfig": _METHODS})),
@@ -43,6 +56,9 @@ OPTIONS: Final = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 """Of a channel."""
+_REFUSED_STREAM: Final = "RST_STREAM with error code 7"
+"""In grpcio's message of a call that the server did not look at. A gRPC server does so while ended calls of the
+connection are not freed, also to a client that keeps to its limit: of 10,000 calls at once some fail 4 attempts."""
 _LONGEST_TIMEOUT_SECONDS: Final = 366 * 86_400.0
 """gRPC takes a much longer one, such as math.inf, for one that has passed."""
 _REOPENED: Final = (
@@ -61,8 +77,10 @@ _UNDECIDED: Final = frozenset(
     }
 )
 """Errors of a request of a batch after which it is sent again."""
-_REPEATED: Final = frozenset({"OVERLOADED", "DATABASE_UNAVAILABLE", "ACCOUNT_BUSY", "SERVER_DRAINING", ""})
-"""Reasons of a whole batch's error after which it is sent again; none when no server has answered."""
+_REPEATED: Final = frozenset({"OVERLOADED", "DATABASE_UNAVAILABLE", "ACCOUNT_BUSY", "SERVER_DRAINING"})
+"""Reasons of a whole batch's error after which it is sent again."""
+_UNANSWERED: Final = (*_REOPENED, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""Codes after which it is, when the error has no reason: no server has answered."""
 
 
 class Pause:
@@ -107,9 +125,10 @@ def checked_timeout(seconds: float | None) -> float | None:
 def pause_of_overload(error: PulsaError, *, attempt: int, end: float) -> float | None:
     """Seconds before a call that the server had no room for is repeated; None for another error, or no time left.
 
-    The channel itself repeats calls that end UNAVAILABLE.
+    The channel itself repeats calls that end UNAVAILABLE or CANCELLED.
     """
-    if error.reason != "OVERLOADED" or attempt == _ATTEMPTS:
+    has_no_room = error.reason == "OVERLOADED" or _REFUSED_STREAM in error.message
+    if not has_no_room or attempt == _ATTEMPTS:
         return None
     # Calls that are refused together do not come back together.
     pause_seconds = (error.retry_after_seconds or 0.1) * random.uniform(1, 1.5)  # noqa: S311 - not secret
@@ -120,7 +139,7 @@ def reopens(error: PulsaError, *, received: bool) -> bool:
     """Whether a stream that ended so, after a message or before, is opened again."""
     if error.code is grpc.StatusCode.UNAUTHENTICATED:
         return received  # the token expired under it
-    return error.code in _REOPENED and error.reason != "INTERNAL"
+    return error.reason == "OVERLOADED" or (error.code in _REOPENED and error.reason != "INTERNAL")
 
 
 class Batch:
@@ -177,18 +196,16 @@ class Batch:
             self.results[number] = result
             if result.error.reason in _UNDECIDED:
                 undecided.append(number)
-        self._continue(undecided)
-
-    def failed(self, error: PulsaError) -> None:
-        """Prepare a repeat of the call; raises the error if it is final."""
-        if error.reason not in _REPEATED or time.monotonic() >= self._end:
-            raise error
-        self._continue(self._chunk)
-
-    def _continue(self, undecided: list[int]) -> None:
-        self._waiting = undecided + self._waiting[len(self._chunk) :]
         if len(undecided) < len(self._chunk):
             self._end, self._pause = time.monotonic() + self._patience_seconds, Pause()
         elif time.monotonic() >= self._end:
-            self._waiting = []
+            undecided = []  # their errors are their results
+        self._waiting = undecided + self._waiting[len(self._chunk) :]
         self.pause_seconds = self._pause.take() if undecided else 0.0
+
+    def failed(self, error: PulsaError) -> None:
+        """Prepare a repeat of the call; raises the error if it is final."""
+        repeated = error.reason in _REPEATED if error.reason else error.code in _UNANSWERED
+        if not repeated or time.monotonic() >= self._end:
+            raise error
+        self.pause_seconds = self._pause.take()

@@ -3,9 +3,10 @@
     with connect("pulsa.internal:50051", token=token_from_file(Path("/run/secrets/pulsa-token"))) as pulsa:
         pulsa.otps.SendOtp(SendOtpRequest(...))
 
-A call that ends UNAVAILABLE or OVERLOADED is repeated until its deadline, in at most 4 attempts. That is safe: every
-call that spends credits has the caller's request_id, and all attempts have the same one. VerifyOtp is repeated only
-when it was OVERLOADED, because each guess counts. pulsa.aio is the same for asyncio.
+A call that ends UNAVAILABLE, OVERLOADED, or CANCELLED without being asked to is repeated until its deadline, in at
+most 4 attempts. That is safe: every call that spends credits has the caller's request_id, and all attempts have the
+same one. VerifyOtp is repeated only when the server did not look at the code, because each guess counts. pulsa.aio does
+so for asyncio.
 """
 
 import time
@@ -30,6 +31,8 @@ from pulsa.calls import (
 from pulsa.credit.v1.credit_service_pb2 import WatchBalanceRequest, WatchBalanceResponse
 from pulsa.credit.v1.credit_service_pb2_grpc import CreditServiceStub
 from pulsa.errors import PulsaError, explain
+from pulsa.event.v1.event_service_pb2 import WatchEventsRequest, WatchEventsResponse
+from pulsa.event.v1.event_service_pb2_grpc import EventServiceStub
 from pulsa.otp.v1.otp_service_pb2 import BatchSendOtpsResult, SendOtpRequest
 from pulsa.otp.v1.otp_service_pb2_grpc import OtpServiceStub
 
@@ -50,19 +53,45 @@ class PulsaClient:
         ours = cast("grpc.Channel", _Channel(channel, token, timeout_seconds))
         self.credits = CreditServiceStub(ours)
         self.otps = OtpServiceStub(ours)
+        self.events = EventServiceStub(ours)
 
     def watch_balance(self, organization_id: str) -> Iterator[WatchBalanceResponse]:
         """Yield the balance now and on each change, for as long as it is asked for.
 
-        Opens the stream again, after a pause, when the server drains or is away, when a proxy has cut it, and when a
-        token expires under it. Raises PulsaError when the server refuses, and ValueError once the client is closed.
+        Opens the stream again, after a pause, when the server drains, is away or has no room, when a proxy has cut it,
+        and when a token expires under it. Raises PulsaError when the server refuses, and ValueError once the client is
+        closed.
         """
-        pause = Pause()
+        return self._reopened(lambda _: self.credits.WatchBalance(WatchBalanceRequest(organization_id=organization_id)))
+
+    def watch_events(
+        self, organization_id: str, *, cursor: str = "", from_oldest: bool = False
+    ) -> Iterator[WatchEventsResponse]:
+        """Yield the organization's events after the cursor, as WatchEvents does, for as long as they are asked for.
+
+        Opens the stream again, as `watch_balance` does, after the last message that was yielded. Store its cursor once
+        its events are handled. Raises PulsaError when the server refuses.
+        """
+
+        def follow(last: WatchEventsResponse | None) -> Any:
+            return self.events.WatchEvents(
+                WatchEventsRequest(
+                    organization_id=organization_id,
+                    cursor=last.cursor if last else cursor,
+                    from_oldest=from_oldest,
+                )
+            )
+
+        return self._reopened(follow)
+
+    def _reopened(self, follow: Callable[[Any], Any]) -> Iterator[Any]:
+        """Yield the messages of a stream, and of those that are opened after it; `follow` gets the last message."""
+        pause, last = Pause(), None
         while True:
-            stream, received = self.credits.WatchBalance(WatchBalanceRequest(organization_id=organization_id)), False
+            stream, received = follow(last), False
             try:
                 for response in stream:
-                    pause, received = Pause(), True
+                    pause, received, last = Pause(), True, response
                     yield response
             except grpc.RpcError as error:
                 explained = explain(error)

@@ -15,6 +15,7 @@ import aiohttp
 import stripe
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from server.credits.stripe.cards import Card, CardSetup, read_card, read_card_setup
 from server.credits.stripe.errors import (
     TRANSPORT_ERRORS,
     StripeNotFound,
@@ -33,6 +34,7 @@ from server.credits.stripe.invoices import (
     uses_balance,
 )
 from server.credits.stripe.webhooks import DISPUTED, EVENT_TYPES, StripeEvent, read_event
+from server.traces import child_span
 
 # With telemetry the SDK would measure its calls and write a file about them into the home directory.
 stripe.enable_telemetry = False
@@ -128,6 +130,9 @@ class StripeClient:
             "read invoices": (stripe_v1.invoices.list_async, (one,)),
             "write invoices": (stripe_v1.invoices.void_invoice_async, (_NO_SUCH, {})),
             "write invoice items": (stripe_v1.invoice_items.create_async, (item,)),
+            "write checkout sessions": (stripe_v1.checkout.sessions.expire_async, (_NO_SUCH,)),
+            "read setup intents": (stripe_v1.setup_intents.retrieve_async, (_NO_SUCH,)),
+            "write payment methods": (stripe_v1.payment_methods.detach_async, (_NO_SUCH,)),
             "read invoice payments": (stripe_v1.invoice_payments.list_async, (one,)),
             "read disputes": (stripe_v1.disputes.list_async, (one,)),
             "read events": (stripe_v1.events.list_async, (one,)),
@@ -204,6 +209,14 @@ class StripeClient:
         finalize = self._stripe.invoices.finalize_invoice_async
         return await self._invoice("finalize", finalize, invoice_id, values, _options(key))
 
+    async def pay(self, invoice_id: str, *, payment_method_id: str, key: str) -> Invoice:
+        """Charge a saved card for an open invoice, without the customer.
+
+        Raises StripeRefused when the card is declined, or needs the customer's authentication.
+        """
+        values = {"payment_method": payment_method_id, "off_session": True, "expand": ["payments"]}
+        return await self._invoice("pay", self._stripe.invoices.pay_async, invoice_id, values, _options(key))
+
     async def void(self, invoice_id: str) -> Invoice:
         """Void the invoice, so that it can no longer be paid.
 
@@ -229,6 +242,30 @@ class StripeClient:
             values["customer"] = customer_id
         pages = self._pages("list_invoices", self._stripe.invoices.list_async, values)
         return [_read(read_invoice, fields) async for fields in pages]
+
+    async def create_card_setup(self, parameters: Parameters, *, customer_id: str, key: str) -> CardSetup:
+        """Create the page on which the customer saves a card."""
+        values: Any = {**parameters, "customer": customer_id}
+        create = self._stripe.checkout.sessions.create_async
+        return _read(read_card_setup, await self._call("create_card_setup", create, values, _options(key)))
+
+    async def retrieve_card_setup(self, session_id: str) -> CardSetup:
+        """Retrieve a page, with the card if one was saved on it."""
+        values = {"expand": ["setup_intent.payment_method"]}
+        retrieve = self._stripe.checkout.sessions.retrieve_async
+        return _read(read_card_setup, await self._call("retrieve_card_setup", retrieve, session_id, values))
+
+    async def retrieve_card(self, payment_method_id: str) -> Card | None:
+        """Retrieve a saved card; None when no customer has it any more."""
+        retrieve = self._stripe.payment_methods.retrieve_async
+        try:
+            return _read(read_card, await self._call("retrieve_card", retrieve, payment_method_id))
+        except StripeNotFound:
+            return None
+
+    async def detach_card(self, payment_method_id: str) -> None:
+        """Remove the card from its customer. Raises StripeRefused when no customer has it."""
+        await self._call("detach_card", self._stripe.payment_methods.detach_async, payment_method_id)
 
     async def is_disputed(self, payment_intent_id: str) -> bool:
         """Whether a dispute took the payment's money back, or may: an inquiry and a won dispute do not."""
@@ -310,8 +347,9 @@ class StripeClient:
     async def _call(self, name: str, call: Callable[..., Awaitable[Any]], *arguments: object) -> Mapping[str, Any]:
         """Make the call within the deadline; returns Stripe's answer as plain JSON."""
         try:
-            async with asyncio.timeout(self.deadline_seconds):
-                answer = await _retry_rate_limited(call, *arguments)
+            with child_span(f"stripe {name}", {}):
+                async with asyncio.timeout(self.deadline_seconds):
+                    answer = await _retry_rate_limited(call, *arguments)
         except TRANSPORT_ERRORS as error:
             raise explain(error) from error
         if self._failpoint:

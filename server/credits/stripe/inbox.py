@@ -15,17 +15,20 @@ from prometheus_client import Counter
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError, StripeNotFound
 from server.credits.stripe.webhooks import EVENT_TYPES, StripeEvent, parse_event, verify
+from server.credits.top_ups.cards import follow_card, save_card
 from server.credits.top_ups.state_machine import TopUpFlag, owner_of
 from server.credits.top_ups.store import TopUpStore
 from server.errors import TopUpNotFound
 from server.logs import safe_traceback
-from server.postgres.pool import Connection, Pool, acquire, retry_transient
+from server.postgres.pool import Pool, acquire, retry_transient
 from server.postgres.queries import load_queries
 
 SQL = load_queries(__file__)
 _log = structlog.get_logger(__name__)
 
-EVENTS = Counter("pulsa_stripe_events", "Stripe events by their outcome.", ["outcome"])
+EVENTS = Counter("pulsa_stripe_events", "Stripe's events by their outcome on this replica.", ["outcome"])
+for _outcome in ("received", "duplicate", "rejected", "done", "dead"):
+    EVENTS.labels(_outcome)  # begins at zero, so that the first of them is an increase
 
 FLAGS = {
     "charge.refunded": TopUpFlag.REFUNDED,
@@ -197,24 +200,25 @@ class StripeInbox:
         return parse_event(row[1]) if cursor.rowcount == 1 else None
 
     async def _apply(self, event: StripeEvent) -> None:
-        """Retrieve the event's invoice from Stripe, apply it to its top-up, and mark the event DONE."""
+        """Retrieve the event's invoice or card from Stripe, apply it, and then mark the event DONE.
 
-        async def finish(connection: Connection) -> None:
-            await connection.execute(SQL.finish_event, {"event_id": event.event_id, "status": "DONE"})
-
+        Not in one transaction, as on Citus the organization is on another server than the events: after a crash
+        between the two the event is applied again, which changes nothing.
+        """
         try:
+            if event.type == "checkout.session.completed" and event.session_id:
+                await save_card(self._store, self._stripe, event.session_id)
+            if event.payment_method_id:
+                await follow_card(self._store, self._stripe, event.payment_method_id)
             invoice_id = await self._find_invoice(event)
             invoice = await self._stripe.retrieve(invoice_id) if invoice_id else None
             owner = owner_of(invoice, self._store.terms.environment) if invoice else None
             if invoice and owner:
-                await self._store.apply_invoice(
-                    *owner, invoice, flags=await self._find_flags(event), in_transaction=finish
-                )
-                return
+                await self._store.apply_invoice(*owner, invoice, flags=await self._find_flags(event))
         except (StripeNotFound, TopUpNotFound) as error:
             _log.warning("an event has no top-up here", event_id=event.event_id, why=type(error).__name__)
         async with acquire(self._store.pool) as connection:
-            await finish(connection)
+            await connection.execute(SQL.finish_event, {"event_id": event.event_id, "status": "DONE"})
 
     async def _find_flags(self, event: StripeEvent) -> dict[TopUpFlag, bool]:
         if event.type.startswith("charge.dispute.") and event.payment_intent_id is not None:

@@ -85,6 +85,8 @@ class InvoiceOrder:
     tax_id: Mapping[str, str] = field(default_factory=dict)
     """`type` and `value`, or empty."""
     tax: TaxRate | AutomaticTax | None = None
+    is_automatic: bool = False
+    """Its payment is charged to a saved card."""
 
 
 def invoice_parameters(order: InvoiceOrder) -> Parameters:
@@ -97,8 +99,7 @@ def invoice_parameters(order: InvoiceOrder) -> Parameters:
     currency = order.currency_code.lower()
     invoice: Parameters = {
         "currency": currency,
-        "collection_method": "send_invoice",
-        "days_until_due": order.days_until_due,
+        **({"collection_method": "charge_automatically"} if order.is_automatic else _by_mail(order)),
         "auto_advance": False,
         "pending_invoice_items_behavior": "exclude",
         # Enough to restore a top-up that the database has lost.
@@ -107,7 +108,8 @@ def invoice_parameters(order: InvoiceOrder) -> Parameters:
             "top_up_id": str(order.top_up_id),
             "request_id": str(order.request_id),
             "credits": str(order.credits),
-        },
+        }
+        | ({"automatic": "true"} if order.is_automatic else {}),
         # Empty: a coupon of the customer is not inherited.
         "discounts": "",
     }
@@ -127,6 +129,10 @@ def invoice_parameters(order: InvoiceOrder) -> Parameters:
     if order.billing_address:
         customer["address"] = dict(order.billing_address)
     return {"customer": customer, "invoice": invoice, "item": item, "tax": tax, "tax_id": dict(order.tax_id)}
+
+
+def _by_mail(order: InvoiceOrder) -> Parameters:
+    return {"collection_method": "send_invoice", "days_until_due": order.days_until_due}
 
 
 class InvoiceStatus(StrEnum):

@@ -205,6 +205,7 @@ async def _insert(
     if not (invoice.metadata.get("credits") and invoice.metadata.get("request_id")):
         raise ValueError("it does not say what it buys; correct with AdjustCredits")
     now, request_id = store.clock(), UUID(invoice.metadata["request_id"])
+    is_automatic = invoice.metadata.get("automatic") == "true"
     quote = pricing.quote(credits=int(invoice.metadata["credits"]), currency_code=invoice.currency_code)
     if quote.total.amount != invoice.subtotal:
         raise ValueError("its credits have another price today; correct with AdjustCredits")
@@ -226,6 +227,8 @@ async def _insert(
         attempt_time=now,
         next_check_time=now,
         stripe_customer_id=invoice.customer_id,
+        due_time=invoice.create_time + timedelta(days=store.terms.days_until_due) if is_automatic else None,
+        is_automatic=is_automatic,
     )
 
     async def insert_beside(connection: Connection) -> None:

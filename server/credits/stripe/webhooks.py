@@ -27,10 +27,15 @@ EVENT_TYPES = (
     "charge.dispute.funds_withdrawn",
     "charge.dispute.closed",
     "credit_note.created",
+    "checkout.session.completed",
+    "payment_method.automatically_updated",
+    "payment_method.detached",
+    "payment_method.updated",
 )
 """The types that the webhook endpoint subscribes to. invoice.payment_succeeded would duplicate invoice.paid.
 
-refund.created tells also of a refund without a charge. A part that was paid is found when the invoice is polled.
+refund.created tells also of a refund without a charge. A part that was paid is found when the invoice is polled. The
+last four tell of saved cards; a completed session has its card, so that no event of a setup intent is needed.
 """
 
 DISPUTED = frozenset({"needs_response", "under_review", "lost", "appeal_needs_response", "appeal_under_review"})
@@ -45,7 +50,7 @@ _TYPE = re.compile(r"[a-z0-9_.]{1,100}")
 
 @dataclass(frozen=True, slots=True)
 class StripeEvent:
-    """One event. It only names the invoice or payment; the state of the object is always retrieved from Stripe."""
+    """One event. It only names the invoice, payment or card: the object's state is always retrieved from Stripe."""
 
     event_id: str
     type: str
@@ -57,6 +62,10 @@ class StripeEvent:
     create_time: datetime
     invoice_id: str | None
     payment_intent_id: str | None
+    session_id: str | None
+    """Of a Checkout session that the event is about."""
+    payment_method_id: str | None
+    """Of a payment method that the event is about."""
     payload: str
     """The whole event as JSON."""
 
@@ -118,6 +127,8 @@ def _event(fields: Mapping[str, Any], payload: str) -> StripeEvent:
         # An event about an invoice that does not exist yet, such as invoice.upcoming, has no id.
         invoice_id=_id(data_object.get("id" if kind == "invoice" else "invoice")),
         payment_intent_id=_id(data_object.get("payment_intent")),
+        session_id=_id(data_object.get("id")) if kind == "checkout.session" else None,
+        payment_method_id=_id(data_object.get("id")) if kind == "payment_method" else None,
         payload=payload,
     )
 

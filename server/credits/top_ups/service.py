@@ -11,11 +11,11 @@ from uuid import UUID
 
 import structlog
 
-from server.credits.accounts import MAXIMUM_CREDITS, Request, find_answer, insert_request
+from server.credits.accounts import MAXIMUM_CREDITS, Request, RequestMemory, find_answer, insert_request
 from server.credits.pricing import Money, Pricing, Quote
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError
-from server.credits.stripe.invoices import InvoiceOrder, invoice_parameters
+from server.credits.stripe.invoices import AutomaticTax, InvoiceOrder, TaxRate, invoice_parameters
 from server.credits.top_ups.state_machine import (
     BALANCE_REASONS,
     IN_WORK,
@@ -23,6 +23,7 @@ from server.credits.top_ups.state_machine import (
     TopUp,
     TopUpFlag,
     TopUpStatus,
+    TopUpTerms,
     start_canceling,
 )
 from server.credits.top_ups.store import (
@@ -33,6 +34,7 @@ from server.credits.top_ups.store import (
     find_unfinished,
     insert_top_up,
     list_top_ups,
+    set_contact,
 )
 from server.credits.top_ups.worker import TopUpWorker
 from server.errors import (
@@ -48,9 +50,8 @@ from server.errors import (
 from server.ids import new_id
 from server.logs import safe_traceback
 from server.postgres.pool import Connection, acquire, retry_transient, transaction
-from server.postgres.queries import load_queries
+from server.settings import Settings
 
-SQL = load_queries(__file__)
 _log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.05
@@ -210,8 +211,7 @@ class TopUps:
 
         Due are those that a crash or an outage interrupted, and unpaid ones whose invoice is to be retrieved.
         """
-        async with acquire(self._store.pool) as connection:
-            due = await find_due_top_ups(connection, now=now, limit=limit)
+        due = await find_due_top_ups(self._store.pool, now=now, limit=limit)
         results = await asyncio.gather(*(self._worker.advance(*ids) for ids in due), return_exceptions=True)
         for (_, top_up_id), result in zip(due, results, strict=True):
             if isinstance(result, Exception):
@@ -243,65 +243,26 @@ class TopUps:
             )
         if account.available_credits + quote.credits > MAXIMUM_CREDITS:
             raise BalanceAboveMaximum(maximum_credits=MAXIMUM_CREDITS)
-        top_up = self._new(purchase, quote, top_up_id, created_by=created_by)
+        top_up = new_top_up(purchase, quote, top_up_id, self._store.terms, created_by=created_by, now=now)
         await insert_top_up(connection, top_up)
         await insert_request(connection, key, request, now=now)
-        await connection.execute(
-            SQL.set_contact,
-            {
-                "organization_id": purchase.organization_id,
-                "alert_email": purchase.billing_email,
-                "billing_name": purchase.billing_name,
-            },
+        await set_contact(
+            connection, purchase.organization_id, email=purchase.billing_email, name=purchase.billing_name
         )
         return top_up
 
-    def _new(self, purchase: Purchase, quote: Quote, top_up_id: UUID, *, created_by: str) -> TopUp:
-        now, terms = self._store.clock(), self._store.terms
-        order = InvoiceOrder(
-            environment=terms.environment,
-            organization_id=purchase.organization_id,
-            top_up_id=top_up_id,
-            request_id=purchase.request_id,
-            credits=quote.credits,
-            currency_code=purchase.currency_code,
-            unit_price=quote.unit_price.amount,
-            total=quote.total.amount,
-            billing_email=purchase.billing_email,
-            billing_name=purchase.billing_name,
-            days_until_due=terms.days_until_due,
-            payment_method_types=terms.payment_method_types.get(purchase.currency_code, ()),
-            billing_address=purchase.billing_address,
-            tax_id=purchase.tax_id,
-            tax=terms.tax_rates.get(purchase.currency_code) or terms.automatic_tax,
-        )
-        return TopUp(
-            organization_id=purchase.organization_id,
-            top_up_id=top_up_id,
-            status=TopUpStatus.CREATING,
-            end_status=None,
-            failure_reason="",
-            flags=(),
-            credits=quote.credits,
-            currency_code=purchase.currency_code,
-            unit_price=quote.unit_price.amount,
-            total=quote.total.amount,
-            created_by=created_by,
-            create_time=now,
-            stripe_parameters=invoice_parameters(order),
-            attempt=1,
-            attempt_time=now,
-            next_check_time=now,
-        )
+    def start(self, top_up: TopUp) -> asyncio.Task[None]:
+        """Work on the top-up in the background; returns the task."""
+        task = asyncio.create_task(self._work(top_up), name=f"top-up {top_up.top_up_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        return task
 
     async def _work_and_wait(self, top_up: TopUp, *, wait_seconds: float) -> TopUp:
         """Work on the top-up in a task and wait for it, at most wait_seconds; returns the top-up as last committed."""
         if top_up.status not in IN_WORK:
             return top_up
-        task = asyncio.create_task(self._work(top_up), name=f"top-up {top_up.top_up_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        await asyncio.wait({task}, timeout=wait_seconds)
+        await asyncio.wait({self.start(top_up)}, timeout=wait_seconds)
         return await self._store.read(top_up.organization_id, top_up.top_up_id)
 
     async def _work(self, top_up: TopUp) -> None:
@@ -317,3 +278,80 @@ class TopUps:
         if not task.cancelled() and (error := task.exception()):
             # A periodic job continues the work when the lease has ended.
             _log.error("work on a top-up failed", task=task.get_name(), trace=safe_traceback(error))
+
+
+def new_top_up(
+    purchase: Purchase,
+    quote: Quote,
+    top_up_id: UUID,
+    terms: TopUpTerms,
+    *,
+    created_by: str,
+    now: datetime,
+    is_automatic: bool = False,
+) -> TopUp:
+    """The top-up of an order, with the parameters of its Stripe calls; an automatic one is charged to a card."""
+    methods = ("card",) if is_automatic else terms.payment_method_types.get(purchase.currency_code, ())
+    order = InvoiceOrder(
+        environment=terms.environment,
+        organization_id=purchase.organization_id,
+        top_up_id=top_up_id,
+        request_id=purchase.request_id,
+        credits=quote.credits,
+        currency_code=purchase.currency_code,
+        unit_price=quote.unit_price.amount,
+        total=quote.total.amount,
+        billing_email=purchase.billing_email,
+        billing_name=purchase.billing_name,
+        days_until_due=terms.days_until_due,
+        payment_method_types=methods,
+        billing_address=purchase.billing_address,
+        tax_id=purchase.tax_id,
+        tax=terms.tax_rates.get(purchase.currency_code) or terms.automatic_tax,
+        is_automatic=is_automatic,
+    )
+    return TopUp(
+        organization_id=purchase.organization_id,
+        top_up_id=top_up_id,
+        status=TopUpStatus.CREATING,
+        end_status=None,
+        failure_reason="",
+        flags=(),
+        credits=quote.credits,
+        currency_code=purchase.currency_code,
+        unit_price=quote.unit_price.amount,
+        total=quote.total.amount,
+        created_by=created_by,
+        create_time=now,
+        stripe_parameters=invoice_parameters(order),
+        attempt=1,
+        attempt_time=now,
+        next_check_time=now,
+        due_time=now + timedelta(days=terms.days_until_due) if is_automatic else None,
+        is_automatic=is_automatic,
+        charge_time=now if is_automatic else None,
+    )
+
+
+def terms_of(settings: Settings, *, livemode: bool, memory: RequestMemory) -> TopUpTerms:
+    """What the settings say about top-ups; `livemode` is that of the API key."""
+    return TopUpTerms(
+        environment=settings.environment,
+        livemode=livemode,
+        days_until_due=settings.stripe.days_until_due,
+        expire_grace=timedelta(hours=settings.stripe.expire_grace_hours),
+        trust_out_of_band=settings.stripe.trust_out_of_band,
+        payment_method_types=settings.stripe.payment_methods,
+        tax_rates={
+            currency: TaxRate(rate.id, rate.percent, rate.inclusive)
+            for currency, rate in settings.stripe.tax_rates.items()
+        },
+        automatic_tax=None
+        if settings.stripe.automatic_tax == "off"
+        else AutomaticTax(inclusive=settings.stripe.automatic_tax == "inclusive"),
+        freeze_disputed=settings.stripe.freeze_disputed,
+        charge_failures=settings.stripe.charge_failures,
+        charge_pause=timedelta(hours=settings.stripe.charge_pause_hours),
+        lease=timedelta(seconds=settings.stripe.lease_seconds),
+        memory=memory,
+    )

@@ -135,6 +135,10 @@ class TopUp:
     resolve_request_id: UUID | None = None
     resolve_reason: str = ""
     resolved_by: str = ""
+    is_automatic: bool = False
+    """Ordered by itself, and charged to the saved card."""
+    charge_time: datetime | None = None
+    """When the card is charged next; None: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,10 @@ class TopUpTerms:
     automatic_tax: AutomaticTax | None = None
     freeze_disputed: bool = False
     """Take the credits of a disputed payment back, as far as they are left, until the dispute is won."""
+    charge_failures: int = 3
+    """Failed charges in a row that switch automatic top-ups off."""
+    charge_pause: timedelta = timedelta(hours=4)
+    """From a failed charge to the next; twice as long after each further one."""
     lease: timedelta = timedelta(seconds=60)
     """The time after a worker's last step until another may take over; longer than one Stripe call takes."""
     key_lifetime: timedelta = timedelta(hours=23)
@@ -195,6 +203,11 @@ def owner_of(invoice: Invoice, environment: str) -> tuple[str, UUID] | None:
         return metadata["organization_id"], UUID(metadata["top_up_id"])
     except (KeyError, ValueError):
         return None
+
+
+def step_key(top_up: TopUp, step: str) -> str:
+    """The idempotency key of a step at Stripe: the same for every call of one attempt."""
+    return f"top-up:{top_up.top_up_id}:{step}:{top_up.attempt}"
 
 
 def start_canceling(top_up: TopUp, end_status: TopUpStatus, *, reason: str = "") -> TopUp:
@@ -393,7 +406,7 @@ def _with_invoice_fields(top_up: TopUp, invoice: Invoice, *, now: datetime) -> T
         hosted_invoice_url=invoice.hosted_invoice_url,
         invoice_pdf_url=invoice.invoice_pdf_url,
         links_fetch_time=now,
-        due_time=invoice.due_time,
+        due_time=invoice.due_time or top_up.due_time,  # an invoice that is charged has none
     )
 
 

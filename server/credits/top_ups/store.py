@@ -15,10 +15,17 @@ from prometheus_client import Counter
 from psycopg.types.json import Jsonb
 
 from server.clock import Clock
-from server.credits.accounts import Account, lock_or_create_account
+from server.credits.accounts import Account, insert_notices, lock_or_create_account
 from server.credits.ledger import AuditKeys, LedgerEntryKind, append_entry, find_entry
 from server.credits.stripe.client import Failpoint
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
+from server.credits.top_ups.automatic import AutomaticTopUp, resume
+from server.credits.top_ups.automatic_store import (
+    follow_top_up,
+    lock_or_create_automatic,
+    read_consented_total,
+    write_automatic,
+)
 from server.credits.top_ups.state_machine import (
     TRANSITIONS,
     UNFINISHED,
@@ -33,10 +40,12 @@ from server.credits.top_ups.state_machine import (
     with_flags,
 )
 from server.errors import RequestIdReused, TopUpAlreadyOpen, TopUpNotFound
+from server.events.log import Event, EventKind, append_events
 from server.ids import new_id
 from server.postgres.columns import TableColumns
 from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
 from server.postgres.queries import load_queries
+from server.postgres.workers import find_keys
 
 _COLUMNS = TableColumns(TopUp)
 SQL = load_queries(__file__, top_up=_COLUMNS, values=", ".join(f"%({name})s" for name in _COLUMNS.names))
@@ -45,7 +54,7 @@ _log = structlog.get_logger(__name__)
 NEWEST = UUID(int=2**128 - 1)
 """Greater than every id: the `before` of a first page."""
 
-ATTENTION = Counter("pulsa_top_ups_needing_attention", "Top-ups that a person must examine, by reason.", ["why"])
+ATTENTION = Counter("pulsa_top_ups_needing_attention", "Top-ups that began to need a person, by reason.", ["why"])
 
 TOP_UP_FIELDS = tuple(each.name for each in fields(TopUp))
 Edit = Callable[[TopUp], TopUp]
@@ -86,6 +95,32 @@ class TopUpStore:
             connection, organization_id, low_balance_threshold=self._low_balance_threshold, now=self.clock()
         )
 
+    async def lock_automatic(
+        self, connection: Connection, organization_id: str
+    ) -> tuple[Account, TopUp | None, AutomaticTopUp]:
+        """Lock the account, its unfinished top-up if it has one, and its row of automatic top-ups.
+
+        Creates the account and the row if there is none.
+        """
+        account = await self.lock_account(connection, organization_id)
+        unfinished = await find_unfinished(connection, organization_id)
+        if unfinished:
+            unfinished = await lock_top_up(connection, organization_id, unfinished.top_up_id)
+            # It may have ended before the lock.
+            unfinished = unfinished if unfinished and unfinished.status in UNFINISHED else None
+        return account, unfinished, await lock_or_create_automatic(connection, organization_id, now=self.clock())
+
+    async def restart_automatic(
+        self, connection: Connection, unfinished: TopUp | None, *, before: AutomaticTopUp, after: AutomaticTopUp
+    ) -> AutomaticTopUp:
+        """Store the row after a new consent or card, and its unfinished top-up as `resume` says; returns the row."""
+        consented_total = await read_consented_total(connection, after.organization_id)
+        after, resumed = resume(after, unfinished, consented_total=consented_total, now=self.clock())
+        if unfinished and resumed:
+            await self._write(connection, unfinished, resumed)
+        await write_automatic(connection, before=before, after=after, now=self.clock())
+        return after
+
     async def read(self, organization_id: str, top_up_id: UUID) -> TopUp:
         """Read the top-up as last committed. Raises TopUpNotFound."""
         async with acquire(self.pool) as connection:
@@ -106,13 +141,44 @@ class TopUpStore:
                 if before is None:
                     raise TopUpNotFound
                 after = edit(before)
-                await write_top_up(connection, before=before, after=after)
+                await self._write(connection, before, after)
                 return before, after
 
         return await self._committed(*await retry_transient(once), point=point)
 
+    async def set_missing_customer(self, organization_id: str, customer_id: str) -> str:
+        """Set the account's Stripe customer unless it has one; returns the one that it has."""
+
+        async def once() -> str:
+            async with transaction(self.pool) as connection:
+                account = await self.lock_account(connection, organization_id)
+                if account.stripe_customer_id is None:
+                    await self._write_customer(connection, organization_id, customer_id)
+                return account.stripe_customer_id or customer_id
+
+        stored = await retry_transient(once)
+        await self.failpoint("commit customer")
+        return stored
+
+    async def clear_customer(self, organization_id: str, customer_id: str) -> None:
+        """Clear the account's Stripe customer if it is this one, which Stripe does not have."""
+
+        async def once() -> None:
+            async with transaction(self.pool) as connection:
+                account = await self.lock_account(connection, organization_id)
+                if account.stripe_customer_id == customer_id:
+                    await self._write_customer(connection, organization_id, None)
+
+        await retry_transient(once)
+
+    async def _write_customer(self, connection: Connection, organization_id: str, customer_id: str | None) -> None:
+        values = {"organization_id": organization_id, "stripe_customer_id": customer_id}
+        await connection.execute(SQL.write_customer, values)
+
     async def set_customer(self, top_up: TopUp, customer_id: str | None, *, edit: Edit) -> TopUp:
-        """Set the Stripe customer of the account and of the top-up (None clears both), and apply `edit` to the top-up.
+        """Set the Stripe customer of the top-up, and of an account without one, and apply `edit` to the top-up.
+
+        The top-up gets the account's customer if it has one; None clears both.
 
         Commits both in one transaction. Raises TopUpNotFound.
         """
@@ -120,13 +186,14 @@ class TopUpStore:
         async def once() -> tuple[TopUp, TopUp]:
             async with transaction(self.pool) as connection:
                 account = await self.lock_account(connection, top_up.organization_id)
-                values = {"organization_id": account.organization_id, "stripe_customer_id": customer_id}
-                await connection.execute(SQL.write_customer, values)
+                # A page for a card may have created one meanwhile.
+                kept = (account.stripe_customer_id or customer_id) if customer_id else None
+                await self._write_customer(connection, top_up.organization_id, kept)
                 before = await lock_top_up(connection, top_up.organization_id, top_up.top_up_id)
                 if before is None:
                     raise TopUpNotFound
-                after = replace(edit(before), stripe_customer_id=customer_id)
-                await write_top_up(connection, before=before, after=after)
+                after = replace(edit(before), stripe_customer_id=kept)
+                await self._write(connection, before, after)
                 return before, after
 
         return await self._committed(*await retry_transient(once), point="customer")
@@ -167,7 +234,7 @@ class TopUpStore:
                 if account and self.terms.freeze_disputed:
                     after = await self._freeze_or_thaw(connection, account, after)
                 if stored:
-                    await write_top_up(connection, before=stored, after=after)
+                    await self._write(connection, stored, after)
                 else:
                     await _insert_lost(connection, after)
                 if in_transaction:
@@ -202,7 +269,7 @@ class TopUpStore:
                         connection, account, resolution.credits, request_id=resolution.request_id,
                         reason=resolution.reason, created_by=resolution.resolved_by,
                     )  # fmt: skip
-                await write_top_up(connection, before=before, after=after)
+                await self._write(connection, before, after)
                 return before, after
 
         return await self._committed(*await retry_transient(once), point="resolve")
@@ -262,7 +329,7 @@ class TopUpStore:
             now=now,
             audit_keys=self._audit_keys,
         )
-        if account.alert_email is None:
+        if not account.has_contacts:
             return
         details = {
             "credits": top_up.credits,
@@ -272,17 +339,11 @@ class TopUpStore:
             "tax": str(top_up.tax or 0),
             "invoice_number": top_up.invoice_number,
         }
-        await connection.execute(
-            SQL.insert_payment_notice,
-            {
-                "organization_id": top_up.organization_id,
-                "notice_id": new_id(),
-                "reference_id": str(top_up.top_up_id),
-                "email": account.alert_email,
-                "details": Jsonb(details),
-                "now": now,
-            },
-        )
+        cause = (str(top_up.top_up_id), details)
+        await insert_notices(connection, "PAYMENT_CONFIRMED", {top_up.organization_id: cause}, now=now)
+
+    async def _write(self, connection: Connection, before: TopUp, after: TopUp) -> None:
+        await write_top_up(connection, before=before, after=after, terms=self.terms, now=self.clock())
 
     async def _committed(self, before: TopUp, after: TopUp, *, point: str) -> TopUp:
         """Await the failpoint, then report a new REVIEW and new flags to the log and the metric."""
@@ -297,6 +358,13 @@ class TopUpStore:
 async def insert_top_up(connection: Connection, top_up: TopUp) -> None:
     """Insert a new top-up. A unique constraint rejects a second unfinished one."""
     await connection.execute(SQL.insert_top_up, _values(top_up))
+    await append_events(connection, [_event(top_up)], now=top_up.create_time)
+
+
+async def set_contact(connection: Connection, organization_id: str, *, email: str, name: str) -> None:
+    """Let the address get the notices, unless another one is set, and let them have the name, unless it is empty."""
+    values = {"organization_id": organization_id, "alert_email": email, "billing_name": name}
+    await connection.execute(SQL.set_contact, values)
 
 
 async def _insert_lost(connection: Connection, top_up: TopUp) -> None:
@@ -333,24 +401,42 @@ async def find_unfinished(connection: Connection, organization_id: str) -> TopUp
     return await find_top_up(connection, organization_id, row[0]) if row else None
 
 
-async def find_due_top_ups(connection: Connection, *, now: datetime, limit: int) -> list[tuple[str, UUID]]:
+async def find_due_top_ups(pool: Pool, *, now: datetime, limit: int) -> list[tuple[str, UUID]]:
     """The organization_id and top_up_id of at most `limit` unleased top-ups that are due, longest due first."""
-    cursor = await connection.execute(SQL.find_due_top_ups, {"now": now, "limit": limit})
-    return [(row[0], row[1]) for row in await cursor.fetchall()]
+    return await find_keys(pool, SQL.find_due_top_ups, {"now": now, "limit": limit})
 
 
-async def write_top_up(connection: Connection, *, before: TopUp, after: TopUp) -> None:
-    """Store a top-up that was changed under its lock. Raises ValueError for a change outside TRANSITIONS."""
+async def write_top_up(
+    connection: Connection, *, before: TopUp, after: TopUp, terms: TopUpTerms, now: datetime
+) -> None:
+    """Store a top-up that was changed under its lock; the automatic top-ups follow it.
+
+    Raises ValueError for a change outside TRANSITIONS.
+    """
     if after.status is not before.status and after.status not in TRANSITIONS[before.status]:
         raise ValueError(f"a top-up cannot go from {before.status} to {after.status}")
     if after != before:
         await connection.execute(SQL.write_top_up, _values(after))
+    if after.is_automatic and (before.status, before.flags) != (after.status, after.flags):
+        await follow_top_up(connection, before, after, terms, now=now)
+    if (after.status, after.flags) != (before.status, before.flags):
+        await append_events(connection, [_event(after)], now=now)
 
 
 async def _fetch_one(connection: Connection, query: str, organization_id: str, top_up_id: UUID) -> TopUp | None:
     cursor = await connection.execute(query, {"organization_id": organization_id, "top_up_id": top_up_id})
     row = await cursor.fetchone()
     return _top_up(row) if row else None
+
+
+def _event(top_up: TopUp) -> Event:
+    details = {
+        "top_up_id": str(top_up.top_up_id),
+        "status": top_up.status.value,
+        "credits": top_up.credits,
+        "flags": list(top_up.flags),
+    }
+    return Event(top_up.organization_id, EventKind.TOP_UP_CHANGED, details)
 
 
 def _top_up(row: tuple[Any, ...]) -> TopUp:

@@ -68,6 +68,7 @@ SET status = %(status)s,
     resolve_request_id = %(resolve_request_id)s,
     resolve_reason = %(resolve_reason)s,
     resolved_by = %(resolved_by)s,
+    charge_time = %(charge_time)s,
     next_check_time = %(next_check_time)s
 WHERE organization_id = %(organization_id)s AND top_up_id = %(top_up_id)s;
 
@@ -76,11 +77,9 @@ UPDATE accounts
 SET stripe_customer_id = %(stripe_customer_id)s
 WHERE organization_id = %(organization_id)s;
 
--- insert_payment_notice
--- The unique constraint one_notice_per_cause admits one confirmation per top-up, even if the payment is applied twice.
-INSERT INTO notices (
-    organization_id, notice_id, kind, reference_id, email, details, next_attempt_time, create_time
-) VALUES (
-    %(organization_id)s, %(notice_id)s, 'PAYMENT_CONFIRMED', %(reference_id)s, %(email)s, %(details)s, %(now)s, %(now)s
-)
-ON CONFLICT DO NOTHING;
+-- set_contact
+-- The billing email of the first top-up gets the notices, unless an address is set; they have the latest name.
+UPDATE accounts
+SET alert_email = coalesce(alert_email, %(alert_email)s),
+    billing_name = coalesce(nullif(%(billing_name)s, ''), billing_name)
+WHERE organization_id = %(organization_id)s;

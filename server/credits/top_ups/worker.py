@@ -1,7 +1,8 @@
 """The worker of top-ups: it holds a top-up's lease and runs its missing steps at Stripe, one after another.
 
 The steps of a CREATING top-up: customer, invoice (a draft), item, finalize. A CANCELING one: delete the draft, or void
-the invoice. Each Stripe call stands between two commits, so that after a crash the work resumes at the missing step.
+the invoice. An OPEN one that is automatic is charged when that is due. Each Stripe call stands between two commits, so
+that after a crash the work resumes at the missing step.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from server.credits.stripe.errors import (
     StripeUnavailable,
 )
 from server.credits.stripe.invoices import Invoice, InvoiceStatus
+from server.credits.top_ups.charges import Charges
 from server.credits.top_ups.state_machine import (
     IN_WORK,
     PAYABLE,
@@ -33,6 +35,7 @@ from server.credits.top_ups.state_machine import (
     keep_partly_paid,
     owner_of,
     start_canceling,
+    step_key,
     tax_objection,
 )
 from server.credits.top_ups.store import TopUpStore
@@ -60,6 +63,7 @@ class TopUpWorker:
         self._store = store
         self._stripe = stripe_client
         self._steps = TopUpSteps(store, stripe_client)
+        self._charges = Charges(store, stripe_client)
 
     async def advance(self, organization_id: str, top_up_id: UUID) -> TopUp | None:
         """Claim the top-up, run its steps and release it; returns the released top-up.
@@ -109,6 +113,8 @@ class TopUpWorker:
                 if top_up.status not in IN_WORK:
                     break
                 top_up, invoice = await self._steps.run_next(top_up, invoice)
+            if top_up.is_automatic and self._charges.is_due(top_up):
+                top_up = await self._charges.charge(top_up)
         except StripeCallError as error:
             why = error.reason
             _log.warning("top-up waits for Stripe", top_up_id=str(top_up.top_up_id), status=top_up.status, why=why)
@@ -177,7 +183,7 @@ class TopUpSteps:
                 key = f"customer:{self._store.terms.environment}:{top_up.organization_id}:{top_up.attempt}"
                 customer_id = await self._stripe.create_customer(parameters, key=key)
             if tax_id := top_up.stripe_parameters.get("tax_id"):
-                await self._stripe.set_tax_id(customer_id, tax_id, key=_key(top_up, "tax-id"))
+                await self._stripe.set_tax_id(customer_id, tax_id, key=step_key(top_up, "tax-id"))
         except StripeNotFound:
             return await self._clear_customer(top_up)
         except IdempotencyKeySpent:
@@ -195,7 +201,7 @@ class TopUpSteps:
             invoice = await self._stripe.create_invoice(
                 top_up.stripe_parameters["invoice"],
                 customer_id=str(top_up.stripe_customer_id),
-                key=_key(top_up, "invoice"),
+                key=step_key(top_up, "invoice"),
             )
         except IdempotencyKeySpent:
             return await self._adopt_invoice(top_up)
@@ -228,13 +234,13 @@ class TopUpSteps:
             if draft.line_count:
                 if objection := tax_objection(top_up, draft):
                     return await self._start_failing(top_up, objection), draft
-                invoice = await self._stripe.finalize(draft.invoice_id, key=_key(top_up, "finalize"))
+                invoice = await self._stripe.finalize(draft.invoice_id, key=step_key(top_up, "finalize"))
             else:
                 await self._stripe.create_item(
                     top_up.stripe_parameters["item"],
                     customer_id=draft.customer_id,
                     invoice_id=draft.invoice_id,
-                    key=_key(top_up, "item"),
+                    key=step_key(top_up, "item"),
                 )
                 # With a tax the next step retrieves the draft and looks for it.
                 invoice = None if top_up.stripe_parameters.get("tax") else replace(draft, line_count=1)
@@ -356,8 +362,3 @@ def _next_check_time(top_up: TopUp, now: datetime) -> datetime:
     if top_up.status is TopUpStatus.UNCOLLECTIBLE:
         return now + max(tenth, _UNCOLLECTIBLE_CHECK)
     return now + min(max(tenth, _SOONEST_CHECK), _LATEST_CHECK)
-
-
-def _key(top_up: TopUp, step: str) -> str:
-    """The idempotency key of a step: the same for every call of one attempt."""
-    return f"top-up:{top_up.top_up_id}:{step}:{top_up.attempt}"

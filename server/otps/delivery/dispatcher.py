@@ -4,7 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from contextvars import Context
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -18,11 +19,15 @@ from server.otps.crypto import Crypto
 from server.otps.delivery.outbox import DeliveryJob
 from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Outcomes
+from server.otps.magic_destinations import TEST_CODES, outcome_of
 from server.otps.otp import OtpStatus
 from server.providers.provider import Channel, Outcome, OutcomeKind, Provider
+from server.traces import Span, shared_span
 
 _LAST_OUTCOMES_SECONDS: Final = 5.0
 """How long a drain waits for the outcomes of the calls that it cancelled."""
+_JOBS_OF_A_WORKER: Final = 32
+"""Then another worker goes on, as calls wait while the provider answers without waiting."""
 FRESH_FOR: Final = timedelta(seconds=1)
 """A job that waited longer has its lease renewed before it is sent."""
 
@@ -115,14 +120,14 @@ class Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, work: Callable[[], Awaitable[None]]) -> None:
-        task = asyncio.create_task(until_done("delivering", work))
+        task = asyncio.create_task(until_done("delivering", work), context=Context())  # of no span
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _start_worker(self) -> None:
         """Start a worker, unless one is starting already: each worker starts the next.
 
-        If providers answer without waiting, a single worker runs every job.
+        If providers answer without waiting, no two run jobs at once.
         """
         if self._may_begin() and not self._worker_is_starting:
             self._worker_is_starting = True
@@ -133,14 +138,17 @@ class Dispatcher:
 
     async def _work(self) -> None:
         self._worker_is_starting = False
-        while self._may_begin():
+        for _ in range(_JOBS_OF_A_WORKER):
+            if not self._may_begin():
+                return
             job = self._queue.popleft()
             self._free_slots -= 1
             self._unsettled += 1
             self._start_worker()
             result = None
             try:
-                result = await self._run(job)
+                span = job.send.span
+                result = await (self._run(job) if span is None else self._run_traced(job, span))
             finally:
                 self._free_slots += 1
                 self._unsettled -= result is None
@@ -150,27 +158,37 @@ class Dispatcher:
             if not self._recorder_is_running:
                 self._recorder_is_running = True
                 self._start(self._record)
+        self._start_worker()
 
     async def _run(self, job: DeliveryJob) -> DeliveryResult | None:
         """The result of the job; None when another replica took it over, or it stays in the outbox."""
         try:
-            if self._clock() - job.read_time >= self._fresh_for:
+            now = self._clock()
+            if now - job.read_time >= self._fresh_for:
                 renewed = await self._outcomes.renew(job)
                 if renewed is None:
                     return None
-                job = renewed
+                job, now = renewed, self._clock()
             if job.send.recipient.channel in self._long_calls:
-                return await self._deliver_long(job)
-            return DeliveryResult(job, await self._deliver(job))
+                return await self._deliver_long(job, now)
+            return DeliveryResult(job, await self._deliver(job, now))
         except (DatabaseUnavailable, AccountBusy) as error:
             _log.warning("a delivery was left in the outbox", reason=error.reason)
         except Exception as error:  # noqa: BLE001 - a worker must survive any job; the delivery stays in the outbox
             _log.error("a delivery job failed", trace=safe_traceback(error))
         return None
 
-    async def _deliver_long(self, job: DeliveryJob) -> DeliveryResult:
+    async def _run_traced(self, job: DeliveryJob, span: Span) -> DeliveryResult | None:
+        """As `_run`, with a span within that of the call."""
+        with span.child("delivery", {"pulsa.channel": job.send.recipient.channel.value}) as delivery:
+            result = await self._run(job)
+            if result is not None:
+                delivery.set(result.outcome.identifiers)
+            return result
+
+    async def _deliver_long(self, job: DeliveryJob, now: datetime) -> DeliveryResult:
         """As `_deliver`; the lease is renewed while the call lives."""
-        call = asyncio.create_task(self._deliver(job))
+        call = asyncio.create_task(self._deliver(job, now))
         try:
             while not (await asyncio.wait([call], timeout=self._outcomes.lease.total_seconds() / 3))[0]:
                 with suppress(DatabaseUnavailable, AccountBusy):  # the next turn tries again
@@ -179,9 +197,13 @@ class Dispatcher:
             call.cancel()  # it returns an outcome nevertheless when the message may have been sent
         return DeliveryResult(job, await call)
 
-    async def _deliver(self, job: DeliveryJob) -> Outcome:
-        if (status := job.otp_status(self._clock())) is not OtpStatus.PENDING:
+    async def _deliver(self, job: DeliveryJob, now: datetime) -> Outcome:
+        if (status := job.otp_status(now)) is not OtpStatus.PENDING:
+            if job.has_arrived:
+                return Outcome(OutcomeKind.UNKNOWN, provider="", failure_reason="otp_verified")
             return _refusal(OutcomeKind.REJECTED_DESTINATION, f"otp_{status.lower()}")
+        if job.send.identity.is_test:
+            return outcome_of(job.message(TEST_CODES))
         provider = self._providers.get(job.send.recipient.channel)
         if provider is None:
             return _refusal(OutcomeKind.REJECTED_CONFIGURATION, "channel_not_configured")
@@ -210,9 +232,11 @@ class Dispatcher:
         organization wait by themselves; one that can never be stored is parted from the others by halves.
         """
         fallbacks: Sequence[DeliveryJob] = ()
+        spans = [span for result in results if (span := result.job.send.span) is not None]
         while True:
             try:
-                fallbacks = await self._outcomes.record(results)
+                with shared_span("batch of outcomes", spans, {"pulsa.batch.size": len(results)}):
+                    fallbacks = await self._outcomes.record(results)
                 break
             except AccountBusy as error:
                 if not of_one_organization:

@@ -1,6 +1,6 @@
 """The outbox: deliveries that are not yet sent. A replica claims them under a lease, so only one sends each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -26,18 +26,21 @@ from server.otps.otp import (
     delivery_from_row,
     otp_from_row,
 )
+from server.otps.settings_cache import SettingsCache
 from server.postgres.pipeline import Executor
-from server.postgres.pool import Pool, acquire, read_time, transaction
+from server.postgres.pool import Pool, read_time, transaction
 from server.postgres.queries import load_queries
-from server.providers.provider import Message
+from server.postgres.workers import find_keys
+from server.providers.provider import OPERATOR, Identity, Message
 
 SQL = load_queries(__file__, delivery=DELIVERY_COLUMNS, otp=OTP_COLUMNS)
 
 _log = structlog.get_logger(__name__)
 _DUE_ROWS = 1000
-_OUTBOX_COLUMNS = 2
-"""The outbox's columns, which lock_due_deliveries selects before those of the delivery and the OTP."""
+_OUTBOX_COLUMNS = 3
+"""The columns that lock_due_deliveries selects before those of the delivery and the OTP."""
 _END_OF_DELIVERY = _OUTBOX_COLUMNS + len(DELIVERY_COLUMNS.names)
+_SETTINGS_VERSION = _OUTBOX_COLUMNS + DELIVERY_COLUMNS.names.index("settings_version")
 
 DeliveryKey = tuple[str, UUID]
 _OLD_TIME: Final = timedelta(seconds=10)
@@ -55,6 +58,8 @@ class DeliveryJob:
     read_time: datetime
     """When the OTP's status was read."""
     attempts: int = 0
+    has_arrived: bool = False
+    """Whether its OTP was verified and no other message can have brought the code: a crash lost this one's outcome."""
 
     @property
     def send(self) -> Send:
@@ -83,7 +88,7 @@ class DeliveryJob:
     def message(self, code: str) -> Message:
         """The message for the provider."""
         send = self.admitted.send
-        options, recipient = send.options, send.recipient
+        options, recipient, identity = send.options, send.recipient, send.identity
         return Message(
             send.delivery_id,
             recipient.channel,
@@ -95,6 +100,8 @@ class DeliveryJob:
             self.lease_expire_time,
             options.web_otp_domain,
             f"{send.organization_id}/{send.delivery_id.hex}",
+            identity,
+            identity.sender_id(recipient.channel, recipient.areas.partition(" ")[0]) if identity.sender_ids else "",
         )
 
 
@@ -113,8 +120,10 @@ def stored_job(
     read_time: datetime,
     fallbacks_sealed: bytes | None = None,
     attempts: int = 0,
+    has_arrived: bool = False,
+    identity: Identity = OPERATOR,
 ) -> DeliveryJob:
-    """The job of a delivery that was read."""
+    """The job of a delivery that was read; `identity` is that of its settings_version."""
     recipient = Recipient(
         delivery.channel,
         delivery.credits,
@@ -131,9 +140,10 @@ def stored_job(
         request_fingerprint=b"",
         delivery_id=delivery.delivery_id,
         fallbacks_sealed=fallbacks_sealed,
+        identity=identity,
     )
     admitted = Admitted(send, delivery.ledger_sequence, delivery.balance_after, False, delivery.create_time)  # noqa: FBT003
-    return DeliveryJob(admitted, lease_expire_time, read_time, attempts)
+    return DeliveryJob(admitted, lease_expire_time, read_time, attempts, has_arrived)
 
 
 async def find_due(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict[str, list[UUID]]:
@@ -143,12 +153,10 @@ async def find_due(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict
     are found as soon as they are due.
     """
     found: dict[str, list[UUID]] = {}
-    async with acquire(pool) as connection:
-        cursor = await connection.execute(SQL.find_longest_due, {"now": now, "limit": limit})
-        rows: list[DeliveryKey] = await cursor.fetchall()
-        if len(rows) == limit:
-            cursor = await connection.execute(SQL.find_latest_due, {"now": now, "limit": limit})
-            rows += reversed(await cursor.fetchall())
+    values = {"now": now, "limit": limit}
+    rows = await find_keys(pool, SQL.find_longest_due, values)
+    if len(rows) >= limit:
+        rows += reversed(await find_keys(pool, SQL.find_latest_due, values))
     for organization_id, delivery_id in dict.fromkeys(rows):
         found.setdefault(organization_id, []).append(delivery_id)
     return found
@@ -162,6 +170,7 @@ async def claim_due(
     *,
     lease: timedelta,
     clock: DatabaseClock,
+    settings: SettingsCache | None = None,
 ) -> list[DeliveryJob]:
     """Claim those of an organization's deliveries that are still due, longest overdue first, for `lease`.
 
@@ -175,7 +184,8 @@ async def claim_due(
             return []
         wanted = {**key, "delivery_ids": list(delivery_ids), "now": now}
         rows = await (await connection.execute(SQL.lock_due_deliveries, wanted)).fetchall()
-        jobs = [_job(row, crypto, lease_expire_time=now + lease, now=now) for row in rows]
+        identities = await _identities(connection, organization_id, rows, settings)
+        jobs = [_job(row, crypto, identities, lease_expire_time=now + lease, now=now) for row in rows]
         if jobs:
             ids = [job.send.delivery_id for job in jobs]
             await connection.execute(SQL.set_lease, {**key, "delivery_ids": ids, "lease_expire_time": now + lease})
@@ -185,24 +195,36 @@ async def claim_due(
 async def find_due_fallbacks(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict[str, list[UUID]]:
     """Find deliveries of each organization whose fallbacks are due, longest overdue first, `limit` in all."""
     found: dict[str, list[UUID]] = {}
-    async with acquire(pool) as connection:
-        cursor = await connection.execute(SQL.find_due_fallbacks, {"now": now, "limit": limit})
-        for organization_id, delivery_id in await cursor.fetchall():
-            found.setdefault(organization_id, []).append(delivery_id)
+    for organization_id, delivery_id in await find_keys(pool, SQL.find_due_fallbacks, {"now": now, "limit": limit}):
+        found.setdefault(organization_id, []).append(delivery_id)
     return found
 
 
 async def lock_due_fallbacks(
-    connection: Executor, organization_id: str, delivery_ids: Sequence[UUID], *, now: datetime
+    connection: Executor,
+    organization_id: str,
+    delivery_ids: Sequence[UUID],
+    *,
+    now: datetime,
+    settings: SettingsCache | None = None,
 ) -> list[tuple[DeliveryJob, DeliveryStatus]]:
     """Lock those deliveries whose fallbacks are still due; returns their jobs, without destination, and statuses."""
     wanted = {"organization_id": organization_id, "delivery_ids": list(delivery_ids), "now": now}
     rows = await (await connection.execute(SQL.lock_due_fallbacks, wanted)).fetchall()
+    identities = await _identities(connection, organization_id, rows, settings)
     found = []
     for row in rows:
         delivery = delivery_from_row(row[_OUTBOX_COLUMNS:_END_OF_DELIVERY])
         otp = otp_from_row(row[_END_OF_DELIVERY:])
-        job = stored_job(otp, delivery, "", lease_expire_time=now, read_time=now, fallbacks_sealed=row[0])
+        job = stored_job(
+            otp,
+            delivery,
+            "",
+            lease_expire_time=now,
+            read_time=now,
+            fallbacks_sealed=row[0],
+            identity=identities[delivery.settings_version],
+        )
         found.append((job, delivery.status))
     return found
 
@@ -224,7 +246,12 @@ async def renew(
     )
     statuses = {(row[0], row[1]): OtpStatus(row[2]) for row in await cursor.fetchall()}
     return {
-        job.key: DeliveryJob(_with_status(job.admitted, statuses[job.key]), now + lease, now, job.attempts)
+        job.key: replace(
+            job,
+            admitted=_with_status(job.admitted, statuses[job.key]),
+            lease_expire_time=now + lease,
+            read_time=now,
+        )
         for job in jobs
         if job.key in statuses
     }
@@ -235,7 +262,25 @@ def _with_status(admitted: Admitted, status: OtpStatus) -> Admitted:
     return admitted._replace(send=admitted.send._replace(resent=OtpRecord(replace(otp, status=status), deliveries)))
 
 
-def _job(row: tuple[Any, ...], crypto: Crypto, *, lease_expire_time: datetime, now: datetime) -> DeliveryJob:
+async def _identities(
+    connection: Executor, organization_id: str, rows: Sequence[tuple[Any, ...]], settings: SettingsCache | None
+) -> Mapping[int, Identity]:
+    """As whom deliveries are sent, by the versions of the settings that their rows name."""
+    versions = {int(row[_SETTINGS_VERSION]) for row in rows}
+    if settings is None:
+        return dict.fromkeys(versions, OPERATOR)
+    found = await settings.at(connection, organization_id, versions)
+    return {version: each.identity for version, each in found.items()}
+
+
+def _job(
+    row: tuple[Any, ...],
+    crypto: Crypto,
+    identities: Mapping[int, Identity],
+    *,
+    lease_expire_time: datetime,
+    now: datetime,
+) -> DeliveryJob:
     delivery = delivery_from_row(row[_OUTBOX_COLUMNS:_END_OF_DELIVERY])
     return stored_job(
         otp_from_row(row[_END_OF_DELIVERY:]),
@@ -245,6 +290,8 @@ def _job(row: tuple[Any, ...], crypto: Crypto, *, lease_expire_time: datetime, n
         read_time=now,
         fallbacks_sealed=row[0],
         attempts=row[1],
+        has_arrived=row[2],
+        identity=identities[delivery.settings_version],
     )
 
 

@@ -14,8 +14,13 @@ ORDER BY next_attempt_time DESC
 LIMIT %(limit)s;
 
 -- lock_due_deliveries
--- Skips deliveries that another replica is claiming.
+-- Skips deliveries that another replica is claiming. A code that was verified came with one of the OTP's messages.
 SELECT outbox.fallbacks_sealed, outbox.attempts,
+    otp.status = 'VERIFIED' AND (
+        SELECT count(*) FROM deliveries AS other
+        WHERE other.organization_id = %(organization_id)s AND other.otp_id = outbox.otp_id
+            AND other.status IN ('SENT', 'DELIVERED', 'UNKNOWN')
+    ) = 0 AS has_arrived,
     {delivery:delivery}, {otp:otp}
 FROM outbox
 JOIN deliveries AS delivery ON delivery.organization_id = outbox.organization_id
@@ -42,10 +47,11 @@ FROM unnest(
     %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(otp_ids)s::uuid[], %(lease_expire_times)s::timestamptz[]
 ) AS leased (organization_id, delivery_id, otp_id, lease_expire_time)
 JOIN otps USING (organization_id, otp_id)
-WHERE outbox.organization_id = leased.organization_id
-    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+WHERE outbox.delivery_id = ANY(%(delivery_ids)s::uuid[])
     AND outbox.delivery_id = leased.delivery_id
-    AND outbox.next_attempt_time = leased.lease_expire_time
+    AND outbox.organization_id = leased.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND (outbox.next_attempt_time = leased.lease_expire_time) IS TRUE
     AND otps.otp_id >= %(first_otp_id)s
     AND otps.organization_id = ANY(%(organization_ids)s) -- shard
 RETURNING outbox.organization_id, outbox.delivery_id, otps.status;
@@ -59,7 +65,7 @@ LIMIT %(limit)s;
 
 -- lock_due_fallbacks
 -- Under the account's lock, so that no other replica has them.
-SELECT outbox.fallbacks_sealed, outbox.attempts,
+SELECT outbox.fallbacks_sealed, outbox.attempts, false AS has_arrived,
     {delivery:delivery}, {otp:otp}
 FROM outbox
 JOIN deliveries AS delivery ON delivery.organization_id = outbox.organization_id

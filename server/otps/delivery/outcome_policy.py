@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from server.credits.ledger import LedgerEntry, LedgerEntryKind
 from server.errors import RetryLater
-from server.otps.admission import Admitted, Refused, Send, SendLimits, State, admit
+from server.otps.admission import Admitted, Refused, Send, SendLimits, State, decide
 from server.otps.delivery.outbox import DeliveryJob, DeliveryKey
 from server.otps.otp import DeliveryStatus
 from server.otps.recipients import Fallback
@@ -15,12 +15,13 @@ from server.providers.provider import Outcome, OutcomeKind
 
 _STATUSES = {
     OutcomeKind.ACCEPTED: DeliveryStatus.SENT,
+    OutcomeKind.DELIVERED: DeliveryStatus.DELIVERED,
     OutcomeKind.REJECTED_DESTINATION: DeliveryStatus.FAILED,
     OutcomeKind.REJECTED_CONFIGURATION: DeliveryStatus.FAILED,
     OutcomeKind.NOT_SENT: DeliveryStatus.FAILED,
     OutcomeKind.UNKNOWN: DeliveryStatus.UNKNOWN,
 }
-_MAY_HAVE_SENT = (OutcomeKind.ACCEPTED, OutcomeKind.UNKNOWN)
+_MAY_HAVE_SENT = (OutcomeKind.ACCEPTED, OutcomeKind.DELIVERED, OutcomeKind.UNKNOWN)
 _FIRST_RETRY = timedelta(seconds=1)
 _LONGEST_RETRY = timedelta(seconds=30)
 _RETRIES_WITH_FALLBACK = timedelta(seconds=20)
@@ -90,7 +91,8 @@ def resolve_failed(failed: Sequence[FailedDelivery], state: State, *, now: datet
     """
     resolution = Resolution()
     for failure in failed:
-        resolution.refunds.append(_refund(failure.result, state, now))
+        if failure.result.job.send.recipient.credits:
+            resolution.refunds.append(_refund(failure.result, state, now))
         if admitted := admit_fallback(failure.fallbacks, state, now=now, limits=limits):
             resolution.fallbacks.append(admitted)
     return resolution
@@ -98,9 +100,10 @@ def resolve_failed(failed: Sequence[FailedDelivery], state: State, *, now: datet
 
 def admit_fallback(sends: Iterable[Send], state: State, *, now: datetime, limits: SendLimits) -> Admitted | None:
     """Admit the first of a delivery's fallbacks that can be admitted, as `resolve_failed` says; None without one."""
-    limits = replace(limits, cooldown=timedelta(), sends_per_organization_per_minute=0)
     for send in sends:
-        (decision,) = admit([send], state, now=now, limits=limits)
+        own = state.limits.get(send.organization_id, limits)
+        of_fallbacks = replace(own, cooldown=timedelta(), sends_per_organization_per_minute=0)
+        decision = decide(send, state, now, of_fallbacks)
         if isinstance(decision, Admitted):
             return decision
         if not isinstance(decision, Refused) or not isinstance(decision.error, RetryLater):
@@ -124,6 +127,8 @@ def _refund(result: DeliveryResult, state: State, now: datetime) -> LedgerEntry:
     send = result.job.send
     account, credits = state.accounts[send.organization_id], send.recipient.credits
     account.refund(credits)
+    if send.organization_id in state.spent:
+        state.spent[send.organization_id] -= credits
     return LedgerEntry(
         organization_id=send.organization_id,
         sequence=account.last_sequence,

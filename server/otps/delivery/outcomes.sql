@@ -1,10 +1,11 @@
 -- remove_from_outbox
+-- The outbox is often empty. A plan that is made then takes reading all of it for free, and would compare each of its
+-- rows with each of a batch: `delivery_id = ANY`, here and below, confines every plan to the rows of the batch, and
+-- IS TRUE keeps the index by time out of it.
 DELETE FROM outbox
-USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS final (organization_id, delivery_id)
-WHERE outbox.organization_id = final.organization_id
+WHERE delivery_id = ANY(%(delivery_ids)s::uuid[])
     AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
-    AND outbox.delivery_id = final.delivery_id
-    AND outbox.fall_back_time IS NULL;
+    AND fall_back_time IS NULL;
 
 -- keep_fallbacks
 -- A report may have come before the outcome, and set the time.
@@ -12,9 +13,10 @@ UPDATE outbox
 SET fall_back_time = waiting.fall_back_time, next_attempt_time = 'infinity'
 FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(fall_back_times)s::timestamptz[])
     AS waiting (organization_id, delivery_id, fall_back_time)
-WHERE outbox.organization_id = waiting.organization_id
-    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+WHERE outbox.delivery_id = ANY(%(delivery_ids)s::uuid[])
     AND outbox.delivery_id = waiting.delivery_id
+    AND outbox.organization_id = waiting.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
     AND outbox.fall_back_time IS NULL;
 
 -- postpone_fallbacks
@@ -22,26 +24,27 @@ UPDATE outbox
 SET fall_back_time = waiting.fall_back_time
 FROM unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(fall_back_times)s::timestamptz[])
     AS waiting (organization_id, delivery_id, fall_back_time)
-WHERE outbox.organization_id = waiting.organization_id
+WHERE outbox.delivery_id = ANY(%(delivery_ids)s::uuid[])
+    AND outbox.delivery_id = waiting.delivery_id
     AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
-    AND outbox.delivery_id = waiting.delivery_id;
+    AND outbox.organization_id = waiting.organization_id;
 
 -- remove_fallbacks
 DELETE FROM outbox
-USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[]) AS due (organization_id, delivery_id)
-WHERE outbox.organization_id = due.organization_id
+WHERE delivery_id = ANY(%(delivery_ids)s::uuid[])
     AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
-    AND outbox.delivery_id = due.delivery_id;
+;
 
 -- remove_leased
 -- Only while this replica holds the lease: a replica that took over has changed next_attempt_time, and may be sending.
 DELETE FROM outbox
 USING unnest(%(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(lease_expire_times)s::timestamptz[])
     AS leased (organization_id, delivery_id, lease_expire_time)
-WHERE outbox.organization_id = leased.organization_id
-    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+WHERE outbox.delivery_id = ANY(%(delivery_ids)s::uuid[])
     AND outbox.delivery_id = leased.delivery_id
-    AND outbox.next_attempt_time = leased.lease_expire_time
+    AND outbox.organization_id = leased.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND (outbox.next_attempt_time = leased.lease_expire_time) IS TRUE
 RETURNING outbox.organization_id, outbox.delivery_id;
 
 -- record_outcomes
@@ -71,7 +74,8 @@ FROM unnest(
     %(organization_ids)s::text[], %(delivery_ids)s::uuid[], %(lease_expire_times)s::timestamptz[],
     %(next_attempt_times)s::timestamptz[]
 ) AS postponed (organization_id, delivery_id, lease_expire_time, next_attempt_time)
-WHERE outbox.organization_id = postponed.organization_id
-    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+WHERE outbox.delivery_id = ANY(%(delivery_ids)s::uuid[])
     AND outbox.delivery_id = postponed.delivery_id
-    AND outbox.next_attempt_time = postponed.lease_expire_time;
+    AND outbox.organization_id = postponed.organization_id
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND (outbox.next_attempt_time = postponed.lease_expire_time) IS TRUE;

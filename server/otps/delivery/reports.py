@@ -9,8 +9,11 @@ from psycopg.types.json import Jsonb
 from server.credits.accounts import lock_accounts
 from server.credits.ledger import LedgerEntryKind, append_entry
 from server.errors import DeliveryNotFound
+from server.events.log import EventSwitches, append_events
 from server.ids import first_otp_id
 from server.otps.otp import DELIVERY_COLUMNS, Delivery, DeliveryStatus, OtpStatus, delivery_from_row
+from server.otps.otp_events import delivery_changed
+from server.otps.settings_cache import SettingsCache
 from server.otps.sms_pumping import subtract_refunded
 from server.postgres.columns import uuids
 from server.postgres.pool import Connection, Pool, acquire, retry_transient, transaction
@@ -36,17 +39,22 @@ async def report_delivery(
     refund_accepted: bool,
     now: datetime,
     report_time: datetime | None = None,
+    switches: EventSwitches | None = None,
+    settings: SettingsCache | None = None,
 ) -> Delivery:
     """Apply a report; returns the delivery after it. `report_time` is the provider's; None: now.
 
+    Without `switches` no organization has events.
+
     A failure refunds the credits once: of an UNKNOWN delivery always, of one that the provider had accepted only with
-    refund_accepted. A QUEUED delivery counts as accepted: the report arrived before the answer to the provider call.
+    refund_accepted, or if the settings that it was sent with say so. A QUEUED delivery counts as accepted: the report
+    arrived before the answer to the provider call.
     Raises DeliveryNotFound, also for a delivery of another organization, and DatabaseUnavailable.
     """
 
     async def once() -> Delivery:
         async with transaction(pool) as connection:
-            return await _apply(
+            delivery, is_changed = await _apply(
                 connection,
                 organization_id,
                 delivery_id,
@@ -55,7 +63,20 @@ async def report_delivery(
                 refund_accepted=refund_accepted,
                 now=now,
                 report_time=report_time or now,
+                settings=settings,
             )
+            if is_changed and switches and switches.may_be_on(organization_id):
+                event = delivery_changed(
+                    organization_id,
+                    delivery.otp_id,
+                    delivery_id,
+                    channel=delivery.channel,
+                    status=delivery.status,
+                    failure_reason=delivery.failure_reason,
+                    refunded=delivery.refunded,
+                )
+                await append_events(connection, [event], now=now)
+            return delivery
 
     return await retry_transient(once)
 
@@ -77,7 +98,9 @@ async def _apply(
     refund_accepted: bool,
     now: datetime,
     report_time: datetime,
-) -> Delivery:
+    settings: SettingsCache | None,
+) -> tuple[Delivery, bool]:
+    """The delivery after the report, and whether the report has changed it."""
     key = {
         "organization_id": organization_id,
         "delivery_id": delivery_id,
@@ -94,7 +117,10 @@ async def _apply(
         raise DeliveryNotFound
     delivery = delivery_from_row(row)
     if delivery.status not in _REPLACES[status]:
-        return delivery
+        return delivery, False
+    if failed and settings is not None:
+        sent_with = await settings.at(connection, organization_id, [delivery.settings_version])
+        refund_accepted |= sent_with[delivery.settings_version].refund_reported_failures
     delivery.refunded = failed and (delivery.status is DeliveryStatus.UNKNOWN or refund_accepted)
     delivery.report(status, failure_reason=failure_reason if failed else "", report_time=report_time, now=now)
     await connection.execute(
@@ -112,7 +138,7 @@ async def _apply(
         # A periodic job sends the fallback, or looks when it is due.
         await connection.execute(SQL.fall_back, {**key, "now": now})
     await connection.execute(SQL.remove_from_outbox, {**key, "keep": status is not DeliveryStatus.DELIVERED})
-    if delivery.refunded:
+    if delivery.refunded and delivery.credits:
         await append_entry(
             connection,
             accounts[organization_id],
@@ -123,4 +149,4 @@ async def _apply(
         )
         statuses = {(organization_id, delivery.otp_id): OtpStatus(otp[0])} if otp else {}
         await subtract_refunded(connection, [delivery], statuses)
-    return delivery
+    return delivery, True

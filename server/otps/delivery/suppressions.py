@@ -16,6 +16,7 @@ from server.otps.crypto import Crypto
 from server.otps.otp import Delivery
 from server.postgres.pool import Pool, acquire
 from server.postgres.queries import load_queries
+from server.postgres.workers import find_everywhere
 from server.providers.provider import Message, Outcome, OutcomeKind, Provider, Subject
 
 SQL = load_queries(__file__)
@@ -55,10 +56,10 @@ class Suppressions:
 
     async def refresh(self, now: datetime) -> int:
         """Learn the new suppressions of other replicas; returns 0, as a job that has nothing to tell."""
-        async with acquire(self._pool) as connection:
-            rows = await (await connection.execute(SQL.find_new, {"since": self._since})).fetchall()
-        self._hashes.update(map(hash, rows))
-        self._since = now - _OVERLAP
+        found = await find_everywhere(self._pool, SQL.find_new, {"since": self._since}, parse=_parse_bytea)
+        self._hashes.update(map(hash, found.rows))
+        if found.is_complete:
+            self._since = now - _OVERLAP
         return 0
 
     async def organization_of(self, mail_token: str) -> tuple[str, UUID]:
@@ -139,3 +140,7 @@ class Unsuppressed:
     async def close(self) -> None:
         """Close the provider."""
         await self._provider.close()
+
+
+def _parse_bytea(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix("\\x"))

@@ -1,8 +1,9 @@
 """The BFF: what the browser asks for, over HTTP, becomes calls of the Python client with the person's own token.
 
-It guards what a BFF must guard. A form has a token that pages of other sites do not know (CSRF). An order has one
-request_id, so that a double click, a reload or a second try buys once. Redirects lead to Stripe's hosts only. Pages can
-neither be framed nor cached, and run no script but their own (Content-Security-Policy).
+It guards what a BFF must guard. It answers to its own name only (DNS rebinding). A form has a token that pages of other
+sites do not know (CSRF). An order has one request_id, so that a double click, a reload or a second try buys once.
+Redirects lead to Stripe's hosts only. Pages can neither be framed nor cached, and run no script but their own
+(Content-Security-Policy).
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from html import unescape
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -19,23 +21,34 @@ from urllib.parse import urlencode, urlsplit
 from uuid import uuid4
 
 from aiohttp import web
+from google.protobuf.field_mask_pb2 import FieldMask
 from pulsa.client import PulsaClient
 from pulsa.credit.v1 import credit_service_pb2 as credit
+from pulsa.credit.v1.automatic_top_up_pb2 import AutomaticTopUpSettings
 from pulsa.credit.v1.top_up_pb2 import TopUp, TopUpStatus
 from pulsa.errors import PulsaError
+from pulsa.otp.v1 import otp_service_pb2 as otp
+from pulsa.otp.v1.settings_pb2 import Settings
 
 from server.sandbox.billing import pages
+from server.sandbox.billing.automatic_page import automatic_page
 from server.sandbox.billing.live import Changes
 from server.sandbox.billing.texts import LANGUAGES, preferred
 
-STRIPE_ORIGINS: Final = frozenset({"https://invoice.stripe.com", "https://pay.stripe.com"})
-"""Where Stripe's pages and PDFs of invoices are."""
+STRIPE_ORIGINS: Final = frozenset(
+    {"https://invoice.stripe.com", "https://pay.stripe.com", "https://checkout.stripe.com"}
+)
+"""Where Stripe's pages and PDFs of invoices are, and the pages on which a card is saved."""
+_HOSTS: Final = frozenset({"127.0.0.1", "localhost"})
+"""The names of this server. A site whose name is made to point here would otherwise be of one origin with the pages,
+and could read them. A real BFF has its own name here."""
 _FOLDER: Final = Path(__file__).parent
-_LARGEST_NUMBER: Final = 10**12
+_LONGEST_NUMBER: Final = 12
 _REFRESH_SECONDS: Final = {TopUpStatus.TOP_UP_STATUS_OPEN: 15.0, None: 60.0}
 """How often an open page is looked at although the balance is the same: another tab may have canceled the invoice."""
 _UNSETTLED_REFRESH_SECONDS: Final = 1.0
 """While an invoice is being made or canceled."""
+_SESSION: Final = web.RequestKey("session", str)
 _PAGE_SIZE: Final = 10
 _SHUTDOWN_SECONDS: Final = 1.0
 
@@ -92,6 +105,8 @@ class _Billing:
             "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
             # A form's redirect counts too.
             f" img-src data:; form-action 'self' {' '.join(sorted(origins))}; base-uri 'none'; frame-ancestors 'none'",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",
         }
@@ -108,6 +123,12 @@ class _Billing:
                 web.get("/billing/history", self._history),
                 web.post("/billing/person", self._change_person),
                 web.post("/billing/top-ups", self._order),
+                web.get("/billing/automatic", self._automatic),
+                web.post("/billing/automatic", self._enable_automatic),
+                web.post("/billing/automatic/off", self._disable_automatic),
+                web.post("/billing/automatic/card", self._save_card),
+                web.post("/billing/automatic/remove-card", self._remove_card),
+                web.post("/billing/automatic/brand", self._save_brand),
                 web.get("/billing/top-ups/{id}", self._details),
                 web.get("/billing/top-ups/{id}/invoice", self._invoice),
                 web.get("/billing/top-ups/{id}/pdf", self._pdf),
@@ -119,20 +140,22 @@ class _Billing:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Check the token of each form, show why something was refused, and keep session and language."""
-        request["session"] = request.cookies.get("session") or secrets.token_urlsafe(32)
+        """Check the host, and the token of each form; show why something was refused; keep session and language."""
+        if request.host.partition(":")[0] not in _HOSTS:
+            raise web.HTTPMisdirectedRequest
+        request[_SESSION] = request.cookies.get("session") or secrets.token_urlsafe(32)
         try:
             if request.method not in {"GET", "HEAD"}:
                 await self._check_form(request)
             response = await handler(request)
         except _Refused as refused:
-            response = _see_balance(problem=refused.reason)
+            response = _see(_page_of(request), problem=refused.reason)
         except PulsaError as error:
-            if request.path == "/billing":
+            if request.path == _page_of(request) and request.method == "GET":
                 page = pages.unreachable_page(self._visit(request))
                 response = _html(page, status=HTTPStatus.SERVICE_UNAVAILABLE)
             else:
-                response = _see_balance(problem=error.reason)
+                response = _see(_page_of(request), problem=error.reason)
         if not response.prepared:
             self._set_cookies(request, response)
         return response
@@ -143,9 +166,9 @@ class _Billing:
             raise _Refused("FORM_EXPIRED")
 
     def _set_cookies(self, request: web.Request, response: web.StreamResponse) -> None:
-        # A real BFF, which has TLS, adds secure=True; its session is that of the platform's sign-in.
+        # A real BFF, which has TLS, adds secure=True and the prefix __Host-; its session is that of its sign-in.
         if "session" not in request.cookies:
-            response.set_cookie("session", request["session"], httponly=True, samesite="Lax")
+            response.set_cookie("session", request[_SESSION], httponly=True, samesite="Lax")
         if (language := request.query.get("lang")) in LANGUAGES:
             response.set_cookie("lang", language, httponly=True, samesite="Lax")
 
@@ -158,7 +181,7 @@ class _Billing:
         return (chosen, self._people[chosen]) if chosen in self._people else next(iter(self._people.items()))
 
     def _form_token(self, request: web.Request) -> str:
-        return hmac.new(self._secret, request["session"].encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._secret, request[_SESSION].encode(), hashlib.sha256).hexdigest()
 
     def _visit(self, request: web.Request) -> pages.Visit:
         chosen = request.query.get("lang") or request.cookies.get("lang", "")
@@ -251,6 +274,87 @@ class _Billing:
         top_up = (await asyncio.to_thread(person.pulsa.credits.CancelTopUp, asked)).top_up
         return _see_balance(said=_short(top_up))
 
+    async def _automatic(self, request: web.Request) -> web.StreamResponse:
+        """Automatic top-ups and the settings of messages. Who may not change them goes back to the balance."""
+        visit, person = self._visit(request), self._person(request)[1]
+        if not visit.may_subscribe:
+            return _see("/billing", problem="PERMISSION_MISSING")
+        organization_id, credits = person.organization_id, person.pulsa.credits
+        asked = credit.GetAutomaticTopUpRequest(organization_id=organization_id)
+        found = (await asyncio.to_thread(credits.GetAutomaticTopUp, asked)).automatic_top_up
+        priced = credit.GetPricingRequest(organization_id=organization_id)
+        pricing = (await asyncio.to_thread(credits.GetPricing, priced)).pricing
+        brand_name = None
+        with suppress(PulsaError):  # the person may not see the settings
+            settings = otp.GetSettingsRequest(organization_id=organization_id)
+            brand_name = (await asyncio.to_thread(person.pulsa.otps.GetSettings, settings)).current.settings.brand_name
+        message = pages.problem(visit.texts, request.query["problem"]) if "problem" in request.query else ""
+        page = automatic_page(
+            visit,
+            found,
+            currencies=[price.currency_code for price in pricing.unit_prices],
+            brand_name=brand_name,
+            request_id=str(uuid4()),
+            message=message or pages.said(visit.texts, request.query.get("said", "")),
+        )
+        return _html(page)
+
+    async def _enable_automatic(self, request: web.Request) -> web.StreamResponse:
+        """Switch on what the person agreed to, with the text that the page showed."""
+        person, form = self._person(request)[1], await request.post()
+        threshold, credits, cap = (
+            _choice({"amount": form.get(name, "")})[0]
+            for name in ("threshold_credits", "credits", "monthly_credit_cap")
+        )
+        chosen = AutomaticTopUpSettings(
+            enabled=True,
+            threshold_credits=threshold,
+            credits=credits,
+            currency_code=str(form.get("currency", "")),
+            monthly_credit_cap=cap,
+            billing_email=person.email,
+        )
+        consent = unescape(self._visit(request).texts("consent")) if form.get("consent") == "yes" else ""
+        return await self._update_automatic(person, chosen, consent)
+
+    async def _disable_automatic(self, request: web.Request) -> web.StreamResponse:
+        return await self._update_automatic(self._person(request)[1], AutomaticTopUpSettings(enabled=False), "")
+
+    async def _update_automatic(
+        self, person: Person, chosen: AutomaticTopUpSettings, consent: str
+    ) -> web.StreamResponse:
+        asked = credit.UpdateAutomaticTopUpRequest(
+            organization_id=person.organization_id, automatic_settings=chosen, consent_text=consent
+        )
+        await asyncio.to_thread(person.pulsa.credits.UpdateAutomaticTopUp, asked)
+        return _see("/billing/automatic", said="SAVED")
+
+    async def _save_card(self, request: web.Request) -> web.StreamResponse:
+        """Go to Stripe's page, which leads back here. A form that is sent again gets the same page."""
+        person, form = self._person(request)[1], await request.post()
+        asked = credit.StartCardSetupRequest(
+            organization_id=person.organization_id,
+            request_id=str(form.get("request_id", "")),
+            billing_email=person.email,
+            return_url=f"{request.scheme}://{request.host}/billing/automatic?said=CARD",
+        )
+        return self._go((await asyncio.to_thread(person.pulsa.credits.StartCardSetup, asked)).setup_url)
+
+    async def _remove_card(self, request: web.Request) -> web.StreamResponse:
+        person = self._person(request)[1]
+        asked = credit.RemoveCardRequest(organization_id=person.organization_id)
+        await asyncio.to_thread(person.pulsa.credits.RemoveCard, asked)
+        return _see("/billing/automatic", said="SAVED")
+
+    async def _save_brand(self, request: web.Request) -> web.StreamResponse:
+        person, form = self._person(request)[1], await request.post()
+        settings = Settings(brand_name=str(form.get("brand_name", "")).strip())
+        asked = otp.UpdateSettingsRequest(
+            organization_id=person.organization_id, settings=settings, update_mask=FieldMask(paths=["brand_name"])
+        )
+        await asyncio.to_thread(person.pulsa.otps.UpdateSettings, asked)
+        return _see("/billing/automatic", said="SAVED")
+
     async def _invoice(self, request: web.Request) -> web.StreamResponse:
         if not self._person(request)[1].may_subscribe:
             raise _Refused("PERMISSION_MISSING")
@@ -305,8 +409,8 @@ class _Billing:
 
     async def _change_person(self, request: web.Request) -> web.StreamResponse:
         response = _see_balance()
-        person = str((await request.post()).get("person", ""))
-        response.set_cookie("person", person, httponly=True, samesite="Lax")
+        if (person := (await request.post()).get("person")) in self._people:
+            response.set_cookie("person", str(person), httponly=True, samesite="Lax")
         return response
 
 
@@ -320,8 +424,8 @@ def _choice(fields: Mapping[str, Any]) -> tuple[int, str]:
     """The credits and the currency of the dialog. Refused when the credits are not a whole number."""
     amount = str(fields.get("amount", ""))
     written = str(fields.get("custom", "")) if amount == "custom" else amount
-    if not (written.isascii() and written.isdigit() and int(written[:13]) < _LARGEST_NUMBER):
-        raise _Refused("INVALID_FIELDS")
+    if not (written.isascii() and written.isdigit() and len(written) <= _LONGEST_NUMBER):
+        raise _Refused("AMOUNT_INVALID")
     return int(written), str(fields.get("currency", ""))
 
 
@@ -329,8 +433,17 @@ def _short(top_up: TopUp) -> str:
     return TopUpStatus.Name(top_up.status).removeprefix("TOP_UP_STATUS_")
 
 
+def _page_of(request: web.Request) -> str:
+    """The page whose form was sent."""
+    return "/billing/automatic" if request.path.startswith("/billing/automatic") else "/billing"
+
+
 def _see_balance(**query: str) -> web.Response:
-    location = f"/billing?{urlencode(query)}" if query else "/billing"
+    return _see("/billing", **query)
+
+
+def _see(page: str, **query: str) -> web.Response:
+    location = f"{page}?{urlencode(query)}" if query else page
     return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": location})
 
 

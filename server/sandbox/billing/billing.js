@@ -4,8 +4,16 @@
 
 const dialog = document.getElementById("top-up");
 if (dialog) {
-  const order = document.getElementById("order"), custom = document.getElementById("custom-amount");
+  const order = document.getElementById("order"), other = document.getElementById("custom");
+  const custom = document.getElementById("custom-amount"), part = document.getElementById("custom-part");
+  const choose = () => {
+    custom.required = other.checked;
+    part.hidden = !other.checked;
+    // What is left in a field that was not chosen would be checked all the same.
+    if (!other.checked) custom.value = "";
+  };
   let asked;
+  choose();
   dialog.close();
   dialog.showModal();
   document.getElementById("close").addEventListener("click", (event) => {
@@ -13,11 +21,13 @@ if (dialog) {
     dialog.close();
   });
   dialog.addEventListener("close", () => document.getElementById("top-up-button").focus());
-  custom.addEventListener("input", () => { document.getElementById("custom").checked = true; });
+  other.addEventListener("click", (event) => {
+    choose();
+    // By a pointer, not by an arrow key, which may go on to the next choice.
+    if (event.detail > 0) custom.focus();
+  });
   order.addEventListener("input", async () => {
-    custom.required = document.getElementById("custom").checked;
-    // What is left in a field that was not chosen would be checked all the same.
-    if (!custom.required) custom.value = "";
+    choose();
     asked?.abort();
     asked = new AbortController();
     const choice = new FormData(order);
@@ -40,14 +50,16 @@ if (live) {
   const show = (event) => {
     if (event.lastEventId === live.dataset.version) return;
     const credits = () => document.getElementById("credits").textContent.trim().replace(/\s+/g, " ");
-    const before = credits(), focused = document.activeElement?.id;
+    const before = credits(), focused = live.contains(document.activeElement) && document.activeElement.id;
     live.innerHTML = event.data;
     live.dataset.version = event.lastEventId;
-    if (focused) document.getElementById(focused)?.focus();
+    // The keyboard goes on from the same place, also when the button there is gone.
+    if (focused) (document.getElementById(focused) ?? live).focus();
     if (credits() !== before) said.textContent = credits();
   };
+  let source;
   const listen = () => {
-    const source = new EventSource("/billing/events");
+    source = new EventSource("/billing/events");
     source.addEventListener("open", () => { away.hidden = true; });
     source.addEventListener("live", show);
     source.addEventListener("error", () => {
@@ -57,4 +69,7 @@ if (live) {
     });
   };
   listen();
+  // A page that the browser keeps while Stripe's is shown goes on when it is back.
+  addEventListener("pagehide", () => source.close());
+  addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
 }

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from pulsa.credit.v1.automatic_top_up_pb2 import AutomaticTopUpState
 from pulsa.credit.v1.balance_pb2 import Balance
 from pulsa.credit.v1.channel_pb2 import Channel
 from pulsa.credit.v1.credit_service_pb2 import QuoteTopUpResponse
@@ -45,9 +46,9 @@ def balance_page(visit: Visit, live: str, *, version: str, dialog: str, message:
 {message}
 <p class="message" id="away" role="status" hidden>{texts("away")}</p>
 <p class="unseen" id="said" role="status"></p>
-<div id="live" data-version="{version}">{live}</div>
-{dialog}"""
-    return _page(visit, texts("balance"), content)
+{dialog}
+<div id="live" data-version="{version}" tabindex="-1">{live}</div>"""
+    return whole_page(visit, texts("balance"), content)
 
 
 def live_part(visit: Visit, balance: Balance, unfinished: TopUp | None, top_ups: Sequence[TopUp], older: str) -> str:
@@ -62,8 +63,7 @@ def live_part(visit: Visit, balance: Balance, unfinished: TopUp | None, top_ups:
     return f"""{_low_banner(texts, balance)}
 {_notice(visit, unfinished) if unfinished else ""}
 <section class="card balance" aria-label="{texts("balance")}">
-<p id="credits"><strong>{texts.number(balance.available_credits)}</strong>
-{texts("credits", credits="").strip()} {texts("available")}</p>
+<p id="credits"><strong>{texts.number(balance.available_credits)}</strong> <span>{texts("available")}</span></p>
 <p class="faint">{texts("pays_for", sends=sends)}</p>
 <form action="/billing">{
         _button(
@@ -73,15 +73,28 @@ def live_part(visit: Visit, balance: Balance, unfinished: TopUp | None, top_ups:
             attributes='name="dialog" value="top-up"',
         )
     }</form>
+{_automatic_link(visit, balance)}
 </section>
 <h2>{texts("history")}</h2>
 {_history(texts, top_ups, older)}"""
 
 
+def _automatic_link(visit: Visit, balance: Balance) -> str:
+    """The state of automatic top-ups, with the way to their page for who may change them."""
+    name = AutomaticTopUpState.Name(balance.automatic_top_up_state)
+    if not visit.texts.has(name):
+        return ""
+    text = f"{visit.texts('automatic')}: {visit.texts(name)}"
+    link = f'<a href="/billing/automatic" id="automatic">{text}</a>' if visit.may_subscribe else text
+    return f'<p class="faint">{link}</p>'
+
+
 def history_page(visit: Visit, top_ups: Sequence[TopUp], older: str) -> str:
     """A further page of the history."""
     history = _history(visit.texts, top_ups, older)
-    return _page(visit, visit.texts("history"), f"<h1>{visit.texts('history')}</h1>{history}{_back(visit.texts)}")
+    return whole_page(
+        visit, visit.texts("history"), f"<h1>{visit.texts('history')}</h1>{history}{back_link(visit.texts)}"
+    )
 
 
 def details_page(visit: Visit, top_up: TopUp) -> str:
@@ -100,8 +113,8 @@ def details_page(visit: Visit, top_up: TopUp) -> str:
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows if value)
     content = f"""<h1>{texts("payment_details")}</h1>
 <section class="card" aria-label="{texts("payment_details")}"><dl>{listed}</dl>{_pdf_link(texts, top_up)}</section>
-{_back(texts)}"""
-    return _page(visit, texts("payment_details"), content)
+{back_link(texts)}"""
+    return whole_page(visit, texts("payment_details"), content)
 
 
 def unreachable_page(visit: Visit) -> str:
@@ -109,7 +122,7 @@ def unreachable_page(visit: Visit) -> str:
     texts = visit.texts
     content = f"""<h1>{texts("unreachable")}</h1><p>{texts("unreachable_detail")}</p>
 <p><a class="button" href="/billing">{texts("again")}</a></p>"""
-    return _page(visit, texts("unreachable"), content)
+    return whole_page(visit, texts("unreachable"), content)
 
 
 def dialog(visit: Visit, pricing: Pricing, *, request_id: str, quote: str) -> str:
@@ -129,13 +142,14 @@ def dialog(visit: Visit, pricing: Pricing, *, request_id: str, quote: str) -> st
     return f"""<dialog id="top-up" open aria-labelledby="top-up-title">
 <form method="post" action="/billing/top-ups" id="order">
 <h2 id="top-up-title">{texts("top_up")}</h2>
-{_form_token(visit)}<input type="hidden" name="request_id" value="{request_id}">
-<fieldset><legend>{texts("amount")}</legend><div class="choices">{presets}
-<label class="choice"><input type="radio" name="amount" value="custom" id="custom"><span>{texts("custom")}</span>
+{form_token(visit)}<input type="hidden" name="request_id" value="{request_id}">
+<fieldset><legend>{texts("amount")}</legend><div class="choices amounts">{presets}
+<label class="choice other"><input type="radio" name="amount" value="custom" id="custom"><span>{texts("custom")}</span>
 </label></div>
+<div id="custom-part">
 <label for="custom-amount" class="faint">{texts("custom_amount", minimum=texts.number(pricing.minimum_credits))}</label>
 <input type="number" inputmode="numeric" name="custom" id="custom-amount" min="{pricing.minimum_credits}"
- max="{pricing.maximum_credits}" step="1"></fieldset>
+ max="{pricing.maximum_credits}" step="1"></div></fieldset>
 <fieldset><legend>{texts("currency")}</legend><div class="choices">{currencies}</div></fieldset>
 <div id="quote" aria-live="polite">{quote}</div>
 <p class="faint">{texts("stripe")}</p>
@@ -173,10 +187,11 @@ def said(texts: Texts, status: str) -> str:
     return f'<p class="message" role="status">{texts(key)}</p>' if texts.has(key) else ""
 
 
-def _page(visit: Visit, title: str, content: str) -> str:
+def whole_page(visit: Visit, title: str, content: str) -> str:
+    """A page with its frame: languages, and the sandbox's choice of people."""
     texts = visit.texts
     languages = "".join(
-        f'<a href="/billing?lang={each.language}" lang="{each.language}" hreflang="{each.language}"'
+        f'<a href="?lang={each.language}" lang="{each.language}" hreflang="{each.language}"'
         f"{_flag('aria-current', each == texts)}>{each('language')}</a>"
         for each in LANGUAGES.values()
     )
@@ -209,9 +224,7 @@ def _people(visit: Visit) -> str:
         f"{_flag('aria-current', each == visit.person)}>{escape(name)}</button>"
         for each, name in visit.people
     )
-    form = (
-        f'<form method="post" action="/billing/person">{_form_token(visit)}{visit.texts("seen_as")}: {buttons}</form>'
-    )
+    form = f'<form method="post" action="/billing/person">{form_token(visit)}{visit.texts("seen_as")}: {buttons}</form>'
     return f"<footer>{form}</footer>"
 
 
@@ -242,7 +255,7 @@ def _notice(visit: Visit, top_up: TopUp) -> str:
         action = f"/billing/top-ups/{escape(top_up.top_up_id)}"
         actions = f"""<div class="actions">
 <form action="{action}/invoice">{_button("complete", texts("complete"), why_off=why_off)}</form>
-<form method="post" action="{action}/cancel">{_form_token(visit)}{
+<form method="post" action="{action}/cancel">{form_token(visit)}{
             _button("cancel", texts("cancel"), why_off=why_off or (texts("off_partly") if partly else ""), quiet=True)
         }</form></div>"""
     return f"""<section class="card" id="notice" aria-labelledby="notice-title">
@@ -296,11 +309,13 @@ def _button(identifier: str, text: str, *, why_off: str, attributes: str = "", q
     )
 
 
-def _form_token(visit: Visit) -> str:
+def form_token(visit: Visit) -> str:
+    """The hidden field that every form repeats."""
     return f'<input type="hidden" name="form_token" value="{visit.form_token}">'
 
 
-def _back(texts: Texts) -> str:
+def back_link(texts: Texts) -> str:
+    """The way back to the balance."""
     return f'<p><a href="/billing">{texts("back")}</a></p>'
 
 

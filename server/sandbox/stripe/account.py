@@ -20,7 +20,8 @@ Object = dict[str, Any]
 
 KINDS = (
     "customer", "customer_balance_transaction", "tax_id", "tax_rate", "invoice", "invoiceitem", "invoice_payment",
-    "charge", "refund", "dispute", "credit_note", "event", "webhook_endpoint",
+    "charge", "refund", "dispute", "credit_note", "event", "webhook_endpoint", "checkout.session", "setup_intent",
+    "payment_method",
 )  # fmt: skip
 """The `object` field of each kind that is stored."""
 
@@ -58,7 +59,8 @@ class StripeAccount:
     settings: Object = field(default_factory=default_settings)
     objects: dict[str, dict[str, Object]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     private: dict[str, Object] = field(default_factory=dict)
-    """By id of an invoice or coupon, what the API does not show: a pending payment, a percentage, the page's token."""
+    """By id of an invoice, coupon or card, what the API does not show: a pending payment, the page's token, a
+    percentage, how a charge ends."""
     tokens: dict[str, str] = field(default_factory=dict)
     """Invoice id by the token of its hosted page."""
     secrets: dict[str, list[str]] = field(default_factory=dict)
@@ -152,6 +154,8 @@ class StripeAccount:
             return
         for name, value in json.loads(path.read_text()).items():
             setattr(self, name, value)
+        for kind in KINDS:  # a file of an earlier version lacks the later ones
+            self.objects.setdefault(kind, {})
         for token, invoice_id in self.tokens.items():
             if self.private[invoice_id]["token"] == token:
                 self.set_links(self.objects["invoice"][invoice_id], token)

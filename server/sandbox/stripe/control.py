@@ -49,7 +49,11 @@ Invoice actions. `POST /_control/invoices/{id}/{action}` with the options as a J
 `pay` with less than what remains leaves it open, with more also sends invoice.overpaid. Amounts are minor units. What
 Stripe would refuse is answered 409.
 
+Cards. `POST /_control/cards/{id}/{action}` answers the saved card, a payment method:
+    works   declined   authentication (how its next charges end)   detach (as in the dashboard)   renew (by its bank)
+
 State.
+    GET    /_control/cards                {"count", "cards"}: all saved cards, oldest first
     GET    /_control/invoices             {"count", "invoices"}: all, each with its `payments`
     GET    /_control/requests             {"count", "requests"}: calls so far; ?method=POST&path=/v1/invoices (globs)
     GET    /_control/deliveries           {"count", "deliveries"}: webhook attempts; ?event=ID&type=GLOB
@@ -86,6 +90,7 @@ from typing import Any
 
 from aiohttp import web
 
+from server.sandbox.stripe import cards
 from server.sandbox.stripe.account import Object, StripeAccount, default_settings
 from server.sandbox.stripe.api import Api
 from server.sandbox.stripe.errors import ApiError, not_found
@@ -148,6 +153,22 @@ async def act_on_invoice(parts: Parts, request: web.Request) -> object:
     invoice = parts.account.find("invoice", request.match_info["id"])
     action(parts.account, invoice, **await _options(request))
     return object_response(parts.account, invoice, ["payments"])
+
+
+async def act_on_card(parts: Parts, request: web.Request) -> object:
+    """Detach or renew a saved card, or set how its next charges end; answers the changed card."""
+    method, action = parts.account.find("payment_method", request.match_info["id"]), request.match_info["action"]
+    if action == "detach":
+        return cards.detach(parts.account, method)
+    if action == "renew":
+        return cards.renew(parts.account, method)
+    return cards.set_behaviour(parts.account, method, behaviour=action)
+
+
+async def list_cards(parts: Parts, _request: web.Request) -> object:
+    """Every saved card, oldest first."""
+    found = list(parts.account.objects["payment_method"].values())
+    return {"count": len(found), "cards": found}
 
 
 async def emit_event(parts: Parts, request: web.Request) -> object:
@@ -298,6 +319,8 @@ _HANDLERS: dict[str, Callable[[Parts, web.Request], Awaitable[object]]] = {
     "POST /faults/{id}/release": release_fault,
     "GET /invoices": list_invoices,
     "POST /invoices/{id}/{action}": act_on_invoice,
+    "GET /cards": list_cards,
+    "POST /cards/{id}/{action}": act_on_card,
     "GET /requests": list_requests,
     "DELETE /requests": clear_requests,
     "GET /deliveries": list_deliveries,

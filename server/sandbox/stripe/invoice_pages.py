@@ -20,26 +20,35 @@ _PAGE = Template("""<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Invoice $number</title>
 <link rel="icon" href="data:,">
 <style>
-  body { margin: 0; background: #f4f5f8; color: #1a1f36; font: 16px/1.5 system-ui, sans-serif; }
-  main { box-sizing: border-box; max-width: 28rem; margin: 2rem auto; padding: 2rem; background: #fff;
+  :root { color-scheme: light dark; --page: #f4f5f8; --card: #fff; --text: #1a1f36; --faint: #566070; --line: #e3e8ee;
+          --control: #c9d0da; --strong: #5851e0; --link: #4a43c9; --good: #d7f7c2; --on-good: #05690d;
+          --problem: #a41c1c; }
+  @media (prefers-color-scheme: dark) {
+    :root { --page: #12141c; --card: #1c2030; --text: #eceef5; --faint: #aab2c2; --line: #363c4e; --control: #5c6479;
+            --link: #b5b0ff; --good: #123d17; --on-good: #b9f2c9; --problem: #ffb4b4; }
+  }
+  body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
+  main { box-sizing: border-box; max-width: 28rem; margin: 2rem auto; padding: 2rem; background: var(--card);
          border-radius: 12px; box-shadow: 0 2px 12px rgb(26 31 54 / 12%); }
   h1 { margin: 0; font-size: 2.25rem; }
-  .status { float: right; padding: .1rem .75rem; border-radius: 1rem; background: #e3e8ee; font-weight: 600; }
-  .paid { background: #d7f7c2; color: #05690d; }
+  .status { float: right; padding: .1rem .75rem; border-radius: 1rem; background: var(--line); font-weight: 600; }
+  .paid { background: var(--good); color: var(--on-good); }
   dl { display: grid; grid-template-columns: auto 1fr; gap: .25rem 1rem; }
-  dt { color: #566070; }
+  dt { color: var(--faint); }
   dd { margin: 0; text-align: right; }
-  hr { margin: 1rem 0; border: 0; border-top: 1px solid #e3e8ee; }
-  button { width: 100%; padding: .8rem; border: 0; border-radius: 8px; background: #5851e0; color: #fff; font: inherit;
-           font-weight: 600; cursor: pointer; }
-  footer { margin-top: 1.5rem; color: #566070; font-size: .85rem; }
-  a { color: #4a43c9; }
+  hr { margin: 1rem 0; border: 0; border-top: 1px solid var(--line); }
+  button { width: 100%; padding: .8rem; border: 1px solid transparent; border-radius: 8px; background: var(--strong);
+           color: #fff; font: inherit; font-weight: 600; cursor: pointer; }
+  footer { margin-top: 1.5rem; color: var(--faint); font-size: .85rem; }
+  a { color: var(--link); }
   form { margin-top: .5rem; }
-  .other { border: 1px solid #c9d0da; background: #fff; color: #1a1f36; font-weight: 400; }
-  .declined { color: #a41c1c; }
+  .other { border-color: var(--control); background: var(--card); color: var(--text); font-weight: 400; }
+  .declined { color: var(--problem); }
+  :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 </style>
 </head>
 <body>
@@ -62,7 +71,7 @@ $action
 """)
 
 _CARD = (
-    ("pay", "Pay {amount}"),
+    ("pay", "Pay {amount} by card"),
     ("decline", "Pay with a card that is declined"),
     ("transfer", "Pay by virtual account"),
 )

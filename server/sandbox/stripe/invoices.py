@@ -4,10 +4,9 @@ Functions over the account's state; none knows HTTP.
 """
 
 from decimal import ROUND_HALF_UP, Decimal
-from http import HTTPStatus
 from typing import Any
 
-from server.sandbox.stripe import objects
+from server.sandbox.stripe import cards, objects
 from server.sandbox.stripe.account import Object, StripeAccount
 from server.sandbox.stripe.balances import (
     balance_of,
@@ -58,6 +57,8 @@ def create_invoice(account: StripeAccount, given: Object) -> Object:
     by_mail = given.get("collection_method") == "send_invoice"
     if by_mail and not {"days_until_due", "due_date"} & set(given):
         raise ApiError("An invoice with collection_method=send_invoice needs days_until_due or due_date.")
+    if not by_mail and "days_until_due" in given:
+        raise ApiError("You can only specify days_until_due for an invoice with collection_method=send_invoice.")
     invoice = objects.new_invoice(account, customer, currency=currency)
     _set_fields(invoice, given)
     if "discounts" not in given and customer["discount"]:
@@ -196,14 +197,26 @@ def fail_payment(account: StripeAccount, invoice: Object) -> None:
     account.emit("invoice.payment_failed", invoice)
 
 
+def require_action(account: StripeAccount, invoice: Object) -> None:
+    """Record a payment attempt that waits for the customer's authentication; the invoice stays open."""
+    invoice["attempted"] = True
+    invoice["attempt_count"] += 1
+    account.emit("invoice.payment_action_required", invoice)
+
+
 def pay(account: StripeAccount, invoice: Object, *, payment_method: str | None) -> Object:
-    """The API's pay: every payment method works except `pm_card_chargeDeclined`; without one the call is refused."""
+    """The API's pay, by a test card or a saved one; without one the call is refused."""
     if payment_method is None:
         raise not_allowed("This customer has no default payment method.", code="resource_missing")
-    if payment_method == "pm_card_chargeDeclined":
-        fail_payment(account, invoice)
-        status = HTTPStatus.PAYMENT_REQUIRED
-        raise ApiError("Your card was declined.", status=status, kind="card_error", code="card_declined", stored=True)
+    if invoice["status"] not in _PAYABLE:
+        raise not_allowed(_NOT_PAYABLE[invoice["status"]])
+    match cards.behaviour_of(account, payment_method, customer=invoice["customer"]):
+        case "declined":
+            fail_payment(account, invoice)
+            raise cards.declined()
+        case "authentication":
+            require_action(account, invoice)
+            raise cards.needs_authentication()
     return receive_payment(account, invoice)
 
 

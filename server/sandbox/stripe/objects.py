@@ -353,6 +353,95 @@ def new_cash_balance(account: StripeAccount, customer: Object) -> Object:
     }
 
 
+def new_session(account: StripeAccount, customer: Object, given: Object, *, setup_intent: str) -> Object:
+    """A Checkout session in setup mode: a page on which the customer saves a card."""
+    identifier = account.new_id("cs_test_")
+    nulls = (
+        "after_expiration", "allow_promotion_codes", "amount_subtotal", "amount_total", "billing_address_collection",
+        "client_reference_id", "client_secret", "consent", "consent_collection", "currency", "customer_creation",
+        "customer_details", "customer_email", "invoice", "invoice_creation", "locale", "payment_intent", "payment_link",
+        "payment_method_collection", "shipping_address_collection", "shipping_cost", "submit_type", "subscription",
+        "total_details",
+    )  # fmt: skip
+    return {
+        "id": identifier,
+        "object": "checkout.session",
+        **dict.fromkeys(nulls),
+        "automatic_tax": {"enabled": False, "liability": None, "provider": None, "status": None},
+        "cancel_url": given.get("cancel_url"),
+        "created": account.now(),
+        "custom_fields": [],
+        "custom_text": {
+            "after_submit": None, "shipping_address": None, "submit": None, "terms_of_service_acceptance": None,
+        },
+        "customer": customer["id"],
+        "expires_at": account.now(),
+        "livemode": account.settings["livemode"],
+        "metadata": given.get("metadata", {}),
+        "mode": given["mode"],
+        "payment_method_options": {},
+        "payment_method_types": given.get("allowed_payment_method_types", ["card"]),
+        "payment_status": "no_payment_required",
+        "setup_intent": setup_intent,
+        "shipping_options": [],
+        "status": "open",
+        "success_url": given.get("success_url"),
+        "url": f"{account.url}/c/{identifier}",
+    }  # fmt: skip
+
+
+def new_setup_intent(account: StripeAccount, customer: Object, *, metadata: Object) -> Object:
+    """The saving of a card for charges without the customer, before it is done."""
+    nulls = (
+        "application", "cancellation_reason", "client_secret", "description", "flow_directions", "last_setup_error",
+        "latest_attempt", "mandate", "next_action", "on_behalf_of", "payment_method", "single_use_mandate",
+    )  # fmt: skip
+    return {
+        "id": account.new_id("seti_"),
+        "object": "setup_intent",
+        **dict.fromkeys(nulls),
+        "created": account.now(),
+        "customer": customer["id"],
+        "livemode": account.settings["livemode"],
+        "metadata": metadata,
+        "payment_method_options": {},
+        "payment_method_types": ["card"],
+        "status": "requires_payment_method",
+        "usage": "off_session",
+    }
+
+
+def new_payment_method(account: StripeAccount, customer: Object, *, last4: str) -> Object:
+    """A card that a customer has saved."""
+    return {
+        "id": account.new_id("pm_"),
+        "object": "payment_method",
+        "allow_redisplay": "limited",
+        "billing_details": {"address": None, "email": None, "name": None, "phone": None, "tax_id": None},
+        "card": {
+            "brand": "visa",
+            "checks": None,
+            "country": "US",
+            "display_brand": "visa",
+            "exp_month": 12,
+            "exp_year": 2040,
+            "fingerprint": None,
+            "funding": "credit",
+            "generated_from": None,
+            "last4": last4,
+            "networks": None,
+            "regulated_status": "unregulated",
+            "three_d_secure_usage": {"supported": True},
+            "wallet": None,
+        },
+        "created": account.now(),
+        "customer": customer["id"],
+        "livemode": account.settings["livemode"],
+        "metadata": {},
+        "type": "card",
+    }
+
+
 def new_tax_id(account: StripeAccount, customer: Object, given: Object) -> Object:
     """A customer's tax id."""
     return {

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from server.sandbox.stripe import balances, invoices, objects, webhooks
+from server.sandbox.stripe import balances, cards, invoices, objects, webhooks
 from server.sandbox.stripe.account import Object, StripeAccount
 from server.sandbox.stripe.parameters import (
     Schema,
@@ -48,6 +48,10 @@ _NEW_ITEM: Schema = {
     "amount": integer, "currency": string, "customer": string, "description": string, "invoice": string,
     "metadata": metadata, "quantity": integer, "tax_behavior": choice("exclusive", "inclusive"), "tax_rates": strings,
     "unit_amount_decimal": decimal,
+}  # fmt: skip
+_NEW_SESSION: Schema = {
+    "cancel_url": string, "customer": string, "metadata": metadata, "mode": choice("setup"),
+    "allowed_payment_method_types": strings, "setup_intent_data": nested, "success_url": string, **_EXPAND,
 }  # fmt: skip
 _ENDPOINT: Schema = {"description": string, "enabled_events": strings, "metadata": metadata, "url": string}
 
@@ -196,7 +200,17 @@ OPERATIONS = (
     _invoice_action("void", "InvoiceVoidInvoiceParams", _EXPAND, invoices.void),
     _invoice_action("mark_uncollectible", "InvoiceMarkUncollectibleParams", _EXPAND, invoices.mark_uncollectible),
     Operation("POST", "/v1/invoices/{id}/pay", "InvoicePayParams",
-              {"paid_out_of_band": boolean, "payment_method": string, **_EXPAND}, _on_object("invoice", _pay)),
+              {"paid_out_of_band": boolean, "payment_method": string, "off_session": boolean, **_EXPAND},
+              _on_object("invoice", _pay)),
+    Operation("POST", "/v1/checkout/sessions", "checkout.SessionCreateParams", _NEW_SESSION,
+              _creation(cards.create_session), required=("customer", "mode", "success_url")),
+    _get("checkout.session", "/v1/checkout/sessions/{id}", "checkout.SessionRetrieveParams"),
+    Operation("POST", "/v1/checkout/sessions/{id}/expire", "checkout.SessionExpireParams", _EXPAND,
+              _on_object("checkout.session", cards.expire_session)),
+    _get("setup_intent", "/v1/setup_intents/{id}", "SetupIntentRetrieveParams"),
+    _get("payment_method", "/v1/payment_methods/{id}", "PaymentMethodRetrieveParams"),
+    Operation("POST", "/v1/payment_methods/{id}/detach", "PaymentMethodDetachParams", _EXPAND,
+              _on_object("payment_method", cards.detach)),
     Operation("POST", "/v1/invoiceitems", "InvoiceItemCreateParams", {**_NEW_ITEM, **_EXPAND},
               _creation(invoices.add_item), required=("invoice",)),
     Operation("GET", "/v1/invoiceitems", "InvoiceItemListParams", {**_PAGE, "invoice": string, "customer": string},

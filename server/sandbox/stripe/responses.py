@@ -19,7 +19,7 @@ def object_response(account: StripeAccount, resource: Object, expand: Iterable[s
         expansion = _EXPANSIONS.get((resource["object"], path))
         if expansion is None:
             raise ApiError(f"This property cannot be expanded ({path}).", param="expand")
-        served[path] = expansion(account, resource)
+        served[path.partition(".")[0]] = expansion(account, resource)
     return served
 
 
@@ -91,11 +91,20 @@ def _credit_balances(account: StripeAccount, customer: Object) -> Object:
     return {currency: balance for currency, balance in balances.items() if balance}
 
 
+def _setup_with_card(account: StripeAccount, session: Object) -> Object:
+    """The setup intent of a session, with its card once it is saved."""
+    intent = dict(account.find("setup_intent", session["setup_intent"]))
+    if intent["payment_method"]:
+        intent["payment_method"] = dict(account.find("payment_method", intent["payment_method"]))
+    return intent
+
+
 _EXPANSIONS: dict[tuple[str, str], Callable[[StripeAccount, Object], object]] = {
     ("invoice", "payments"): _payments_list,
     ("invoice", "amount_paid_off_stripe"): _paid_off_stripe,
     ("invoice", "customer"): lambda account, invoice: dict(account.find("customer", invoice["customer"])),
     ("customer", "invoice_credit_balance"): _credit_balances,
     ("customer", "cash_balance"): lambda _account, customer: customer.get("cash_balance"),
+    ("checkout.session", "setup_intent.payment_method"): _setup_with_card,
     ("invoice_payment", "invoice"): lambda account, payment: dict(account.find("invoice", payment["invoice"])),
 }

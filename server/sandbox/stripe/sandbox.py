@@ -6,9 +6,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from server.sandbox.stripe import invoices, webhooks
+from server.sandbox.stripe import cards, invoices, webhooks
 from server.sandbox.stripe.account import Object, StripeAccount, new_seed
 from server.sandbox.stripe.api import Api
+from server.sandbox.stripe.card_pages import CARDS, card_page
 from server.sandbox.stripe.control import Parts, control_routes
 from server.sandbox.stripe.errors import ApiError
 from server.sandbox.stripe.faults import Faults
@@ -104,19 +105,19 @@ async def start_stripe_sandbox(
 
 
 def _page_routes(parts: Parts) -> list[web.RouteDef]:
-    async def show(request: web.Request) -> web.Response:
+    async def show(request: web.Request, *, status: int = HTTPStatus.OK) -> web.Response:
         invoice = _invoice(parts, request)
         pending = bool(parts.account.private[invoice["id"]].get("payment_pending"))
         declined = "declined" in request.query
         page = hosted_page(invoice, token=request.match_info["token"], pending=pending, declined=declined)
-        return web.Response(text=page, content_type="text/html")
+        return web.Response(text=page, content_type="text/html", status=status)
 
     async def pay(request: web.Request) -> web.Response:
         invoice, step = _invoice(parts, request), request.match_info["step"]
         try:
             _STEPS[step](parts.account, invoice)
-        except ApiError as error:
-            return web.Response(text=error.message, status=HTTPStatus.CONFLICT)
+        except ApiError:  # the page was old: it shows what has become of the invoice
+            return await show(request, status=HTTPStatus.CONFLICT)
         parts.save()
         page = f"/i/{request.match_info['token']}{'?declined' if step == 'decline' else ''}"
         return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": page})
@@ -127,12 +128,35 @@ def _page_routes(parts: Parts) -> list[web.RouteDef]:
         headers = {"Content-Disposition": disposition}
         return web.Response(body=invoice_pdf(invoice), content_type="application/pdf", headers=headers)
 
+    async def show_card_page(request: web.Request) -> web.Response:
+        session = _session(parts, request)
+        customer = parts.account.find("customer", session["customer"])
+        return web.Response(text=card_page(session, customer), content_type="text/html")
+
+    async def save_card(request: web.Request) -> web.Response:
+        session = _session(parts, request)
+        try:
+            cards.complete_session(parts.account, session, behaviour=request.match_info["behaviour"])
+        except ApiError:  # the page was old
+            return await show_card_page(request)
+        parts.save()
+        return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": session["success_url"]})
+
     handlers: list[tuple[str, str, Callable[[web.Request], Awaitable[web.Response]]]] = [
         ("GET", "/i/{token}", show),
         ("POST", f"/i/{{token}}/{{step:{'|'.join(_STEPS)}}}", pay),
         ("GET", "/i/{token}/pdf", download),
+        ("GET", "/c/{id}", show_card_page),
+        ("POST", f"/c/{{id}}/{{behaviour:{'|'.join(CARDS)}}}", save_card),
     ]
     return [web.route(method, path, handler) for method, path, handler in handlers]
+
+
+def _session(parts: Parts, request: web.Request) -> Object:
+    session = parts.account.objects["checkout.session"].get(request.match_info["id"])
+    if session is None:
+        raise web.HTTPNotFound(text="This link has expired.")
+    return session
 
 
 def _invoice(parts: Parts, request: web.Request) -> Object:

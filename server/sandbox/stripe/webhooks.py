@@ -37,6 +37,10 @@ DEFAULT_EVENTS = [
     "charge.dispute.funds_withdrawn",
     "charge.dispute.closed",
     "credit_note.created",
+    "checkout.session.completed",
+    "payment_method.automatically_updated",
+    "payment_method.detached",
+    "payment_method.updated",
 ]
 """What the default endpoint subscribes to. Without invoice.payment_succeeded, which repeats invoice.paid."""
 
@@ -69,7 +73,8 @@ def delete_endpoint(account: StripeAccount, endpoint: Object, _given: Object) ->
 def set_default_endpoint(account: StripeAccount, *, url: str | None, secret: str) -> Object:
     """Create the default endpoint with this secret; without a URL it is disabled."""
     fresh = new_endpoint(account, url="", events=list(DEFAULT_EVENTS)) | {"id": DEFAULT_ENDPOINT}
-    account.objects["webhook_endpoint"].setdefault(DEFAULT_ENDPOINT, fresh)
+    endpoint = account.objects["webhook_endpoint"].setdefault(DEFAULT_ENDPOINT, fresh)
+    endpoint["enabled_events"] = fresh["enabled_events"]  # a saved one may be of an earlier version
     account.secrets[DEFAULT_ENDPOINT] = [secret]
     return set_default_url(account, url)
 

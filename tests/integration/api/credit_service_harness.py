@@ -26,6 +26,7 @@ from server.credits.balances import Balances, BalanceStreams
 from server.credits.pricing import load_pricing
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.inbox import StripeInbox
+from server.credits.top_ups.automatic_service import AutomaticTopUps
 from server.credits.top_ups.service import TopUps
 from server.credits.top_ups.state_machine import TopUpTerms
 from server.credits.top_ups.store import TopUpStore
@@ -102,12 +103,14 @@ async def run_credit_service(pool: Pool, folder: Path) -> AsyncIterator[CreditSe
     terms = TopUpTerms(environment="test", livemode=False)
     store = TopUpStore(pool, terms, low_balance_threshold=100, clock=pool.clock)
     balances = Balances(pool, low_balance_threshold=100, batching=Batching(size=500, linger_seconds=0.005))
+    top_ups = TopUps(store, stripe_client, pricing)
     dependencies = CreditDependencies(
         pool=pool,
         pricing=pricing,
         balances=balances,
         balance_streams=BalanceStreams(balances, poll_seconds=0.02, spending_seconds=0.05),
-        top_ups=TopUps(store, stripe_client, pricing),
+        top_ups=top_ups,
+        automatic_top_ups=AutomaticTopUps(store, stripe_client, pricing, top_ups),
         stripe_inbox=StripeInbox(store, stripe_client, secrets=[SECRET]),
         stripe_wait_seconds=10,
         deliveries_kept=timedelta(days=90),

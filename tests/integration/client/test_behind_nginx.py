@@ -29,7 +29,7 @@ http {{
         error_page 502 504 = @unavailable;
         location / {{ grpc_pass grpc://{server}; }}
         location @unavailable {{
-            internal; default_type application/grpc; add_header grpc-status 14 always; return 204;
+            internal; default_type application/grpc; add_header grpc-status 14 always; return 200;
         }}
     }}
 }}

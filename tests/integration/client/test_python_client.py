@@ -1,6 +1,7 @@
 """The Python client against a scripted server: tokens, deadlines, retries, errors."""
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -21,7 +22,8 @@ from pulsa.otp.v1.otp_service_pb2 import VerifyOtpRequest
 from pulsa.tokens import token_from_file
 
 from server import errors
-from tests.integration.client.scripted_server import ScriptedError, ScriptedServer
+from server.api.status import internal_error_status
+from tests.integration.client.scripted_server import ScriptedError, ScriptedServer, refusing_server
 from tests.waiting import SECONDS
 
 REQUEST = GetBalanceRequest(organization_id="acme")
@@ -178,9 +180,12 @@ def test_an_unavailable_server_is_retried_with_the_same_request(
     ("code", "calls"),
     [
         (grpc.StatusCode.UNAVAILABLE, 4),
+        (grpc.StatusCode.CANCELLED, 4),
         (grpc.StatusCode.FAILED_PRECONDITION, 1),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, 1),
         (grpc.StatusCode.INTERNAL, 1),
+        (grpc.StatusCode.UNKNOWN, 1),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 1),
     ],
 )
 def test_retries_are_limited_and_other_errors_are_not_retried(
@@ -221,9 +226,12 @@ def test_a_limit_is_not_tried_again(server: ScriptedServer, address: str, limit:
     assert len(server.requests) == 1
 
 
-def test_a_guess_is_tried_again_only_when_the_server_had_no_room_for_it(server: ScriptedServer, address: str) -> None:
-    server.errors.extend([errors.Overloaded(retry_after_seconds=0.01), grpc.StatusCode.UNAVAILABLE])
-    with connect(address, token="secret") as pulsa, pytest.raises(PulsaError, match="UNAVAILABLE"):
+@pytest.mark.parametrize("unknown", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_a_guess_is_tried_again_only_when_the_server_had_no_room_for_it(
+    server: ScriptedServer, address: str, unknown: grpc.StatusCode
+) -> None:
+    server.errors.extend([errors.Overloaded(retry_after_seconds=0.01), unknown])
+    with connect(address, token="secret") as pulsa, pytest.raises(PulsaError, match=unknown.name):
         pulsa.otps.VerifyOtp(VerifyOtpRequest())
     assert len(server.requests) == 2
 
@@ -241,6 +249,27 @@ def test_a_deadline_that_grpc_takes_for_another_is_refused(
         with pytest.raises(ValueError, match="timeout"):
             pulsa.credits.WatchBalance(WatchBalanceRequest(organization_id="acme"), timeout=timeout)
     assert server.requests == []
+
+
+def test_a_repeat_has_the_time_that_is_left(server: ScriptedServer, address: str) -> None:
+    server.errors.append(errors.Overloaded(retry_after_seconds=0.5))
+    with connect(address, token="secret", timeout_seconds=30) as pulsa:
+        pulsa.credits.GetBalance(REQUEST, timeout=5)
+    first, second = server.seconds_left
+    assert first is not None
+    assert second is not None
+    assert second < first - 0.4
+
+
+def test_a_guess_that_the_server_did_not_look_at_is_repeated() -> None:
+    refused: list[int] = []
+    with (
+        refusing_server(refused) as address,
+        connect(address, token="secret") as pulsa,
+        pytest.raises(PulsaError, match="UNAVAILABLE"),
+    ):
+        pulsa.otps.VerifyOtp(VerifyOtpRequest())
+    assert len(refused) >= 4
 
 
 @pytest.mark.parametrize("request_", [None, {"organization_id": "acme"}, GetPricingRequest(organization_id="acme")])
@@ -267,6 +296,7 @@ def test_a_large_request_is_retried_too(server: ScriptedServer, address: str) ->
         grpc.StatusCode.UNKNOWN,  # by HAProxy 2
         grpc.StatusCode.CANCELLED,  # by HAProxy 3
         errors.DatabaseUnavailable(retry_after_seconds=1),
+        errors.Overloaded(retry_after_seconds=1),
         errors.TokenInvalid(),  # expired under the stream
     ],
 )
@@ -280,13 +310,63 @@ def test_a_watched_balance_goes_on_when_its_stream_is_cut(
     assert server.requests == [WatchBalanceRequest(organization_id="acme")] * 2
 
 
-def test_a_watched_balance_ends_when_the_server_refuses(server: ScriptedServer, address: str) -> None:
-    server.errors.append(errors.PermissionMissing(permission="balance.read"))
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        errors.PermissionMissing(permission="balance.read"),
+        internal_error_status("1"),  # unlike a proxy's, it has a reason
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    ],
+)
+def test_a_watched_balance_ends_when_the_server_refuses(
+    server: ScriptedServer, address: str, refusal: ScriptedError
+) -> None:
+    server.errors.append(refusal)
     with connect(address, token="secret") as pulsa:
         balances = pulsa.watch_balance("acme")
         next(balances)
-        with pytest.raises(PulsaError, match="PERMISSION_MISSING"):
+        with pytest.raises(PulsaError):
             next(balances)
+    assert len(server.requests) == 1
+
+
+def test_a_watched_balance_ends_with_a_token_that_is_refused_from_the_beginning(
+    server: ScriptedServer, address: str
+) -> None:
+    server.errors.extend([errors.TokenInvalid()] * 2)
+    with connect(address, token="secret") as pulsa:
+        balances = pulsa.watch_balance("acme")
+        next(balances)
+        server.messages = 0
+        with pytest.raises(PulsaError, match="TOKEN_INVALID"):
+            next(balances)
+    assert len(server.requests) == 2
+
+
+def test_watched_events_go_on_after_the_last_cursor(server: ScriptedServer, address: str) -> None:
+    server.errors.append(grpc.StatusCode.UNAVAILABLE)
+    with connect(address, token="secret") as pulsa:
+        events = pulsa.watch_events("acme", cursor="begin")
+        assert [next(events).cursor for _ in range(3)] == ["begin+", "begin++", "begin+++"]
+
+
+def test_a_stream_is_opened_again_after_a_growing_pause(server: ScriptedServer, address: str) -> None:
+    server.messages = 0
+    server.errors.extend([grpc.StatusCode.UNAVAILABLE] * 3 + [errors.PermissionMissing(permission="balance.read")])
+    began = time.monotonic()
+    with connect(address, token="secret") as pulsa, pytest.raises(PulsaError, match="PERMISSION_MISSING"):
+        next(pulsa.watch_balance("acme"))
+    assert time.monotonic() - began >= 0.1 + 0.2 + 0.4
+
+
+def test_grpc_repeats_no_stream(server: ScriptedServer, address: str) -> None:
+    server.messages = 0
+    server.errors.extend([grpc.StatusCode.UNAVAILABLE] * 2)
+    with connect(address, token="secret") as pulsa:
+        stream = pulsa.credits.WatchBalance(WatchBalanceRequest(organization_id="acme"))
+        with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
+            next(stream)
+    assert len(server.requests) == 1
 
 
 def test_a_watched_balance_ends_with_its_client(address: str) -> None:

@@ -48,7 +48,7 @@ async def next_of(stream: AsyncIterator[Balance]) -> Balance:
 
 async def test_a_stream_begins_with_the_balance_also_without_an_account(streams: BalanceStreams) -> None:
     async with aclosing(streams.follow("unknown")) as stream:
-        assert await next_of(stream) == Balance("unknown", 0, 100, 0)
+        assert await next_of(stream) == Balance("unknown", 0, 100, 0, "OFF")
 
 
 async def test_added_credits_and_a_crossed_threshold_are_sent_at_once_and_mere_spending_is_not(

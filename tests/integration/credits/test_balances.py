@@ -46,14 +46,14 @@ async def committed_transactions(pool: Pool) -> int:
 
 async def test_an_unknown_organization_has_no_credits_and_a_low_balance(balances: Balances) -> None:
     balance = await balances.get("unknown")
-    assert balance == Balance("unknown", 0, 100, 0)
+    assert balance == Balance("unknown", 0, 100, 0, "OFF")
     assert balance.low_balance
 
 
 async def test_an_account_has_its_own_threshold(pool: Pool, balances: Balances) -> None:
     await adjust(pool, "acme", 50)
     balance = await balances.get("acme")
-    assert balance == Balance("acme", 50, 50, 1)
+    assert balance == Balance("acme", 50, 50, 1, "OFF")
     assert not balance.low_balance
 
 

@@ -72,7 +72,7 @@ EDITS: Mapping[str, tuple[str, set[str]]] = {
         {"edited_history", "forged_entry"},
     ),
     "the time of a send": (
-        "UPDATE ledger_entries SET create_time = create_time - interval '1 year' WHERE credits = -1",
+        "UPDATE ledger_entries SET create_time = '2020-01-01Z' WHERE credits = -1",
         {"edited_history"},
     ),
     "a send that is removed with everything": (DELETE_NEWEST_SEND, {"edited_history", "forged_entry"}),
@@ -110,6 +110,7 @@ EDITS: Mapping[str, tuple[str, set[str]]] = {
     ),
     "the MAC of a day": ("UPDATE ledger_days SET mac = sha256(mac)", {"edited_days"}),
 }
+MARKS = {"an entry that is moved to another organization": pytest.mark.plain_postgres}  # Citus refuses it
 
 
 @pytest.fixture
@@ -142,7 +143,9 @@ async def test_macs_of_ledgers_that_hold_are_right(ledgers: Pool) -> None:
     assert (await audit_organization(ledgers, "acme", audit_keys=KEYS)).holds
 
 
-@pytest.mark.parametrize(("edit", "found"), EDITS.values(), ids=list(EDITS))
+@pytest.mark.parametrize(
+    ("edit", "found"), [pytest.param(*edit, id=name, marks=MARKS.get(name, ())) for name, edit in EDITS.items()]
+)
 async def test_edits_that_fit_are_found_by_macs_alone(edited: Connection, edit: str, found: set[str]) -> None:
     await edited.execute(edit.encode())
     await edited.execute(MAKE_BALANCES_FIT.encode())
@@ -170,15 +173,15 @@ async def test_the_audit_of_one_organization_finds_its_edits(edited: Connection)
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("organization_id", "'another'"),
+        pytest.param("organization_id", "'another'", marks=pytest.mark.plain_postgres),  # Citus refuses it
         ("sequence", "sequence + 1"),
         ("kind", "'REFUND'"),
         ("credits", "credits + 1"),
         ("balance_after", "balance_after + 1"),
-        ("reference_id", "gen_random_uuid()"),
+        ("reference_id", "'00000000-0000-7000-8000-000000000000'"),
         ("reason", "reason || ' '"),
         ("created_by", "created_by || ' '"),
-        ("create_time", "create_time + interval '1 microsecond'"),
+        pytest.param("create_time", "create_time + interval '1 microsecond'", marks=pytest.mark.plain_postgres),  # too
     ],
 )
 async def test_a_mac_is_of_every_column(edited: Connection, column: str, value: str) -> None:
@@ -312,7 +315,10 @@ async def test_a_stolen_old_key_cannot_rewrite_what_is_older_than_a_new_ones_mac
     for table in ("ledger_macs", "ledger_days"):
         await edited.execute(f"CREATE TABLE kept_{table} AS SELECT * FROM {table} WHERE key_id = 'new'".encode())  # noqa: S608
         await edited.execute(f"DELETE FROM {table}".encode())  # noqa: S608
-    await edited.execute("UPDATE ledger_entries SET create_time = create_time - interval '1 hour' WHERE credits = -1")
+    await edited.execute(
+        "UPDATE ledger_entries"
+        " SET create_time = (create_time AT TIME ZONE 'UTC' - interval '1 hour') AT TIME ZONE 'UTC' WHERE credits = -1"
+    )
     await edited.commit()
     await make_daily_macs(ledgers, KEYS, now=NOW + DAY)  # by the thief, with the old key
     for table in ("ledger_macs", "ledger_days"):

@@ -18,7 +18,8 @@ from server.otps.delivery.outcomes import Fallbacks, Outcomes
 from server.otps.delivery.reports import report_delivery
 from server.otps.guess_policy import Guess, GuessLimits
 from server.otps.otp import Delivery, DeliveryStatus, Otp, cancel_otp, read_otp
-from server.otps.recipients import Preview, RawDestination, RecipientResolver, SendRequest
+from server.otps.previews import Preview
+from server.otps.recipients import RawDestination, RecipientResolver, SendRequest
 from server.otps.send import Accepted, Sender
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
@@ -100,7 +101,7 @@ class DeliveryHarness:
     dispatcher: Dispatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        batching = Batching(size=100, linger_seconds=0.001)
+        batching = Batching(size=100, linger_seconds=0.001, shards=self.pool.shards)
         self.recipients = RecipientResolver(self.crypto, {channel: PRICES[channel] for channel in self.providers})
         fallbacks = Fallbacks(self.recipients, self.limits)
         self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, fallbacks=fallbacks, clock=self.clock)

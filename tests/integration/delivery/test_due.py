@@ -56,11 +56,13 @@ async def pages_read(pool: Pool, query: str, **values: object) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
+@pytest.mark.plain_postgres  # Citus tells the pages of its coordinator only
 async def test_a_large_outbox_without_due_deliveries_is_not_read(large_outbox: Pool) -> None:
     assert await pages_read(large_outbox, SQL.find_longest_due, now=NOW, limit=1000) <= 4
     assert await find_due(large_outbox, now=NOW) == {}
 
 
+@pytest.mark.plain_postgres  # Citus tells the pages of its coordinator only
 async def test_only_as_many_due_deliveries_are_read_as_can_be_claimed(large_outbox: Pool) -> None:
     later = NOW + timedelta(hours=2)
     for query in (SQL.find_longest_due, SQL.find_latest_due):
@@ -68,6 +70,7 @@ async def test_only_as_many_due_deliveries_are_read_as_can_be_claimed(large_outb
         assert await pages_read(large_outbox, query, now=later, limit=100) <= 100 + 4
 
 
+@pytest.mark.plain_postgres  # Citus tells the pages of its coordinator only
 async def test_a_claim_reads_only_what_it_claims(large_outbox: Pool, database_url: str) -> None:
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as owner:
         await owner.execute(COMPLETE_DELIVERIES)

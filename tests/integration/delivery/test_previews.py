@@ -16,12 +16,17 @@ from server.api.interceptor import Call
 from server.api.jwks import VerificationKey
 from server.api.otp_records import OtpDependencies
 from server.api.otp_service import OtpService
+from server.api.otp_settings import SettingsDependencies
 from server.api.validation import compile_validation
 from server.errors import DomainError, InvalidDestination
 from server.otps.admission import SendLimits
 from server.otps.delivery.suppressions import Suppressions
+from server.otps.effective_settings import OperatorSettings
 from server.otps.guess_policy import GuessLimits
-from server.otps.recipients import Preview, RawDestination
+from server.otps.previews import Preview
+from server.otps.recipients import RawDestination
+from server.otps.settings_cache import SettingsCache
+from server.otps.sms_pumping import ALL_AREAS
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
 from server.providers.provider import Channel
@@ -161,9 +166,13 @@ def dependencies_of(harness: DeliveryHarness) -> OtpDependencies:
         clock=harness.clock,
         batching=Batching(size=1, linger_seconds=0),
         cooldown=timedelta(),
-        refund_accepted=False,
         free_places=lambda: 1000,
         suppressions=Suppressions(harness.pool, harness.crypto, period=timedelta(days=30), clock=harness.clock),
+        settings=SettingsDependencies(
+            harness.pool,
+            SettingsCache(OperatorSettings(areas=ALL_AREAS, limits=harness.limits)),
+            low_balance_threshold=0,
+        ),
     )
 
 

@@ -54,6 +54,23 @@ async def test_a_crash_between_the_provider_and_the_database_repeats_the_same_co
     assert await harness.ledger() == [("SEND", -3, delivery.delivery_id)]
 
 
+async def test_a_message_whose_code_came_back_stays_charged_although_a_crash_lost_its_outcome(
+    harness: DeliveryHarness, stand_ins: ProviderStandIns
+) -> None:
+    stand_ins.sandbox.play("twilio", Answer(conduct=Conduct.HANG))
+    accepted = await harness.send(SMS)
+    await until(lambda: len(stand_ins.sandbox.received) == 1)
+    await harness.crash()
+    await harness.verify(accepted)
+
+    await harness.take_over(after=LEASE)
+
+    (delivery,) = await harness.deliveries(accepted)
+    assert (delivery.status, delivery.failure_reason) == (DeliveryStatus.UNKNOWN, "otp_verified")
+    assert len(stand_ins.sandbox.received) == 1
+    assert await harness.ledger() == [("SEND", -3, delivery.delivery_id)]
+
+
 async def test_concurrent_take_over_jobs_of_two_replicas_send_each_message_once(
     open_harness: OpenHarness, stand_ins: ProviderStandIns
 ) -> None:

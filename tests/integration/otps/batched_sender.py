@@ -6,7 +6,8 @@ from server.errors import DomainError
 from server.otps.admission import Admitted, Replayed, Send
 from server.otps.recipients import ResendRequest, SendRequest
 from server.otps.send import Accepted, Sender
-from server.postgres.batcher import Batcher, Batching, Locked
+from server.postgres.batcher import Batcher, Batching
+from server.postgres.lanes import Locked
 
 
 class BatchedSender:
@@ -36,18 +37,11 @@ class BatchedSender:
     async def _flush(
         self, items: Sequence[SendRequest | Send], *, wait: bool
     ) -> list[Accepted | Replayed | Locked | Exception]:
-        prepared = [self._prepare(item) for item in items]
+        requests = iter(self._sender.prepare([item for item in items if isinstance(item, SendRequest)]))
+        prepared = [next(requests) if isinstance(item, SendRequest) else item for item in items]
         sends = [one for one in prepared if isinstance(one, Send)]
         answers = iter(await self._sender.accept(sends, wait=wait) if sends else ())
         return [_answer(next(answers)) if isinstance(one, Send) else one for one in prepared]
-
-    def _prepare(self, item: SendRequest | Send) -> Send | DomainError:
-        if isinstance(item, Send):
-            return item
-        try:
-            return self._sender.prepare(item)
-        except DomainError as error:
-            return error
 
 
 def _answer(decision: Admitted | Replayed | DomainError | Locked) -> Accepted | Replayed | DomainError | Locked:

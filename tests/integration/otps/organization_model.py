@@ -83,9 +83,13 @@ class OrganizationModel:
     ) -> None:
         if delivery.status is not DeliveryStatus.QUEUED:
             return
-        if kind in {OutcomeKind.ACCEPTED, OutcomeKind.UNKNOWN}:
-            accepted = kind is OutcomeKind.ACCEPTED
-            self._finish(delivery, DeliveryStatus.SENT if accepted else DeliveryStatus.UNKNOWN)
+        sent = {
+            OutcomeKind.ACCEPTED: DeliveryStatus.SENT,
+            OutcomeKind.DELIVERED: DeliveryStatus.DELIVERED,
+            OutcomeKind.UNKNOWN: DeliveryStatus.UNKNOWN,
+        }
+        if kind in sent:
+            self._finish(delivery, sent[kind])
         elif delivery.due_time == held_until:
             retry = now + timedelta(seconds=min(2**attempts, 30))
             expire_time = self.guesses.otps[delivery.otp_id.int].expire_time

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from server.clock import Clock, DatabaseClock, utc_now
 from server.credits.ledger import LedgerEntry, adjust_credits, list_entries
+from server.events.log import EventSwitches
 from server.otps.admission import Admitted, SendLimits, SendOptions
 from server.otps.crypto import KEY_BYTES, Crypto
 from server.otps.delivery.outbox import DeliveryJob, job_for
@@ -18,11 +19,12 @@ from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.guess_policy import Guess, GuessLimits
 from server.otps.otp import Otp, OtpRecord, read_otp
+from server.otps.otp_events import LimitsReached
 from server.otps.recipients import RawDestination, RecipientResolver, ResendRequest, SendRequest
 from server.otps.send import Accepted, Sender
 from server.otps.sms_pumping import ALL_AREAS, AreaPolicy
 from server.otps.verify import Verifier
-from server.postgres.batcher import Batcher, Batching
+from server.postgres.batcher import Batcher, Batching, Shards
 from server.postgres.pool import Pool, acquire
 from server.providers.provider import Channel, Outcome, OutcomeKind
 from tests.integration.otps.batched_sender import BatchedSender
@@ -62,8 +64,10 @@ class Replica:
     areas: AreaPolicy = ALL_AREAS
     clock: Clock = utc_now
     crypto: Crypto = CRYPTO
-    one_organization_per_transaction: bool = False
+    shards: Shards | None = None
+    """None: those of the pool."""
     busy_seconds: float = 2.0
+    switches: EventSwitches | None = None
     accepted: list[Admitted] = field(default_factory=list)
     """What a dispatcher would have received."""
 
@@ -71,7 +75,7 @@ class Replica:
         batching = Batching(
             size=500,
             linger_seconds=0.0,
-            by_organization=self.one_organization_per_transaction,
+            shards=self.shards or self.pool.shards,
             busy_seconds=self.busy_seconds,
         )
         sender = Sender(
@@ -82,11 +86,12 @@ class Replica:
             lease=LEASE,
             dispatch=self.accepted.extend,
             clock=self.clock,
+            limits_reached=LimitsReached(self.switches),
         )
         self.sender = BatchedSender(sender, batching)
-        verifier = Verifier(self.pool, self.crypto, limits=self.guess_limits, clock=self.clock)
+        verifier = Verifier(self.pool, self.crypto, limits=self.guess_limits, clock=self.clock, switches=self.switches)
         self.guesses: Batcher[Guess, Otp] = Batcher(verifier.verify, batching)
-        self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, clock=self.clock)
+        self.outcomes = Outcomes(self.pool, batching=batching, lease=LEASE, clock=self.clock, switches=self.switches)
 
     async def send(
         self,

@@ -25,6 +25,7 @@ from server.providers.provider import Channel
 from tests.integration.otps.backends import wait_for_blocked_backend
 from tests.integration.otps.replica import ManualClock, Replica, count_rows, fund, ledger, spent, stored
 
+pytestmark = pytest.mark.plain_postgres  # on Citus every send takes the normal path
 LIMITS = SendLimits(timedelta(seconds=30), 0, 0, 0, unverified_credits_per_country=12)
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -11,11 +12,12 @@ from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.otp import DeliveryStatus
-from server.postgres.batcher import Batching
+from server.postgres.batcher import ONE_SHARD, Batching, Shards
 from server.postgres.pool import Pool
 from server.providers.console import Console
 from server.providers.provider import Channel, Message, Outcome, OutcomeKind
 from tests.integration.otps.replica import CRYPTO, LEASE, Replica, count_rows, fund, stored
+from tests.shards import ShardOfEach
 from tests.waiting import until
 
 SENT, QUEUED = DeliveryStatus.SENT, DeliveryStatus.QUEUED
@@ -86,6 +88,24 @@ async def test_no_more_messages_than_a_batch_has_are_sent_while_their_outcomes_w
     assert await count_rows(replica.pool, "outbox") == 0
 
 
+async def test_other_work_has_its_turn_while_a_provider_answers_without_waiting(
+    replica: Replica, open_dispatcher: OpenDispatcher
+) -> None:
+    await fund(replica.pool, 100)
+    jobs = [replica.job(await replica.send()) for _ in range(80)]
+    console, sent = Console(None), [0]
+    dispatcher = open_dispatcher(console)
+
+    dispatcher.enqueue(jobs)
+    while sent[-1] < len(jobs):
+        await asyncio.sleep(0)
+        sent.append(len(console.messages))
+
+    assert max(after - before for before, after in pairwise(sent)) <= 32
+    await dispatcher.idle()
+    assert await count_rows(replica.pool, "outbox") == 0
+
+
 async def test_an_outcome_that_cannot_be_stored_stays_in_the_outbox_and_delays_no_other(
     replica: Replica, open_dispatcher: OpenDispatcher
 ) -> None:
@@ -135,16 +155,14 @@ async def test_after_a_drain_no_job_is_enqueued(replica: Replica, open_dispatche
 
 
 @pytest.mark.parametrize(
-    ("by_organization", "parts"), [(False, ["aabb", "aba"]), (True, ["aaaa", "bbb"])], ids=["PostgreSQL", "Citus"]
+    ("shards", "parts"), [(ONE_SHARD, ["aabb", "aba"]), (ShardOfEach(), ["aaaa", "bbb"])], ids=["one shard", "two"]
 )
-async def test_outcomes_are_stored_in_batches_and_on_citus_by_organization(
-    replica: Replica, *, by_organization: bool, parts: list[str]
-) -> None:
+async def test_outcomes_are_stored_in_batches_of_one_shard(replica: Replica, shards: Shards, parts: list[str]) -> None:
     for organization_id in "ab":
         await fund(replica.pool, 10, organization_id=organization_id)
     sends = [await replica.send(organization_id=organization_id) for organization_id in "aabbaba"]
     accepted = Outcome(OutcomeKind.ACCEPTED, "console")
-    batching = Batching(size=4, by_organization=by_organization)
+    batching = Batching(size=4, shards=shards)
     outcomes = Outcomes(replica.pool, batching=batching, lease=LEASE, clock=replica.clock)
     batches = outcomes.batches([DeliveryResult(replica.job(send), accepted) for send in sends])
     assert ["".join(result.job.send.organization_id for result in batch) for batch in batches] == parts

@@ -11,7 +11,8 @@ from server.errors import AccountBusy
 from server.otps.delivery.dispatcher import Dispatcher
 from server.otps.otp import DeliveryStatus, OtpStatus
 from server.otps.send import Accepted
-from server.postgres.pool import Pool, Timeouts, open_pool
+from server.postgres.conninfo import Timeouts
+from server.postgres.pool import Pool, open_pool
 from server.providers.console import Console
 from server.providers.provider import Channel, Message, Outcome, OutcomeKind
 from tests.integration.otps.backends import open_as_owner
@@ -22,10 +23,11 @@ OTHERS = [f"other-{number}" for number in range(5)]
 
 
 @asynccontextmanager
-async def locked(pool: Pool, query: str) -> AsyncIterator[None]:
-    """Inside, a session of its own holds the rows of the query locked."""
+async def locked(pool: Pool, *queries: str) -> AsyncIterator[None]:
+    """Inside, a session of its own holds the rows of the queries locked."""
     async with await open_as_owner(pool) as owner, owner.transaction():
-        await owner.execute(query.encode())
+        for query in queries:
+            await owner.execute(query.encode())
         yield
 
 
@@ -86,7 +88,7 @@ async def test_many_locked_accounts_delay_nobody_else(replica: Replica) -> None:
     names = [f"locked-{number}" for number in range(20)]
     for name in names:
         await fund(replica.pool, 100, organization_id=name)
-    async with locked(replica.pool, "SELECT FROM accounts WHERE organization_id LIKE 'locked-%' FOR UPDATE"):
+    async with locked(replica.pool, *(ACCOUNT.replace("acme", name) for name in names)):
         own = [asyncio.create_task(replica.send(organization_id=name)) for name in names]
         await asyncio.sleep(0)
         await asyncio.gather(*(replica.send(organization_id=name) for name in OTHERS))
@@ -109,7 +111,7 @@ async def test_sends_wait_in_order_until_their_account_is_unlocked(pool: Pool) -
 
 async def test_a_locked_otp_delays_no_other_guess(replica: Replica) -> None:
     first, second = await replica.send(), await replica.send(organization_id=OTHERS[0])
-    query = f"SELECT FROM otps WHERE otp_id = '{first.record.otp.otp_id}' FOR UPDATE"
+    query = f"SELECT FROM otps WHERE organization_id = 'acme' AND otp_id = '{first.record.otp.otp_id}' FOR UPDATE"
     async with locked(replica.pool, query):
         own = asyncio.create_task(replica.verify(first.record.otp))
         await asyncio.sleep(0)

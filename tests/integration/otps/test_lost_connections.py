@@ -48,6 +48,7 @@ async def test_sends_are_charged_once_and_dispatched_once(proxied: ProxiedReplic
     assert sorted(dispatched) == sorted(answer.delivery.delivery_id for answer in answers)
 
 
+@pytest.mark.plain_postgres  # on Citus every send takes the normal path
 @breaks
 async def test_a_lone_send_on_a_cached_account_is_charged_once(proxied: ProxiedReplica, at: BreakAt) -> None:
     for _ in range(3):
@@ -102,11 +103,11 @@ async def test_a_backend_that_is_terminated_while_it_waits_is_replaced_and_charg
     replica = Replica(pool)
     await fund(pool, 100)
     async with transaction(pool) as holder:
-        await holder.execute("SELECT FROM accounts FOR UPDATE")
+        await holder.execute("SELECT FROM accounts WHERE organization_id = 'acme' FOR UPDATE")
         sends = [asyncio.create_task(replica.send()) for _ in range(10)]
         victim = await wait_for_blocked_backend(pool)
         async with await open_as_owner(pool) as owner:
-            await owner.execute("SELECT pg_terminate_backend(%s)", [victim])
+            await owner.execute("SELECT pg_terminate_backend(%s::integer, 0)", [victim])
         assert await wait_for_blocked_backend(pool) != victim
     answers = await asyncio.gather(*sends, return_exceptions=True)
     assert [type(answer) for answer in answers] == [Accepted] * 10

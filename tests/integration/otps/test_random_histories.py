@@ -33,7 +33,7 @@ actions = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(credits=st.integers(5, 25), history=st.lists(actions, min_size=40, max_size=80))
 async def test_two_replicas_answer_as_the_model_does(
     pool: Pool, other_pool: Pool, credits: int, history: list[tuple[Any, ...]]

@@ -25,6 +25,7 @@ from server.otps.crypto import KEY_BYTES, Crypto
 from server.otps.otp import cancel_otp
 from server.otps.recipients import RawDestination
 from server.otps.send import Accepted
+from server.postgres.batcher import Shards
 from server.postgres.pool import Pool, acquire, transaction
 from server.providers.provider import Channel
 from tests.integration.otps.backends import wait_for_blocked_backend
@@ -39,6 +40,7 @@ from tests.integration.otps.replica import (
     stored,
     wrong,
 )
+from tests.shards import ShardOfEach
 from tests.waiting import until
 
 
@@ -101,11 +103,9 @@ async def test_an_organization_without_an_account_is_refused(replica: Replica) -
     assert await count_rows(replica.pool, "accounts") == 0
 
 
-@pytest.mark.parametrize("one_organization_per_transaction", [False, True])
-async def test_concurrent_sends_of_many_organizations_are_charged_to_each(
-    pool: Pool, *, one_organization_per_transaction: bool
-) -> None:
-    replica = Replica(pool, one_organization_per_transaction=one_organization_per_transaction)
+@pytest.mark.parametrize("shards", [None, ShardOfEach()], ids=["the pool's shards", "a shard of each"])
+async def test_concurrent_sends_of_many_organizations_are_charged_to_each(pool: Pool, shards: Shards | None) -> None:
+    replica = Replica(pool, shards=shards)
     names = [f"organization-{number}" for number in range(20)]
     for number, name in enumerate(names[1:], start=1):
         await fund(pool, number, organization_id=name)
@@ -194,9 +194,12 @@ async def test_another_organizations_otp_is_not_found(replica: Replica) -> None:
 async def test_a_resend_of_an_otp_that_was_removed_meanwhile_fails_alone(replica: Replica) -> None:
     await fund(replica.pool, 10)
     otp = (await replica.send("bob@example.com")).record.otp
-    ids, rename = [uuid4(), otp.otp_id], "UPDATE otps SET otp_id = %s WHERE otp_id = %s"
+    ids, rename = (
+        [uuid4(), otp.otp_id],
+        "UPDATE otps SET otp_id = %s WHERE organization_id = 'acme' AND otp_id = %s",
+    )
     async with transaction(replica.pool) as holder:
-        await holder.execute("SELECT FROM accounts FOR UPDATE")
+        await holder.execute("SELECT FROM accounts WHERE organization_id = 'acme' FOR UPDATE")
         first = asyncio.create_task(replica.send())
         await wait_for_blocked_backend(replica.pool)
         # Both read the OTP, and are decided together after the first.
@@ -214,7 +217,7 @@ async def test_a_deadline_that_passes_while_the_account_is_locked_is_not_charged
     replica = Replica(pool, clock=clock)
     await fund(pool, 10)
     async with transaction(pool) as holder:
-        await holder.execute("SELECT FROM accounts FOR UPDATE")
+        await holder.execute("SELECT FROM accounts WHERE organization_id = 'acme' FOR UPDATE")
         late = asyncio.create_task(replica.send(deadline=clock.now + timedelta(seconds=1)))
         await wait_for_blocked_backend(pool)
         clock.advance(seconds=1)

@@ -138,6 +138,7 @@ async def test_a_rotation_gives_a_prefix_no_further_credits(pool: Pool) -> None:
     await steps[3].send(NUMBER, channel=Channel.SMS)
 
 
+@pytest.mark.plain_postgres  # reads the plan; tests/cluster/statements.py reads Citus's
 async def test_a_plan_made_while_the_table_is_empty_finds_budgets_by_their_whole_key(pool: Pool) -> None:
     query = SQL.lock_guess_budgets
     for number, name in enumerate(("organization_ids", "otp_ids", "first_otp_id"), start=1):

@@ -52,7 +52,7 @@ async def test_a_send_that_is_accepted_after_midnight_counts_for_the_new_day_onl
     replica = Replica(pool, clock=clock)
     await fund(pool, 100)
     async with transaction(pool) as holder:
-        await holder.execute("SELECT FROM accounts FOR UPDATE")
+        await holder.execute("SELECT FROM accounts WHERE organization_id = 'acme' FOR UPDATE")
         sending = asyncio.create_task(replica.send())
         await wait_for_blocked_backend(pool)
         clock.advance(seconds=1)

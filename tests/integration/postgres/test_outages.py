@@ -1,6 +1,7 @@
 """Outages of the database: calls end within a bound and with DatabaseUnavailable, and the pool finds it again."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -10,16 +11,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
 
 from server.errors import AccountBusy, DatabaseUnavailable
+from server.postgres.conninfo import Timeouts, with_timeouts
 from server.postgres.migrate import migrate
 from server.postgres.pool import (
+    BoundedConnection,
     Pool,
-    Timeouts,
     acquire,
     open_pool,
     pipelined_transaction,
     retry_transient,
     transaction,
-    with_timeouts,
 )
 from tests.fault_proxy import Fault, FaultProxy, proxy_to
 from tests.outages import database_away, end_sessions, no_new_sessions
@@ -270,3 +271,38 @@ async def used_until_recovered(pool: Pool) -> None:
     while pool._probing is not None:
         assert await retry_transient(lambda: one(pool)) == 1
         await asyncio.sleep(0.01)
+
+
+async def connect_in_vain(url: str) -> None:
+    with pytest.raises(psycopg.errors.ConnectionTimeout):
+        await BoundedConnection.connect(url, connect_timeout=2)
+
+
+async def open_and_close_a_pool(url: str) -> None:
+    pool = await open_pool(url, size=1, timeouts=TIMEOUTS)
+    await asyncio.sleep(0.1)  # so that its probe connects
+    await pool.close()
+
+
+@pytest.mark.parametrize("give_up", [connect_in_vain, open_and_close_a_pool])
+async def test_a_connection_that_is_given_up_while_it_opens_is_closed_at_once(
+    give_up: Callable[[str], Awaitable[None]],
+) -> None:
+    connected = closed = 0
+
+    async def be_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected, closed
+        connected += 1
+        with suppress(ConnectionError):
+            await reader.read()
+        closed += 1
+        writer.close()
+
+    gc.disable()  # which would close it, at some time
+    try:
+        async with await asyncio.start_server(be_silent, "127.0.0.1", 0) as server:
+            await give_up(f"postgresql://anyone@127.0.0.1:{server.sockets[0].getsockname()[1]}/any")
+            assert connected
+            await until(lambda: closed == connected)
+    finally:
+        gc.enable()

@@ -17,6 +17,7 @@ MONDAY = datetime.now(UTC).date() - timedelta(days=datetime.now(UTC).weekday())
 NEXT_MONDAY = datetime.combine(MONDAY + timedelta(days=7), datetime.min.time(), UTC)
 
 
+@pytest.mark.plain_postgres  # reads the plan; tests/cluster/statements.py reads Citus's
 @pytest.mark.parametrize("query", BOUNDED)
 async def test_a_bound_leaves_earlier_weeks_closed_and_rows_are_found_by_their_keys(pool: Pool, query: str) -> None:
     names = dict.fromkeys(re.findall(r"%\((\w+)\)s", query))

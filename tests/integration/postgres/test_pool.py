@@ -23,7 +23,7 @@ async def get_and_return(pool: Pool) -> PipelineConnection:
 async def terminate(connection: PipelineConnection, postgres: str) -> None:
     """End the connection at PostgreSQL's side."""
     async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as owner:
-        await owner.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+        await owner.execute("SELECT pg_terminate_backend(%s::integer, 5000)", [connection.info.backend_pid])
 
 
 async def test_new_connections_leave_no_classes_behind(pool: Pool) -> None:
@@ -37,6 +37,7 @@ async def test_new_connections_leave_no_classes_behind(pool: Pool) -> None:
     assert (len(Dumper.__subclasses__()), len(_ArrayDumper.__subclasses__())) == before
 
 
+@pytest.mark.plain_postgres
 async def test_connections_act_as_the_application(pool: Pool) -> None:
     async with acquire(pool) as connection:
         row = await (await connection.execute("SELECT current_user")).fetchone()
@@ -101,3 +102,14 @@ async def test_no_connection_stays_open_after_the_pool_is_closed(pool: Pool) -> 
     await pool.close()
     await pool.putconn(first)  # its borrower took longer
     assert all(connection.closed for connection in (first, *others))
+
+
+async def test_a_worker_that_the_database_has_lost_costs_us_no_connection(one_connection: Pool) -> None:
+    async with acquire(one_connection) as before:
+        pass
+    with pytest.raises(DatabaseUnavailable):
+        async with acquire(one_connection) as connection:
+            await connection.execute("DO $$ BEGIN RAISE connection_failure; END $$")
+    async with acquire(one_connection) as after:
+        assert after is before
+    assert one_connection.is_available

@@ -123,3 +123,25 @@ class StripeHarness:
     async def fetch(self, invoice: stripe.Invoice, expand: Sequence[str] = ("payments",)) -> stripe.Invoice:
         """The current state of the invoice."""
         return await self.client().v1.invoices.retrieve_async(invoice.id, {"expand": list(expand)})
+
+    async def card_page(self, customer: str) -> stripe.checkout.Session:
+        """A page on which the customer may save a card."""
+        parameters: Any = {
+            "mode": "setup",
+            "customer": customer,
+            "allowed_payment_method_types": ["card"],
+            "success_url": f"{self.sandbox.url}/?saved",
+            "cancel_url": f"{self.sandbox.url}/",
+            "metadata": {"organization_id": "acme"},
+            "setup_intent_data": {"metadata": {"organization_id": "acme"}},
+        }
+        return await self.client().v1.checkout.sessions.create_async(parameters)
+
+    async def save_card(self, session: stripe.checkout.Session, behaviour: str = "works") -> str:
+        """Save a card on the page, as the customer does; returns its id."""
+        async with self.session.post(f"{session.url}/{behaviour}", allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (303, session.success_url)
+        done = await self.client().v1.checkout.sessions.retrieve_async(
+            session.id, {"expand": ["setup_intent.payment_method"]}
+        )
+        return str(done.to_dict()["setup_intent"]["payment_method"]["id"])

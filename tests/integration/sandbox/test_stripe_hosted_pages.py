@@ -109,4 +109,4 @@ async def test_the_start_page_links_every_hosted_page(harness: StripeHarness) ->
 
     page = await text_of(harness, f"{harness.sandbox.url}/")
     assert f'<a href="{str(invoice.hosted_invoice_url).removeprefix(harness.sandbox.url)}">' in page
-    assert "Rp150.000, open" in page
+    assert '<td>Rp150.000</td><td><span class="state waits">open</span>' in page

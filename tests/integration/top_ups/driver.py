@@ -12,10 +12,11 @@ import aiohttp
 from aiohttp import web
 
 from server.credits.ledger import adjust_credits
-from server.credits.pricing import load_pricing
+from server.credits.pricing import Pricing, load_pricing
 from server.credits.stripe.client import Failpoint, StripeClient
 from server.credits.stripe.inbox import StripeInbox
 from server.credits.stripe.invoices import TaxRate
+from server.credits.top_ups.automatic_service import AutomaticTopUps
 from server.credits.top_ups.service import Purchase, TopUps
 from server.credits.top_ups.state_machine import TopUp, TopUpStatus, TopUpTerms
 from server.credits.top_ups.store import TopUpStore
@@ -30,6 +31,23 @@ SECRET = "whsec_sandbox"
 ACME = "acme"
 CALLS_PER_JOB = 16
 TERMS = TopUpTerms(environment="test", livemode=False)
+BAD_ANSWERS: list[tuple[str, dict[str, Any]]] = [
+    ("rate_limit", {"times": 2}),
+    ("rate_limit", {"times": 2, "should_retry": "true"}),
+    ("lock_timeout", {"times": 1}),
+    ("server_error", {"times": 1}),
+    ("server_error", {"times": 0, "stored": True}),
+    ("server_error", {"times": 1, "stored": True}),
+    ("server_error", {"times": 1, "stored": True, "executes": True}),
+    ("bad_gateway", {"times": 5}),
+    ("bad_gateway", {"times": 5, "executes": True}),
+    ("truncated", {"times": 2}),
+    ("cut_off", {"times": 2}),
+    ("drop_before", {"times": 5}),
+    ("drop_after", {"times": 5}),
+    ("refuse", {"times": 1, "type": "idempotency_error"}),
+]
+"""Faults of the stand-in, with their options, after which a call succeeds when it is made again."""
 
 
 @dataclass(slots=True)
@@ -55,9 +73,11 @@ class Replica:
     store: TopUpStore
     stripe_client: StripeClient
     top_ups: TopUps
+    automatic: AutomaticTopUps
     inbox: StripeInbox
 
     async def close(self) -> None:
+        await self.automatic.close()
         await self.top_ups.close()
         await self.inbox.close()
         await self.stripe_client.close()
@@ -72,6 +92,7 @@ class TopUpDriver:
     session: aiohttp.ClientSession
     clock: Clock = field(default_factory=Clock)
     terms: TopUpTerms = TERMS
+    pricing: Pricing = field(default_factory=lambda: load_pricing(None))
     secrets: tuple[str, ...] = (SECRET,)
     replicas: list[Replica] = field(default_factory=list)
 
@@ -84,6 +105,10 @@ class TopUpDriver:
         return self.replica.top_ups
 
     @property
+    def automatic(self) -> AutomaticTopUps:
+        return self.replica.automatic
+
+    @property
     def inbox(self) -> StripeInbox:
         return self.replica.inbox
 
@@ -94,7 +119,9 @@ class TopUpDriver:
         )
         store = TopUpStore(self.pool, self.terms, low_balance_threshold=100, clock=self.clock, failpoint=failpoint)
         inbox = StripeInbox(store, stripe_client, secrets=self.secrets)
-        self.replicas.append(Replica(store, stripe_client, TopUps(store, stripe_client, load_pricing(None)), inbox))
+        top_ups = TopUps(store, stripe_client, self.pricing)
+        automatic = AutomaticTopUps(store, stripe_client, self.pricing, top_ups)
+        self.replicas.append(Replica(store, stripe_client, top_ups, automatic, inbox))
         return self.replica
 
     async def close(self) -> None:
@@ -140,6 +167,10 @@ class TopUpDriver:
         fault: dict[str, Any] = await self.control("POST /faults", {"match": matched, "fault": kind, **options})
         return fault
 
+    async def wait_until_held(self, fault: dict[str, Any]) -> None:
+        """Return once a fault of kind hold_before or hold_after holds a call."""
+        await self.control(f"GET /faults/{fault['id']}/met")
+
     async def invoices(self) -> list[dict[str, Any]]:
         return list((await self.control("GET /invoices"))["invoices"])
 
@@ -147,8 +178,14 @@ class TopUpDriver:
         """Run each periodic job about top-ups once."""
         with suppress(PaymentProviderUnavailable):
             await collect_undelivered_events(self.inbox, now=self.clock())
+        await self.run_due()
+
+    async def run_due(self) -> None:
+        """Run the jobs once that ask nobody for events."""
         await self.inbox.process_due(now=self.clock(), limit=CALLS_PER_JOB)
+        await self.automatic.order_due(now=self.clock(), limit=CALLS_PER_JOB)
         await self.top_ups.advance_due(now=self.clock(), limit=CALLS_PER_JOB)
+        await self.automatic.detach_cards(limit=CALLS_PER_JOB)
 
     async def stored(self, top_up: TopUp) -> TopUp:
         """The top-up as stored, without asking Stripe."""
@@ -173,8 +210,9 @@ class TopUpDriver:
         query = "SELECT coalesce(sum(available_credits), 0)::bigint FROM accounts WHERE organization_id = %s"
         return int(await self.query_value(query, organization_id))
 
-    async def adjust(self, credits: int, organization_id: str = ACME) -> None:
-        await adjust_credits(
+    async def adjust(self, credits: int, organization_id: str = ACME) -> int:
+        """Change the balance; returns the balance right after it."""
+        entry, _ = await adjust_credits(
             self.pool,
             organization_id,
             request_id=uuid4(),
@@ -184,6 +222,7 @@ class TopUpDriver:
             low_balance_threshold=100,
             now=self.clock(),
         )
+        return entry.balance_after
 
     async def event_statuses(self) -> set[str]:
         async with acquire(self.pool) as connection:

@@ -5,10 +5,14 @@ kill -9.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from tests.integration.top_ups.driver import Replica, TopUpDriver
+
+Work = Callable[[TopUpDriver, str], Coroutine[None, None, None]]
+"""What a process does for an organization."""
 
 
 @dataclass(slots=True)
@@ -41,8 +45,38 @@ async def run_until_crash(work: Coroutine[None, None, None], crash: SimulatedCra
 
 async def restart(driver: TopUpDriver, replica: Replica, crash: SimulatedCrash | None = None) -> None:
     """End everything of the old replica and start a new one, which may crash in turn."""
-    await _end(*replica.top_ups._tasks, *replica.inbox._tasks)
+    await _end(*replica.automatic._tasks, *replica.top_ups._tasks, *replica.inbox._tasks)
     driver.start(failpoint=crash.failpoint if crash else None)
+
+
+async def _crash(driver: TopUpDriver, organization_id: str, crash: SimulatedCrash, work: Work) -> bool:
+    """Run the work in a replica that may crash, then restart. Returns whether it crashed before the work was done."""
+    replica = driver.start(failpoint=crash.failpoint)
+    await run_until_crash(work(driver, organization_id), crash)
+    await restart(driver, replica)
+    return crash.happened.is_set()
+
+
+async def crash_at_every_failpoint(
+    driver: TopUpDriver, work: Work, *, before: Work | None = None, after: Callable[[str], Awaitable[None]]
+) -> list[str]:
+    """Crash at the first failpoint of the work, then, for another organization, at the second, and so on.
+
+    Returns the names of all failpoints.
+    """
+    # No webhook arrives: only the periodic jobs find the unfinished work.
+    driver.sandbox.set_webhook_url("http://127.0.0.1:9/closed")
+    points = 0
+    while True:
+        organization_id, crash = f"organization-{points}", SimulatedCrash(passes=points)
+        driver.clock.ahead = timedelta(0)
+        if before:
+            await before(driver, organization_id)
+        crashed = await _crash(driver, organization_id, crash, work)
+        await after(organization_id)
+        if not crashed:
+            return crash.points
+        points += 1
 
 
 async def _end(*tasks: asyncio.Task[None] | asyncio.Task[bool]) -> None:

@@ -1,6 +1,5 @@
 """A process that crashes after any commit or Stripe call, and the process that replaces it."""
 
-from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -9,23 +8,12 @@ from uuid import UUID, uuid4
 from server.credits.top_ups.state_machine import Resolution, TopUp, TopUpStatus
 from server.errors import TopUpPartlyPaid
 from tests.integration.top_ups.driver import TopUpDriver, tax_rate
-from tests.integration.top_ups.failpoints import SimulatedCrash, restart, run_until_crash
+from tests.integration.top_ups.failpoints import crash_at_every_failpoint, restart
 from tests.waiting import until
 
 _AFTER_LEASE = timedelta(seconds=61)
 _TAXED = 16_650_000
 """1,000 credits with a tax of 11 %, in minor units."""
-
-Work = Callable[[TopUpDriver, str], Coroutine[None, None, None]]
-"""What a process does for an organization."""
-
-
-async def _crash(driver: TopUpDriver, organization_id: str, crash: SimulatedCrash, work: Work) -> bool:
-    """Run the work in a replica that may crash, then restart. Returns whether it crashed before the work was done."""
-    replica = driver.start(failpoint=crash.failpoint)
-    await run_until_crash(work(driver, organization_id), crash)
-    await restart(driver, replica)
-    return crash.happened.is_set()
 
 
 async def _run_jobs_until(driver: TopUpDriver, organization_id: str, status: TopUpStatus) -> TopUp:
@@ -39,28 +27,6 @@ async def _run_jobs_until(driver: TopUpDriver, organization_id: str, status: Top
 
     await until(has_status)
     return (await driver.top_ups.list(organization_id, limit=10))[0]
-
-
-async def _crash_at_every_failpoint(
-    driver: TopUpDriver, work: Work, *, before: Work | None = None, after: Callable[[str], Awaitable[None]]
-) -> list[str]:
-    """Crash at the first failpoint of the work, then, for another organization, at the second, and so on.
-
-    Returns the names of all failpoints.
-    """
-    # No webhook arrives: only the periodic jobs find the unfinished work.
-    driver.sandbox.set_webhook_url("http://127.0.0.1:9/closed")
-    points = 0
-    while True:
-        organization_id, crash = f"organization-{points}", SimulatedCrash(passes=points)
-        driver.clock.ahead = timedelta(0)
-        if before:
-            await before(driver, organization_id)
-        crashed = await _crash(driver, organization_id, crash, work)
-        await after(organization_id)
-        if not crashed:
-            return crash.points
-        points += 1
 
 
 async def _buy(driver: TopUpDriver, organization_id: str) -> None:
@@ -88,7 +54,7 @@ async def test_a_purchase_that_crashes_anywhere_ends_with_one_invoice_and_is_cre
         assert await driver.credits(organization_id) == 1000
         assert (await driver.buy(organization_id)).status is TopUpStatus.OPEN
 
-    points = await _crash_at_every_failpoint(driver, _buy, after=check_end)
+    points = await crash_at_every_failpoint(driver, _buy, after=check_end)
     calls = [point for point in points if point.startswith("stripe")]
     assert calls == ["stripe create_customer", "stripe create_invoice", "stripe create_item", "stripe finalize"]
     assert len(points) > 2 * len(calls)
@@ -104,7 +70,7 @@ async def test_a_cancellation_that_crashes_anywhere_ends_with_a_void_invoice(dri
         assert await driver.credits(organization_id) == 0
         assert (await driver.buy(organization_id)).status is TopUpStatus.OPEN
 
-    points = await _crash_at_every_failpoint(driver, _cancel, before=_buy, after=check_end)
+    points = await crash_at_every_failpoint(driver, _cancel, before=_buy, after=check_end)
     assert [point for point in points if point.startswith("stripe")] == ["stripe retrieve", "stripe void"]
 
 
@@ -119,7 +85,7 @@ async def test_a_purchase_that_crashed_anywhere_can_be_canceled(driver: TopUpDri
         assert set(await _invoice_statuses(driver, organization_id)) <= {"void"}
         assert (await driver.buy(organization_id)).status is TopUpStatus.OPEN
 
-    await _crash_at_every_failpoint(driver, _buy, after=check_end)
+    await crash_at_every_failpoint(driver, _buy, after=check_end)
 
 
 async def test_an_event_whose_processing_crashes_anywhere_is_credited_once(driver: TopUpDriver) -> None:
@@ -136,7 +102,7 @@ async def test_an_event_whose_processing_crashes_anywhere_is_credited_once(drive
         assert await driver.credits(organization_id) == 1000
         assert await driver.event_statuses() == {"DONE"}
 
-    points = await _crash_at_every_failpoint(driver, process, before=pay, after=check_end)
+    points = await crash_at_every_failpoint(driver, process, before=pay, after=check_end)
     assert "commit apply invoice" in points
 
 
@@ -165,7 +131,7 @@ async def test_a_taxed_purchase_from_a_balance_that_crashes_anywhere_is_credited
         assert await _invoice_statuses(driver, organization_id) == ["paid", "paid"]
         assert await driver.credits(organization_id) == 2000
 
-    points = await _crash_at_every_failpoint(driver, _buy, before=overpay, after=check_end)
+    points = await crash_at_every_failpoint(driver, _buy, before=overpay, after=check_end)
     calls = [point for point in points if point.startswith("stripe")]
     assert calls[:3] == ["stripe update_customer", "stripe list_balance_transactions", "stripe create_invoice"]
     assert calls[-2:] == ["stripe finalize", "stripe list_balance_transactions"]
@@ -196,6 +162,6 @@ async def test_the_cancellation_and_the_resolution_of_a_partly_paid_one_that_cra
         assert await driver.credits(organization_id) == 400
         assert (await driver.buy(organization_id)).status is TopUpStatus.OPEN
 
-    points = await _crash_at_every_failpoint(driver, end, before=pay_a_part, after=check_end)
+    points = await crash_at_every_failpoint(driver, end, before=pay_a_part, after=check_end)
     assert "commit keep partly paid" in points
     assert points[-1] == "commit resolve"

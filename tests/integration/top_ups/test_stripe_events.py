@@ -63,7 +63,8 @@ async def test_the_order_of_events_does_not_matter(driver: TopUpDriver, *, rever
 async def test_a_payment_before_the_status_open_is_committed_is_credited_once(driver: TopUpDriver) -> None:
     await driver.inject_fault("invoice.finalized", "lose")
     held = await driver.inject_fault("POST */finalize", "hold_after")
-    creating = await driver.buy(wait_seconds=0.2)
+    creating = await driver.buy(wait_seconds=0)
+    await driver.wait_until_held(held)
     assert creating.status is TopUpStatus.CREATING
     await driver.invoice_action(await driver.stored(creating), "pay")
     await driver.wait_for_status(creating, TopUpStatus.PAID)
@@ -192,6 +193,7 @@ async def test_a_payment_whose_webhook_is_lost_is_credited_by_the_jobs(driver: T
 
 async def test_an_event_that_no_webhook_delivered_is_fetched_into_the_inbox(driver: TopUpDriver) -> None:
     opened = await driver.buy()
+    await driver.wait_for_events()
     await driver.inject_fault("invoice.paid", "lose")
     await driver.pay_hosted_invoice(opened)
     assert await driver.inbox.collect_undelivered(now=driver.clock()) == 1

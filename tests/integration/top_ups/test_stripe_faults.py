@@ -11,8 +11,9 @@ import pytest
 from server.credits.ledger import adjust_credits
 from server.credits.top_ups.state_machine import TopUp, TopUpStatus
 from server.errors import DatabaseUnavailable
-from server.postgres.pool import Timeouts, open_pool
-from tests.integration.top_ups.driver import ACME, TopUpDriver, purchase
+from server.postgres.conninfo import Timeouts
+from server.postgres.pool import open_pool
+from tests.integration.top_ups.driver import ACME, BAD_ANSWERS, TopUpDriver, purchase
 from tests.waiting import SECONDS, until
 
 _S = TopUpStatus
@@ -35,25 +36,7 @@ async def _statuses_of_invoices_not_void(driver: TopUpDriver) -> list[str]:
 
 
 @pytest.mark.parametrize("call", _CALLS)
-@pytest.mark.parametrize(
-    ("fault", "options"),
-    [
-        ("rate_limit", {"times": 2}),
-        ("rate_limit", {"times": 2, "should_retry": "true"}),
-        ("lock_timeout", {"times": 1}),
-        ("server_error", {"times": 1}),
-        ("server_error", {"times": 0, "stored": True}),
-        ("server_error", {"times": 1, "stored": True}),
-        ("server_error", {"times": 1, "stored": True, "executes": True}),
-        ("bad_gateway", {"times": 5}),
-        ("bad_gateway", {"times": 5, "executes": True}),
-        ("truncated", {"times": 2}),
-        ("cut_off", {"times": 2}),
-        ("drop_before", {"times": 5}),
-        ("drop_after", {"times": 5}),
-        ("refuse", {"times": 1, "type": "idempotency_error"}),
-    ],
-)
+@pytest.mark.parametrize(("fault", "options"), BAD_ANSWERS)
 async def test_bad_answers_end_with_one_invoice_that_is_credited_once(
     driver: TopUpDriver, call: str, fault: str, options: dict[str, Any]
 ) -> None:
@@ -90,7 +73,7 @@ async def test_a_call_that_succeeds_after_its_timeout_is_not_repeated_at_stripe(
 async def test_work_goes_on_after_its_caller_has_canceled(driver: TopUpDriver, call: str) -> None:
     held = await driver.inject_fault(call, "hold_before")
     calling = asyncio.create_task(driver.buy())
-    await until(lambda: _is_met(driver, held["id"]))
+    await driver.wait_until_held(held)
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
     await driver.control(f"POST /faults/{held['id']}/release")
@@ -102,7 +85,7 @@ async def test_work_goes_on_after_its_caller_has_canceled(driver: TopUpDriver, c
 async def test_a_caller_that_does_not_wait_gets_creating_and_later_the_same_top_up(driver: TopUpDriver) -> None:
     held = await driver.inject_fault("POST /v1/invoices", "hold_before")
     contents = purchase()
-    first = await driver.top_ups.create(contents, created_by="ann", wait_seconds=0.05)
+    first = await driver.top_ups.create(contents, created_by="ann", wait_seconds=0)
     assert first.status is _S.CREATING
     await driver.control(f"POST /faults/{held['id']}/release")
     again = await driver.top_ups.create(contents, created_by="ann", wait_seconds=SECONDS)
@@ -214,8 +197,10 @@ async def test_a_top_up_stays_canceling_until_its_pending_payment_ends(
 
 @pytest.mark.parametrize("call", _CALLS)
 async def test_a_purchase_can_be_canceled_while_its_invoice_is_created(driver: TopUpDriver, call: str) -> None:
+    driver.start(timeout_seconds=SECONDS)
     held = await driver.inject_fault(call, "hold_before")
-    creating = await driver.buy(wait_seconds=0.05)
+    creating = await driver.buy(wait_seconds=0)
+    await driver.wait_until_held(held)
     canceling = asyncio.create_task(driver.cancel(creating))
     await driver.wait_for_status(creating, _S.CANCELING)
     await driver.control(f"POST /faults/{held['id']}/release")
@@ -283,11 +268,6 @@ async def test_while_the_database_is_down_no_webhook_is_accepted(driver: TopUpDr
     await driver.wait_for_status(opened, _S.PAID)
     await down.close()
     assert await driver.credits() == 1000
-
-
-async def _is_met(driver: TopUpDriver, fault_id: str) -> bool:
-    faults = (await driver.control("GET /faults"))["faults"]
-    return any(fault["used"] for fault in faults if fault["id"] == fault_id)
 
 
 async def _was_refused(driver: TopUpDriver) -> bool:

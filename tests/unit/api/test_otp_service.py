@@ -17,6 +17,7 @@ from server.api.interceptor import Call
 from server.api.jwks import VerificationKey
 from server.api.otp_records import OtpDependencies
 from server.api.otp_service import OtpService
+from server.api.otp_settings import SettingsDependencies
 from server.api.validation import compile_validation
 from server.clock import utc_now
 from server.errors import DomainError, InvalidFields, WrongCode
@@ -78,9 +79,9 @@ async def responses(verifier: FakeVerifier, *codes: str, **fields: Any) -> list[
             clock=utc_now,
             batching=Batching(),
             cooldown=timedelta(),
-            refund_accepted=False,
             free_places=lambda: 1000,
             suppressions=cast("Any", None),
+            settings=SettingsDependencies(cast("Any", None), cast("Any", None), low_balance_threshold=0),
         )
     )
     call = Call(ANN, math.inf, compile_validation(REQUEST))

@@ -15,13 +15,10 @@ from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest, VerifyOtpRequest
 
 from server.api.validation import compile_validation
 from server.errors import InvalidFields
+from tests.callers import RPCS
 from tests.valid_requests import valid_fields, valid_request
 
-REQUESTS: list[Descriptor] = [
-    method.input_type
-    for module, name in ((credit_service_pb2, "CreditService"), (otp_service_pb2, "OtpService"))
-    for method in module.DESCRIPTOR.services_by_name[name].methods
-]
+REQUESTS: list[Descriptor] = [method.input_type for method in RPCS.values()]
 
 
 def violations(message: Message) -> dict[str, str]:

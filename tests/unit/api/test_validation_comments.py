@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
-from pulsa.credit.v1 import credit_service_pb2
 from pulsa.credit.v1.address_pb2 import Address
-from pulsa.otp.v1 import otp_service_pb2
+from pulsa.credit.v1.automatic_top_up_pb2 import AutomaticTopUpSettings
 from pulsa.otp.v1.destination_pb2 import Destination, Fallback
+from pulsa.otp.v1.settings_pb2 import BillingContact, DefaultFallback, Sender, Settings
 
-from server.api.validation import MOST_REPEATED, REQUIRED, RULES, WHOLE_REQUEST
+from server.api.rules import MOST_REPEATED, REQUIRED, RULES, WHOLE_REQUEST
+from tests.callers import RPCS
 
+MESSAGES = (Address, AutomaticTopUpSettings, Destination, Fallback, Settings, Sender, DefaultFallback, BillingContact)
 PROTOS = Path(__file__).parents[3] / "protos"
-REQUESTS: dict[str, Descriptor] = {
-    method.input_type.full_name: method.input_type
-    for module, name in ((credit_service_pb2, "CreditService"), (otp_service_pb2, "OtpService"))
-    for method in module.DESCRIPTOR.services_by_name[name].methods
-} | {message.DESCRIPTOR.full_name: message.DESCRIPTOR for message in (Address, Destination, Fallback)}
+REQUESTS: dict[str, Descriptor] = {method.input_type.full_name: method.input_type for method in RPCS.values()} | {
+    message.DESCRIPTOR.full_name: message.DESCRIPTOR for message in MESSAGES
+}
 _FIELD = re.compile(r"(?P<comment>(?:\s*//[^\n]*\n)+)\s*(?:optional |repeated )?[\w.<>, ]+ (?P<name>\w+) = \d+;")
 
 

@@ -15,19 +15,16 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
-from pulsa.credit.v1 import credit_service_pb2
-from pulsa.otp.v1 import otp_service_pb2
+from pulsa.credit.v1.automatic_top_up_pb2 import AutomaticTopUpSettings
 from pulsa.otp.v1.destination_pb2 import Destination
+from pulsa.otp.v1.settings_pb2 import Settings
 
 from server.api.validation import compile_validation
 from server.errors import InvalidFields
+from tests.callers import RPCS
 from tests.valid_requests import valid_fields
 
-REQUESTS: list[Descriptor] = [
-    method.input_type
-    for module, name in ((credit_service_pb2, "CreditService"), (otp_service_pb2, "OtpService"))
-    for method in module.DESCRIPTOR.services_by_name[name].methods
-]
+REQUESTS: list[Descriptor] = [method.input_type for method in RPCS.values()]
 ALPHANUMERIC = set(string.ascii_letters + string.digits)
 
 
@@ -94,6 +91,69 @@ def month(value: str) -> bool:
     )
 
 
+def settings_hold(value: Settings) -> bool:
+    return (
+        text(value.brand_name, 0, 20)
+        and text(value.email_sender_name, 0, 60)
+        and value.daily_credit_cap in range(1_000_000_001)
+        and value.sends_per_destination_per_hour in range(1_000_001)
+        and value.refund_policy in range(3)
+        and (not value.HasField("cooldown") or lasts(value.cooldown, 0, 3600))
+        and len(value.number_types) <= 12
+        and all(each in range(1, 13) for each in value.number_types)
+        and len(value.blocked_areas) <= 300
+        and all(
+            area == "001" or area[:1] == "+" or only(area, set(string.ascii_uppercase), 2, 2)
+            for area in value.blocked_areas
+        )
+        and len(value.default_fallbacks) <= 3
+        and all(
+            each.fallback_channel in (2, 3) and (not each.HasField("after") or lasts(each.after, 15, 300))
+            for each in value.default_fallbacks
+        )
+        and len(value.senders) <= 50
+        and all(sender_holds(each) for each in value.senders)
+    )
+
+
+def sender_holds(value: Any) -> bool:
+    name = value.sender_id
+    is_name = only(name, ALPHANUMERIC | {" "}, 1, 11) and name == name.strip() and any(map(str.isalpha, name))
+    is_number = name[:1] == "+" and only(name[1:], set(string.digits), 7, 15) and name[1] != "0"
+    return (
+        value.channel in (2, 3)
+        and only(value.country_code, set(string.ascii_uppercase), 0, 2)
+        and len(value.country_code) != 1
+        and (is_name or is_number or only(name, set(string.digits), 1, 20))
+    )
+
+
+def automatic_settings_hold(value: AutomaticTopUpSettings) -> bool:
+    counts = range(1, 10**9 + 1)
+    return (
+        (not value.HasField("threshold_credits") or value.threshold_credits in counts)
+        and (not value.HasField("monthly_credit_cap") or value.monthly_credit_cap in counts)
+        and (not value.HasField("currency_code") or only(value.currency_code, set(string.ascii_uppercase), 3, 3))
+    )
+
+
+def mask_holds(value: Any, message: type[Message]) -> bool:
+    known = message.DESCRIPTOR.fields_by_name
+    return list(value.paths) == ["*"] or (len(value.paths) <= 18 and all(path in known for path in value.paths))
+
+
+def url(value: str) -> bool:
+    scheme, _, rest = value.partition("://")
+    host_name = rest.replace("?", "/").replace("#", "/").partition("/")[0]
+    visible = all("!" <= letter <= "~" for letter in rest)
+    return (
+        scheme in {"http", "https"}
+        and len(value) <= 1000
+        and only(host_name, ALPHANUMERIC | set(".:-[]"), 1, 1000)
+        and visible
+    )
+
+
 ZONES = zoneinfo.available_timezones()
 STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "organization_id": lambda value: only(value, ALPHANUMERIC | set("._:@-"), 1, 64),
@@ -117,6 +177,9 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "resume_token": lambda value: text(value, 0, 256),
     "with_runway": lambda _: True,
     "with_conversions": lambda _: True,
+    "cursor": lambda value: text(value, 0, 256),
+    "sequence": lambda value: value > 0,
+    "from_oldest": lambda _: True,
     "start_date": day,
     "currency_code": lambda value: only(value, set(string.ascii_uppercase), 3, 3),
     "billing_name": lambda value: text(value, 0, 120),
@@ -147,6 +210,12 @@ STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "report_time": moment,
     "mail_token": lambda value: only(value, set(string.ascii_lowercase) | set("234567"), 39, 39),
     "suppression_reason": lambda value: value in range(3),
+    "expected_version": lambda value: value in range(1_000_000_001),
+    "update_mask": lambda value: mask_holds(value, Settings),
+    "settings": settings_hold,
+    "automatic_settings": automatic_settings_hold,
+    "consent_text": lambda value: text(value, 0, 2000),
+    "return_url": url,
     "credits": lambda _: True,
     "validate_only": lambda _: True,
     "compact": lambda _: True,
@@ -216,6 +285,53 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "payload": st.sampled_from([b"", b"\x00", b"x" * 262_144, b"x" * 262_145]),
     "validate_only": st.booleans(),
     "wrong_code_as_result": st.booleans(),
+    "expected_version": st.sampled_from([0, 1, -1, 10**9, 10**9 + 1]),
+    "update_mask": st.lists(
+        st.sampled_from(["*", "brand_name", "ttl", "credits", "", "nothing", "senders.channel"]), max_size=19
+    ).map(lambda paths: {"paths": paths}),
+    "return_url": STRINGS
+    | st.sampled_from(
+        ["https://a.example", "http://[::1]:80/x?y#z", "ftp://a", "https://", "https://a b", "https://a/é"]
+    )
+    | st.builds(lambda length: f"https://a/{'x' * length}", st.sampled_from([989, 990, 991])),
+    "consent_text": STRINGS | st.builds(lambda length: "x" * length, st.sampled_from([2000, 2001])),
+    "automatic_settings": st.fixed_dictionaries(
+        {},
+        optional={
+            "enabled": st.booleans(),
+            "threshold_credits": st.sampled_from(NUMBERS),
+            "monthly_credit_cap": st.sampled_from(NUMBERS),
+            "currency_code": STRINGS,
+        },
+    ),
+    "settings": st.fixed_dictionaries(
+        {},
+        optional={
+            "brand_name": STRINGS,
+            "email_sender_name": STRINGS,
+            "daily_credit_cap": st.sampled_from([-1, 0, 10**9, 10**9 + 1]),
+            "sends_per_destination_per_hour": st.sampled_from([-1, 0, 10**6, 10**6 + 1]),
+            "refund_policy": st.sampled_from([0, 2, 3]),
+            "cooldown": SPANS,
+            "number_types": st.lists(st.sampled_from([0, 1, 12, 13]), max_size=3),
+            "blocked_areas": st.lists(st.sampled_from(["ID", "001", "+62812", "id", "IDN", ""]), max_size=3)
+            | st.just(["ID"] * 301),
+            "default_fallbacks": st.lists(
+                st.fixed_dictionaries({"fallback_channel": st.integers(0, 4)}, optional={"after": SPANS}), max_size=4
+            ),
+            "senders": st.lists(
+                st.fixed_dictionaries(
+                    {
+                        "channel": st.integers(0, 4),
+                        "country_code": st.sampled_from(["", "ID", "id", "I"]),
+                        "sender_id": STRINGS | st.sampled_from(["Acme", "A cme 12345", "Acme ", "+12025550123", "123"]),
+                    }
+                ),
+                max_size=2,
+            )
+            | st.just([{"channel": 3, "sender_id": "Acme"}] * 51),
+        },
+    ),
 }
 
 
@@ -259,7 +375,24 @@ def test_a_field_is_refused_exactly_when_it_breaks_its_stated_rule(request_type:
 def broken(request: Message) -> set[str]:
     """The fields that break their rules, by the statements above."""
     names = {field.name for field in request.DESCRIPTOR.fields if field.name in STATEMENTS}
-    may_be_absent = {"ttl", "report_time", "start_time", "end_time", "time"}
+    may_be_absent = {
+        "ttl",
+        "report_time",
+        "start_time",
+        "end_time",
+        "time",
+        "expected_version",
+        "update_mask",
+        "settings",
+        "automatic_settings",
+    }
     may_be_absent |= {"destination"} if request.DESCRIPTOR.name in {"ResendOtpRequest", "ListOtpsRequest"} else set()
     absent = {name for name in names & may_be_absent if not request.HasField(name)}
-    return {name for name in names - absent if not STATEMENTS[name](getattr(request, name))}
+    statements = STATEMENTS | (
+        {"update_mask": lambda value: mask_holds(value, AutomaticTopUpSettings)}
+        if request.DESCRIPTOR.name == "UpdateAutomaticTopUpRequest"
+        else {}
+    )
+    alone = {name for name in names - absent if not statements[name](getattr(request, name))}
+    both = {"sms_app_hash", "web_otp_domain"} & {field.name for field, _ in request.ListFields()}
+    return alone | {"sms_app_hash"} if len(both) == 2 else alone

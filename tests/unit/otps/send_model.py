@@ -1,7 +1,7 @@
 """A model of the rule of a send, as simple as possible: one at a time, everything recounted from the beginning."""
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from server.otps.admission import Send, SendLimits
 from server.otps.otp import OtpStatus
@@ -58,7 +58,7 @@ class SendModel:
         """The earliest time at which the limits allow this send, if nothing else is sent until then."""
         spans = (self.limits.cooldown, MINUTE, HOUR, DAY)
         begins = [START, self._minute()[0], *(time for time, _, _ in self.accepted)]
-        moments = [now, *sorted(begin + span for begin in begins for span in spans)]
+        moments = sorted([now, _midnight(now) + DAY, *(begin + span for begin in begins for span in spans)])
         return next(moment for moment in moments if moment >= now and self._fits(send, moment))
 
     def _fits(self, send: Send, moment: datetime) -> bool:
@@ -69,10 +69,12 @@ class SendModel:
         ]
         begin, count = self._minute()
         limits = self.limits
+        spent = sum(one.recipient.credits for time, one, _ in self.accepted if time >= _midnight(moment))
         return (
             all(moment - time >= limits.cooldown for time, purpose in to_it if purpose == send.purpose)
             and _below(sum(moment - time < HOUR for time, _ in to_it), limits.sends_per_destination_per_hour)
             and _below(sum(moment - time < DAY for time, _ in to_it), limits.sends_per_destination_per_day)
+            and (not limits.daily_credit_cap or spent + send.recipient.credits <= limits.daily_credit_cap)
             and (moment - begin >= MINUTE or _below(count, limits.sends_per_organization_per_minute))
         )
 
@@ -84,6 +86,10 @@ class SendModel:
                 begin, count = time, 0
             count += 1
         return begin, count
+
+
+def _midnight(moment: datetime) -> datetime:
+    return datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
 
 
 def _below(count: int, most: int) -> bool:

@@ -19,6 +19,7 @@ from server.otps.admission import (
     State,
     admit,
     send_again,
+    start_of_day,
 )
 from server.otps.otp import Delivery, Otp, OtpRecord, OtpStatus, Recipient
 from server.providers.provider import Channel
@@ -84,7 +85,7 @@ class SendStore:
     requests: dict[RequestKey, Request] = field(default_factory=dict)
 
     def admit(self, sends: Sequence[Send], *, now: datetime, limits: SendLimits) -> list[Decision]:
-        state = self._read(sends)
+        state = self._read(sends, now)
         decisions = admit(sends, state, now=now, limits=limits)
         admitted = [decision.send for decision in decisions if isinstance(decision, Admitted)]
         self.requests |= {(send.organization_id, send.request_id): send.request for send in admitted}
@@ -92,9 +93,13 @@ class SendStore:
         self.accounts |= {one.organization_id: state.accounts[one.organization_id] for one in admitted}
         return decisions
 
-    def _read(self, sends: Sequence[Send]) -> State:
+    def _read(self, sends: Sequence[Send], now: datetime) -> State:
         organization_ids = {send.organization_id for send in sends}
         state = State({key: deepcopy(account) for key, account in self.accounts.items() if key in organization_ids})
+        state.spent = dict.fromkeys(organization_ids, 0)
+        for delivery in self.deliveries:
+            if delivery.create_time >= start_of_day(now) and delivery.organization_id in organization_ids:
+                state.spent[delivery.organization_id] += delivery.credits
         state.otp_statuses = dict(self.otp_statuses)
         state.requests = dict(self.requests)
         for delivery in self.deliveries:

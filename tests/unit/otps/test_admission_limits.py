@@ -82,7 +82,7 @@ def test_limits_of_zero_are_switched_off() -> None:
     assert refusal(sent(*[0.0] * 100), limits=NO_LIMITS, account=account) is None
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     ages=st.lists(st.floats(0, 90_000).map(lambda seconds: round(seconds, 6)), max_size=8),
     other_purpose=st.sets(st.integers(0, 7)),

@@ -34,6 +34,7 @@ limits_in_play = st.builds(
     sends_per_destination_per_hour=st.sampled_from([0, 2, 3]),
     sends_per_destination_per_day=st.sampled_from([0, 3, 4]),
     sends_per_organization_per_minute=st.sampled_from([0, 2, 3]),
+    daily_credit_cap=st.sampled_from([0, 0, 3, 5]),
 )
 waits = st.sampled_from([0, 0, 0.000_001, 1, 29.999_999, 30, 59, 60, 299, 3_600, 86_400])
 
@@ -67,7 +68,7 @@ def new_store(credits: int) -> SendStore:
     return SendStore(accounts, statuses)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     credits=st.integers(0, 20),
     limits=limits_in_play,
@@ -95,7 +96,7 @@ def test_batches_are_decided_as_if_the_sends_had_come_one_after_another(
     assert_ledger_is_consistent(store, credits)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     credits=st.integers(0, 20),
     limits=limits_in_play,

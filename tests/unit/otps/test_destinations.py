@@ -107,7 +107,7 @@ _TOP = st.sampled_from(["com", "co.id", "test", "local", "xn--p1ai", "c0m", "1co
 @example("a" * 65 + "@example.com")
 @example("a@" + "b" * 63 + ".com")
 @example("a@" + "b" * 64 + ".com")
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_the_fast_path_for_addresses_answers_as_the_library_does(text: str) -> None:
     try:
         found = validate_email(text.lower(), check_deliverability=False, strict=True)
@@ -219,7 +219,7 @@ def test_most_numbers_take_the_fast_path() -> None:
 
 
 @given(st.data())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_the_fast_path_for_numbers_answers_as_the_library_does(data: st.DataObject) -> None:
     digits = list(data.draw(st.sampled_from(_EXAMPLES)))
     for _ in range(data.draw(st.integers(0, 4))):

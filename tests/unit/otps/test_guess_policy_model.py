@@ -49,7 +49,7 @@ def new_store() -> GuessStore:
     return GuessStore({(ACME, otp.otp_id): otp for otp in the_otps()})
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     limits=limits_in_play,
     batches=st.lists(st.tuples(waits, st.lists(specs, min_size=1, max_size=6)), max_size=10),
@@ -72,7 +72,7 @@ def test_batches_are_judged_as_if_the_guesses_had_come_one_after_another(
     assert_budget_was_kept(model)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(limits=limits_in_play, batch=st.lists(specs, min_size=1, max_size=12), cuts=st.sets(st.integers(1, 11)))
 def test_answers_do_not_depend_on_how_guesses_are_batched(
     limits: GuessLimits, batch: list[Spec], cuts: set[int]

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from server.errors import AccountBusy
-from server.postgres.batcher import LOCKED, Batcher, Batching, Locked, LoopTurn
+from server.postgres.batcher import ONE_SHARD, Batcher, Batching, LoopTurn, Shards
+from server.postgres.lanes import LOCKED, Locked
+from tests.shards import ShardOfEach
 from tests.waiting import until
 
 NEVER_SECONDS = 3600.0
@@ -55,13 +57,11 @@ class Doubler:
         *,
         size: int = 100,
         linger_seconds: float = 0.0,
-        by_organization: bool = False,
+        shards: Shards = ONE_SHARD,
         flushes: int = 4,
         busy_seconds: float = NEVER_SECONDS,
     ) -> Batcher[int, int]:
-        batching = Batching(
-            size, linger_seconds, by_organization=by_organization, flushes=flushes, busy_seconds=busy_seconds
-        )
+        batching = Batching(size, linger_seconds, shards=shards, flushes=flushes, busy_seconds=busy_seconds)
         self.batchers.append(Batcher(self.flush, batching, turn=NEVER_SLEEPS))
         return self.batchers[-1]
 
@@ -270,13 +270,59 @@ async def test_an_idle_batcher_is_drained_already(doubler: Doubler) -> None:
     assert doubler.batches == []
 
 
-async def test_batching_by_organization_flushes_each_organization_separately(doubler: Doubler) -> None:
-    batcher = doubler.batcher(by_organization=True)
+async def test_a_batch_has_calls_of_one_shard_and_shards_take_turns(doubler: Doubler) -> None:
+    batcher = doubler.batcher(shards=ShardOfEach(), flushes=1)
     tasks = await calls(batcher, 2) + await calls(batcher, 104, 4, 106, 204)
     for _ in range(4):
         await doubler.end_flush()
     assert [await task for task in tasks] == [4, 208, 8, 212, 408]
     assert doubler.batches == [[2], [104, 106], [204], [4]]
+
+
+async def test_shards_of_different_workers_are_flushed_side_by_side(doubler: Doubler) -> None:
+    batcher = doubler.batcher(shards=ShardOfEach(workers={1: 1}))
+    tasks = await calls(batcher, 2) + await calls(batcher, 104, 4, 106, 204)
+    assert doubler.batches == [[2], [104, 106]]
+    doubler.gates[1].set()
+    await asyncio.gather(tasks[1], tasks[3])
+    assert len(doubler.batches) == 2  # the third shard waits for the worker of the first
+    doubler.gates[0].set()
+    await until(lambda: len(doubler.batches) == 3)
+    assert doubler.batches[2:] == [[204]]
+    doubler.gates[2].set()
+    await until(lambda: len(doubler.batches) == 4)
+    doubler.gates[3].set()
+    assert [await task for task in tasks] == [4, 208, 8, 212, 408]
+
+
+async def test_a_slow_flush_of_a_shard_holds_up_the_others_of_its_worker_for_a_moment_only(doubler: Doubler) -> None:
+    batcher = doubler.batcher(shards=ShardOfEach())
+    slow = await calls(batcher, 2)
+    others = await calls(batcher, 104)
+    await until(lambda: len(doubler.batches) == 2)
+    assert doubler.batches == [[2], [104]]
+    await doubler.end_flush()
+    assert await others[0] == 208
+    assert not slow[0].done()
+
+
+async def test_a_call_waits_until_its_shard_is_known_and_a_lane_moves_to_its_new_shard(doubler: Doubler) -> None:
+    shards = ShardOfEach(workers={1: 1})
+    batcher = doubler.batcher(shards=shards)
+    first = await calls(batcher, 2)
+    second = await calls(batcher, 4)
+    others = await calls(batcher, 104)
+    shards.numbers = dict.fromkeys(shards.numbers, 7)
+    doubler.gates[0].set()
+    doubler.gates[1].set()
+    await until(lambda: len(doubler.batches) == 3)
+    more = await calls(batcher, 106)
+    await calls(batcher, 6)
+    doubler.gates[2].set()
+    await until(lambda: len(doubler.batches) == 4)
+    assert doubler.batches == [[2], [104], [4], [106, 6]]
+    doubler.gates[3].set()
+    assert [await task for task in first + second + others + more] == [4, 8, 208, 212]
 
 
 async def test_a_batch_has_an_equal_share_of_each_organization_and_what_is_left_over(doubler: Doubler) -> None:

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from html import escape
 from pathlib import Path
 
 import pytest
 
-from server.providers.provider import Channel, Message
+from server.providers.provider import Channel, Identity, Message
 from server.providers.sms_segments import segments
 from server.providers.templates import WEB_OTP_DOMAIN_LENGTH, Templates, load_templates
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 PURPOSES = ("default", "login", "sign_up", "payment", "password_reset")
-GOOD = 'sms = "{code} {time}"\nsubject = "S"\nemail = "{code}\\n\\n{time}"\n'
+GOOD = 'sms = "{brand}{code} {time}"\nsubject = "S"\nemail = "{brand}\\n\\n{code}\\n\\n{time}"\n'
 UNITS = '[units]\nminutes = "{n} min"\nseconds = "{n} s"\n'
 
 MakeMessage = Callable[..., Message]
@@ -127,9 +128,9 @@ def test_an_email_has_the_code_in_its_text_and_html_and_not_in_its_subject(
 def test_the_operators_texts_override_the_built_in_ones_and_are_escaped(
     tmp_path: Path, make_message: MakeMessage
 ) -> None:
-    (tmp_path / "en.toml").write_text("[login]\n" + GOOD.replace('email = "', 'email = "<b> & {code}'))
+    (tmp_path / "en.toml").write_text("[login]\n" + GOOD.replace("\\n{code}", "\\n<b> & {code}{code}"))
     (tmp_path / "pt-BR.toml").write_text(
-        UNITS.replace("} min", "} minutos") + "[default]\n" + GOOD.replace('sms = "', 'sms = "oi ')
+        UNITS.replace("} min", "} minutos") + "[default]\n" + GOOD.replace("{brand}{", "{brand}oi {")
     )
 
     templates = load_templates(tmp_path)
@@ -146,9 +147,17 @@ def test_the_operators_texts_override_the_built_in_ones_and_are_escaped(
     [
         ("en.toml", "[login]\nsms = 1", "must hold exactly sms, subject, email"),
         ("en.toml", 'login = "x"', "must hold exactly"),
-        ("en.toml", "[login]\n" + GOOD.replace('sms = "{code} {time}"', "sms = 1"), "sms must be a text"),
-        ("en.toml", "[login]\n" + GOOD.replace("{code} ", ""), "sms must hold both {code} and {time}"),
-        ("en.toml", "[login]\n" + GOOD.replace("\\n{time}", ""), "email must hold both"),
+        ("en.toml", "[login]\n" + GOOD.replace('sms = "{brand}{code} {time}"', "sms = 1"), "sms must be a text"),
+        ("en.toml", "[login]\n" + GOOD.replace("{code} ", ""), "sms must hold {brand}, {code} and {time}"),
+        ("en.toml", "[login]\n" + GOOD.replace("\\n{time}", ""), "email must hold {brand}, {code}"),
+        ("en.toml", "[login]\n" + GOOD.replace("{brand}{", "{"), "sms must hold {brand}, {code} and {time}"),
+        ("en.toml", "[login]\n" + GOOD.replace("{brand}{code}", "{code}{brand}"), "sms must begin with {brand}"),
+        (
+            "en.toml",
+            "[login]\n" + GOOD.replace("{brand}{code}", "{brand}{brand}{code}"),
+            "{brand} must be in each text once",
+        ),
+        ("en.toml", "[login]\n" + GOOD.replace("{brand}\\n\\n", "{brand} "), "{brand} in a paragraph of its own"),
         ("en.toml", "[login]\n" + GOOD.replace('"S"', '"{code}"'), "subject must be one line without placeholders"),
         ("en.toml", "[login]\n" + GOOD.replace('"S"', '"S\\nBcc: x"'), "subject must be one line"),
         ("en.toml", "[login]\n" + GOOD.replace("{code} ", "{code.__class__} "), "a placeholder other than"),
@@ -186,7 +195,47 @@ def test_an_invalid_template_is_refused_with_its_file_and_reason(
 def test_the_longest_text_that_fits_one_message_loads(tmp_path: Path, words: str) -> None:
     (tmp_path / "en.toml").write_text("[login]\n" + GOOD.replace("{code} ", "{code} " + words))
 
-    load_templates(tmp_path)
+    load_templates(tmp_path).check_brand("B" * 20)
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+@pytest.mark.parametrize("locale", ["en", "id", "ar"])
+@pytest.mark.parametrize("brand", ["Acme", "Ärzte@Süd & Co_Ünlü!", "B" * 20])
+def test_a_message_with_a_brand_name_stays_one_segment(
+    templates: Templates, make_message: MakeMessage, brand: str, locale: str, purpose: str
+) -> None:
+    domain = "d" * WEB_OTP_DOMAIN_LENGTH
+    identity = Identity(1, brand)
+    message = make_message(locale=locale, purpose=purpose, domain=domain, code="12345678", ttl=timedelta(minutes=10))
+
+    templates.check_brand(brand)
+    text = templates.render(message._replace(identity=identity), now=NOW).text
+    email = templates.render(message._replace(identity=identity, channel=Channel.EMAIL), now=NOW)
+    plain = templates.render(message, now=NOW)
+
+    assert segments(text).count == 1
+    assert segments(text).encoding == segments(plain.text).encoding
+    assert text.startswith(f"\u2068{brand}\u2069: " if locale == "ar" else f"{brand}: ")
+    assert email.text.startswith(f"{brand}\n\n")
+    assert f"<bdi>{escape(brand)}</bdi>" in email.html
+    assert brand not in plain.text
+
+
+@pytest.mark.parametrize(
+    ("brand", "rule"),
+    [
+        ("Şirket", "of the GSM alphabet leaves room for 70"),
+        ("بنك", "of the GSM alphabet leaves room for 70"),
+        ("acme.example", "no link"),
+        ("www.acme", "no link"),
+        ("Ac\u202eme", "without invisible characters"),
+        ("Ac\u200bme", "without invisible characters"),
+        (" Acme", "without spaces around it"),
+    ],
+)
+def test_a_brand_name_that_would_cost_or_mislead_is_refused(templates: Templates, brand: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        templates.check_brand(brand)
 
 
 def test_a_file_named_by_an_old_language_code_serves_the_language(tmp_path: Path, make_message: MakeMessage) -> None:

@@ -29,7 +29,7 @@ class Alerts(_message.Message):
     low_balance_threshold: _builtins.int
     """Credits below which the balance counts as low; 0: never."""
     alert_email: _builtins.str
-    """The e-mail address that gets the notices; empty for none."""
+    """The e-mail address that gets the notices; empty for none. Settings.billing_contacts get them too."""
     locale: _builtins.str
     """The language of the notices as a BCP 47 tag; empty for English."""
     time_zone: _builtins.str

@@ -22,18 +22,19 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from pulsa.credit.v1 import automatic_top_up_pb2 as pulsa_dot_credit_dot_v1_dot_automatic__top__up__pb2
 from pulsa.credit.v1 import channel_pb2 as pulsa_dot_credit_dot_v1_dot_channel__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpulsa/credit/v1/balance.proto\x12\x0fpulsa.credit.v1\x1a\x1dpulsa/credit/v1/channel.proto\"\xe2\x01\n\x07\x42\x61lance\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x19\n\x11\x61vailable_credits\x18\x02 \x01(\x03\x12\x13\n\x0blow_balance\x18\x03 \x01(\x08\x12\x1d\n\x15low_balance_threshold\x18\x04 \x01(\x03\x12\x15\n\rlast_sequence\x18\x05 \x01(\x03\x12.\n\nsends_left\x18\x06 \x03(\x0b\x32\x1a.pulsa.credit.v1.SendsLeft\x12\x18\n\x0brunway_days\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_runway_days\"E\n\tSendsLeft\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\r\n\x05sends\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpulsa/credit/v1/balance.proto\x12\x0fpulsa.credit.v1\x1a&pulsa/credit/v1/automatic_top_up.proto\x1a\x1dpulsa/credit/v1/channel.proto\"\xa8\x02\n\x07\x42\x61lance\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x19\n\x11\x61vailable_credits\x18\x02 \x01(\x03\x12\x13\n\x0blow_balance\x18\x03 \x01(\x08\x12\x1d\n\x15low_balance_threshold\x18\x04 \x01(\x03\x12\x15\n\rlast_sequence\x18\x05 \x01(\x03\x12.\n\nsends_left\x18\x06 \x03(\x0b\x32\x1a.pulsa.credit.v1.SendsLeft\x12\x18\n\x0brunway_days\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x44\n\x16\x61utomatic_top_up_state\x18\x08 \x01(\x0e\x32$.pulsa.credit.v1.AutomaticTopUpStateB\x0e\n\x0c_runway_days\"E\n\tSendsLeft\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\r\n\x05sends\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pulsa.credit.v1.balance_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BALANCE']._serialized_start=82
-  _globals['_BALANCE']._serialized_end=308
-  _globals['_SENDSLEFT']._serialized_start=310
-  _globals['_SENDSLEFT']._serialized_end=379
+  _globals['_BALANCE']._serialized_start=122
+  _globals['_BALANCE']._serialized_end=418
+  _globals['_SENDSLEFT']._serialized_start=420
+  _globals['_SENDSLEFT']._serialized_end=489
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from pulsa.credit.v1 import automatic_top_up_pb2 as _automatic_top_up_pb2
 from pulsa.credit.v1 import channel_pb2 as _channel_pb2
 import builtins as _builtins
 import sys
@@ -32,6 +33,7 @@ class Balance(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     SENDS_LEFT_FIELD_NUMBER: _builtins.int
     RUNWAY_DAYS_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_TOP_UP_STATE_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization that has these credits."""
     available_credits: _builtins.int
@@ -48,6 +50,8 @@ class Balance(_message.Message):
     """Whole days that available_credits last if spending goes on as in the last 7 days, or since the first entry, but at
     least for 1 day. Unset when GetBalance was not asked for it, and when nothing was spent.
     """
+    automatic_top_up_state: _automatic_top_up_pb2.AutomaticTopUpState.ValueType
+    """The state of automatic top-ups; GetAutomaticTopUp tells more."""
     @_builtins.property
     def sends_left(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendsLeft]:
         """For each channel, the number of sends that available_credits pays for."""
@@ -62,10 +66,11 @@ class Balance(_message.Message):
         last_sequence: _builtins.int = ...,
         sends_left: _abc.Iterable[Global___SendsLeft] | None = ...,
         runway_days: _builtins.int | None = ...,
+        automatic_top_up_state: _automatic_top_up_pb2.AutomaticTopUpState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_runway_days", b"_runway_days", "runway_days", b"runway_days"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_runway_days", b"_runway_days", "available_credits", b"available_credits", "last_sequence", b"last_sequence", "low_balance", b"low_balance", "low_balance_threshold", b"low_balance_threshold", "organization_id", b"organization_id", "runway_days", b"runway_days", "sends_left", b"sends_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_runway_days", b"_runway_days", "automatic_top_up_state", b"automatic_top_up_state", "available_credits", b"available_credits", "last_sequence", b"last_sequence", "low_balance", b"low_balance", "low_balance_threshold", b"low_balance_threshold", "organization_id", b"organization_id", "runway_days", b"runway_days", "sends_left", b"sends_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__runway_days: _TypeAlias = _typing.Literal["runway_days"]  # noqa: Y015
     _WhichOneofArgType__runway_days: _TypeAlias = _typing.Literal["_runway_days", b"_runway_days"]  # noqa: Y015

@@ -22,96 +22,119 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pulsa.credit.v1 import address_pb2 as pulsa_dot_credit_dot_v1_dot_address__pb2
 from pulsa.credit.v1 import alerts_pb2 as pulsa_dot_credit_dot_v1_dot_alerts__pb2
+from pulsa.credit.v1 import automatic_top_up_pb2 as pulsa_dot_credit_dot_v1_dot_automatic__top__up__pb2
 from pulsa.credit.v1 import balance_pb2 as pulsa_dot_credit_dot_v1_dot_balance__pb2
 from pulsa.credit.v1 import ledger_entry_pb2 as pulsa_dot_credit_dot_v1_dot_ledger__entry__pb2
 from pulsa.credit.v1 import money_pb2 as pulsa_dot_credit_dot_v1_dot_money__pb2
 from pulsa.credit.v1 import pricing_pb2 as pulsa_dot_credit_dot_v1_dot_pricing__pb2
+from pulsa.credit.v1 import receipt_pb2 as pulsa_dot_credit_dot_v1_dot_receipt__pb2
 from pulsa.credit.v1 import suspension_pb2 as pulsa_dot_credit_dot_v1_dot_suspension__pb2
 from pulsa.credit.v1 import top_up_pb2 as pulsa_dot_credit_dot_v1_dot_top__up__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pulsa/credit/v1/credit_service.proto\x12\x0fpulsa.credit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/address.proto\x1a\x1cpulsa/credit/v1/alerts.proto\x1a\x1dpulsa/credit/v1/balance.proto\x1a\"pulsa/credit/v1/ledger_entry.proto\x1a\x1bpulsa/credit/v1/money.proto\x1a\x1dpulsa/credit/v1/pricing.proto\x1a pulsa/credit/v1/suspension.proto\x1a\x1cpulsa/credit/v1/top_up.proto\"k\n\x11GetBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwith_runway\x18\x03 \x01(\x08\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13WatchBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"A\n\x14WatchBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\",\n\x11GetPricingRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetPricingResponse\x12)\n\x07pricing\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Pricing\"T\n\x11QuoteTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\xcd\x01\n\x12QuoteTopUpResponse\x12*\n\nunit_price\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12(\n\x08subtotal\x18\x02 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12#\n\x03tax\x18\x03 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12\x15\n\rtax_estimated\x18\x05 \x01(\x08\"\xee\x01\n\x12\x43reateTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12\x15\n\rcurrency_code\x18\x04 \x01(\t\x12\x15\n\rbilling_email\x18\x05 \x01(\t\x12\x14\n\x0c\x62illing_name\x18\x06 \x01(\t\x12\x31\n\x0f\x62illing_address\x18\x07 \x01(\x0b\x32\x18.pulsa.credit.v1.Address\x12\x13\n\x0btax_id_type\x18\x08 \x01(\t\x12\x0e\n\x06tax_id\x18\t \x01(\t\"=\n\x13\x43reateTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"=\n\x0fGetTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\":\n\x10GetTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\x83\x01\n\x11ListTopUpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.pulsa.credit.v1.TopUpStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x12ListTopUpsResponse\x12\'\n\x07top_ups\x18\x01 \x03(\x0b\x32\x16.pulsa.credit.v1.TopUp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x12\x43\x61ncelTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\"=\n\x13\x43\x61ncelTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"~\n\x13ResolveTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x17\n\x0fresolve_credits\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\">\n\x14ResolveTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\xff\x01\n\x18ListLedgerEntriesRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12/\n\x05kinds\x18\x04 \x03(\x0e\x32 .pulsa.credit.v1.LedgerEntryKind\x12\x14\n\x0creference_id\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x19ListLedgerEntriesResponse\x12\x34\n\x0eledger_entries\x18\x01 \x03(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"l\n\x13\x45xportLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0bstart_month\x18\x02 \x01(\t\x12\x11\n\tend_month\x18\x03 \x01(\t\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"j\n\x14\x45xportLedgerResponse\x12\x0b\n\x03\x63sv\x18\x01 \x01(\x0c\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x18\n\x10\x65xported_entries\x18\x03 \x01(\x03\x12\x15\n\rtotal_entries\x18\x04 \x01(\x03\"+\n\x10GetAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"<\n\x11GetAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\"\xdc\x01\n\x13UpdateAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\"\n\x15low_balance_threshold\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x61lert_email\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06locale\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x16\n\ttime_zone\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x18\n\x16_low_balance_thresholdB\x0e\n\x0c_alert_emailB\t\n\x07_localeB\x0c\n\n_time_zone\"j\n\x14UpdateAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"k\n\x14\x41\x64justCreditsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64just_credits\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"v\n\x15\x41\x64justCreditsResponse\x12\x32\n\x0cledger_entry\x18\x01 \x01(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"E\n\x1aSuspendOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"N\n\x1bSuspendOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\"4\n\x19ResumeOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"M\n\x1aResumeOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\".\n\x13VerifyLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"}\n\x14VerifyLedgerResponse\x12\r\n\x05holds\x18\x01 \x01(\x08\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x03(\t\x12/\n\x0bverify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x18RecordStripeEventRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\t\"@\n\x19RecordStripeEventResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x32\xb2\r\n\rCreditService\x12U\n\nGetBalance\x12\".pulsa.credit.v1.GetBalanceRequest\x1a#.pulsa.credit.v1.GetBalanceResponse\x12]\n\x0cWatchBalance\x12$.pulsa.credit.v1.WatchBalanceRequest\x1a%.pulsa.credit.v1.WatchBalanceResponse0\x01\x12U\n\nGetPricing\x12\".pulsa.credit.v1.GetPricingRequest\x1a#.pulsa.credit.v1.GetPricingResponse\x12U\n\nQuoteTopUp\x12\".pulsa.credit.v1.QuoteTopUpRequest\x1a#.pulsa.credit.v1.QuoteTopUpResponse\x12X\n\x0b\x43reateTopUp\x12#.pulsa.credit.v1.CreateTopUpRequest\x1a$.pulsa.credit.v1.CreateTopUpResponse\x12O\n\x08GetTopUp\x12 .pulsa.credit.v1.GetTopUpRequest\x1a!.pulsa.credit.v1.GetTopUpResponse\x12U\n\nListTopUps\x12\".pulsa.credit.v1.ListTopUpsRequest\x1a#.pulsa.credit.v1.ListTopUpsResponse\x12X\n\x0b\x43\x61ncelTopUp\x12#.pulsa.credit.v1.CancelTopUpRequest\x1a$.pulsa.credit.v1.CancelTopUpResponse\x12[\n\x0cResolveTopUp\x12$.pulsa.credit.v1.ResolveTopUpRequest\x1a%.pulsa.credit.v1.ResolveTopUpResponse\x12j\n\x11ListLedgerEntries\x12).pulsa.credit.v1.ListLedgerEntriesRequest\x1a*.pulsa.credit.v1.ListLedgerEntriesResponse\x12]\n\x0c\x45xportLedger\x12$.pulsa.credit.v1.ExportLedgerRequest\x1a%.pulsa.credit.v1.ExportLedgerResponse0\x01\x12R\n\tGetAlerts\x12!.pulsa.credit.v1.GetAlertsRequest\x1a\".pulsa.credit.v1.GetAlertsResponse\x12[\n\x0cUpdateAlerts\x12$.pulsa.credit.v1.UpdateAlertsRequest\x1a%.pulsa.credit.v1.UpdateAlertsResponse\x12^\n\rAdjustCredits\x12%.pulsa.credit.v1.AdjustCreditsRequest\x1a&.pulsa.credit.v1.AdjustCreditsResponse\x12p\n\x13SuspendOrganization\x12+.pulsa.credit.v1.SuspendOrganizationRequest\x1a,.pulsa.credit.v1.SuspendOrganizationResponse\x12m\n\x12ResumeOrganization\x12*.pulsa.credit.v1.ResumeOrganizationRequest\x1a+.pulsa.credit.v1.ResumeOrganizationResponse\x12[\n\x0cVerifyLedger\x12$.pulsa.credit.v1.VerifyLedgerRequest\x1a%.pulsa.credit.v1.VerifyLedgerResponse\x12j\n\x11RecordStripeEvent\x12).pulsa.credit.v1.RecordStripeEventRequest\x1a*.pulsa.credit.v1.RecordStripeEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pulsa/credit/v1/credit_service.proto\x12\x0fpulsa.credit.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/address.proto\x1a\x1cpulsa/credit/v1/alerts.proto\x1a&pulsa/credit/v1/automatic_top_up.proto\x1a\x1dpulsa/credit/v1/balance.proto\x1a\"pulsa/credit/v1/ledger_entry.proto\x1a\x1bpulsa/credit/v1/money.proto\x1a\x1dpulsa/credit/v1/pricing.proto\x1a\x1dpulsa/credit/v1/receipt.proto\x1a pulsa/credit/v1/suspension.proto\x1a\x1cpulsa/credit/v1/top_up.proto\"k\n\x11GetBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwith_runway\x18\x03 \x01(\x08\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\".\n\x13WatchBalanceRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"A\n\x14WatchBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\",\n\x11GetPricingRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"?\n\x12GetPricingResponse\x12)\n\x07pricing\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Pricing\"T\n\x11QuoteTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\xcd\x01\n\x12QuoteTopUpResponse\x12*\n\nunit_price\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12(\n\x08subtotal\x18\x02 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12#\n\x03tax\x18\x03 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.pulsa.credit.v1.Money\x12\x15\n\rtax_estimated\x18\x05 \x01(\x08\"\xee\x01\n\x12\x43reateTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12\x15\n\rcurrency_code\x18\x04 \x01(\t\x12\x15\n\rbilling_email\x18\x05 \x01(\t\x12\x14\n\x0c\x62illing_name\x18\x06 \x01(\t\x12\x31\n\x0f\x62illing_address\x18\x07 \x01(\x0b\x32\x18.pulsa.credit.v1.Address\x12\x13\n\x0btax_id_type\x18\x08 \x01(\t\x12\x0e\n\x06tax_id\x18\t \x01(\t\"=\n\x13\x43reateTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"=\n\x0fGetTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\":\n\x10GetTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\x83\x01\n\x11ListTopUpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.pulsa.credit.v1.TopUpStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x12ListTopUpsResponse\x12\'\n\x07top_ups\x18\x01 \x03(\x0b\x32\x16.pulsa.credit.v1.TopUp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x12\x43\x61ncelTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\"=\n\x13\x43\x61ncelTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"~\n\x13ResolveTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\ttop_up_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x17\n\x0fresolve_credits\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\">\n\x14ResolveTopUpResponse\x12&\n\x06top_up\x18\x01 \x01(\x0b\x32\x16.pulsa.credit.v1.TopUp\"\xff\x01\n\x18ListLedgerEntriesRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12/\n\x05kinds\x18\x04 \x03(\x0e\x32 .pulsa.credit.v1.LedgerEntryKind\x12\x14\n\x0creference_id\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x19ListLedgerEntriesResponse\x12\x34\n\x0eledger_entries\x18\x01 \x03(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"l\n\x13\x45xportLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0bstart_month\x18\x02 \x01(\t\x12\x11\n\tend_month\x18\x03 \x01(\t\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"j\n\x14\x45xportLedgerResponse\x12\x0b\n\x03\x63sv\x18\x01 \x01(\x0c\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x18\n\x10\x65xported_entries\x18\x03 \x01(\x03\x12\x15\n\rtotal_entries\x18\x04 \x01(\x03\">\n\x11GetReceiptRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"?\n\x12GetReceiptResponse\x12)\n\x07receipt\x18\x01 \x01(\x0b\x32\x18.pulsa.credit.v1.Receipt\"+\n\x10GetAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"<\n\x11GetAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\"\xdc\x01\n\x13UpdateAlertsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\"\n\x15low_balance_threshold\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x61lert_email\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06locale\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x16\n\ttime_zone\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x18\n\x16_low_balance_thresholdB\x0e\n\x0c_alert_emailB\t\n\x07_localeB\x0c\n\n_time_zone\"j\n\x14UpdateAlertsResponse\x12\'\n\x06\x61lerts\x18\x01 \x01(\x0b\x32\x17.pulsa.credit.v1.Alerts\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"3\n\x18GetAutomaticTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"V\n\x19GetAutomaticTopUpResponse\x12\x39\n\x10\x61utomatic_top_up\x18\x01 \x01(\x0b\x32\x1f.pulsa.credit.v1.AutomaticTopUp\"\xc2\x01\n\x1bUpdateAutomaticTopUpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x43\n\x12\x61utomatic_settings\x18\x02 \x01(\x0b\x32\'.pulsa.credit.v1.AutomaticTopUpSettings\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x14\n\x0c\x63onsent_text\x18\x04 \x01(\t\"Y\n\x1cUpdateAutomaticTopUpResponse\x12\x39\n\x10\x61utomatic_top_up\x18\x01 \x01(\x0b\x32\x1f.pulsa.credit.v1.AutomaticTopUp\"\x85\x01\n\x15StartCardSetupRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rbilling_email\x18\x03 \x01(\t\x12\x14\n\x0c\x62illing_name\x18\x04 \x01(\t\x12\x12\n\nreturn_url\x18\x05 \x01(\t\"\\\n\x16StartCardSetupResponse\x12\x11\n\tsetup_url\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\",\n\x11RemoveCardRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"O\n\x12RemoveCardResponse\x12\x39\n\x10\x61utomatic_top_up\x18\x01 \x01(\x0b\x32\x1f.pulsa.credit.v1.AutomaticTopUp\"k\n\x14\x41\x64justCreditsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64just_credits\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"v\n\x15\x41\x64justCreditsResponse\x12\x32\n\x0cledger_entry\x18\x01 \x01(\x0b\x32\x1c.pulsa.credit.v1.LedgerEntry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.pulsa.credit.v1.Balance\"E\n\x1aSuspendOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"N\n\x1bSuspendOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\"4\n\x19ResumeOrganizationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"M\n\x1aResumeOrganizationResponse\x12/\n\nsuspension\x18\x01 \x01(\x0b\x32\x1b.pulsa.credit.v1.Suspension\".\n\x13VerifyLedgerRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"}\n\x14VerifyLedgerResponse\x12\r\n\x05holds\x18\x01 \x01(\x08\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x03(\t\x12/\n\x0bverify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x18RecordStripeEventRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\t\"@\n\x19RecordStripeEventResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x32\xa4\x11\n\rCreditService\x12U\n\nGetBalance\x12\".pulsa.credit.v1.GetBalanceRequest\x1a#.pulsa.credit.v1.GetBalanceResponse\x12]\n\x0cWatchBalance\x12$.pulsa.credit.v1.WatchBalanceRequest\x1a%.pulsa.credit.v1.WatchBalanceResponse0\x01\x12U\n\nGetPricing\x12\".pulsa.credit.v1.GetPricingRequest\x1a#.pulsa.credit.v1.GetPricingResponse\x12U\n\nQuoteTopUp\x12\".pulsa.credit.v1.QuoteTopUpRequest\x1a#.pulsa.credit.v1.QuoteTopUpResponse\x12X\n\x0b\x43reateTopUp\x12#.pulsa.credit.v1.CreateTopUpRequest\x1a$.pulsa.credit.v1.CreateTopUpResponse\x12O\n\x08GetTopUp\x12 .pulsa.credit.v1.GetTopUpRequest\x1a!.pulsa.credit.v1.GetTopUpResponse\x12U\n\nListTopUps\x12\".pulsa.credit.v1.ListTopUpsRequest\x1a#.pulsa.credit.v1.ListTopUpsResponse\x12X\n\x0b\x43\x61ncelTopUp\x12#.pulsa.credit.v1.CancelTopUpRequest\x1a$.pulsa.credit.v1.CancelTopUpResponse\x12[\n\x0cResolveTopUp\x12$.pulsa.credit.v1.ResolveTopUpRequest\x1a%.pulsa.credit.v1.ResolveTopUpResponse\x12j\n\x11ListLedgerEntries\x12).pulsa.credit.v1.ListLedgerEntriesRequest\x1a*.pulsa.credit.v1.ListLedgerEntriesResponse\x12]\n\x0c\x45xportLedger\x12$.pulsa.credit.v1.ExportLedgerRequest\x1a%.pulsa.credit.v1.ExportLedgerResponse0\x01\x12U\n\nGetReceipt\x12\".pulsa.credit.v1.GetReceiptRequest\x1a#.pulsa.credit.v1.GetReceiptResponse\x12R\n\tGetAlerts\x12!.pulsa.credit.v1.GetAlertsRequest\x1a\".pulsa.credit.v1.GetAlertsResponse\x12[\n\x0cUpdateAlerts\x12$.pulsa.credit.v1.UpdateAlertsRequest\x1a%.pulsa.credit.v1.UpdateAlertsResponse\x12j\n\x11GetAutomaticTopUp\x12).pulsa.credit.v1.GetAutomaticTopUpRequest\x1a*.pulsa.credit.v1.GetAutomaticTopUpResponse\x12s\n\x14UpdateAutomaticTopUp\x12,.pulsa.credit.v1.UpdateAutomaticTopUpRequest\x1a-.pulsa.credit.v1.UpdateAutomaticTopUpResponse\x12\x61\n\x0eStartCardSetup\x12&.pulsa.credit.v1.StartCardSetupRequest\x1a\'.pulsa.credit.v1.StartCardSetupResponse\x12U\n\nRemoveCard\x12\".pulsa.credit.v1.RemoveCardRequest\x1a#.pulsa.credit.v1.RemoveCardResponse\x12^\n\rAdjustCredits\x12%.pulsa.credit.v1.AdjustCreditsRequest\x1a&.pulsa.credit.v1.AdjustCreditsResponse\x12p\n\x13SuspendOrganization\x12+.pulsa.credit.v1.SuspendOrganizationRequest\x1a,.pulsa.credit.v1.SuspendOrganizationResponse\x12m\n\x12ResumeOrganization\x12*.pulsa.credit.v1.ResumeOrganizationRequest\x1a+.pulsa.credit.v1.ResumeOrganizationResponse\x12[\n\x0cVerifyLedger\x12$.pulsa.credit.v1.VerifyLedgerRequest\x1a%.pulsa.credit.v1.VerifyLedgerResponse\x12j\n\x11RecordStripeEvent\x12).pulsa.credit.v1.RecordStripeEventRequest\x1a*.pulsa.credit.v1.RecordStripeEventResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pulsa.credit.v1.credit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETBALANCEREQUEST']._serialized_start=342
-  _globals['_GETBALANCEREQUEST']._serialized_end=449
-  _globals['_GETBALANCERESPONSE']._serialized_start=451
-  _globals['_GETBALANCERESPONSE']._serialized_end=514
-  _globals['_WATCHBALANCEREQUEST']._serialized_start=516
-  _globals['_WATCHBALANCEREQUEST']._serialized_end=562
-  _globals['_WATCHBALANCERESPONSE']._serialized_start=564
-  _globals['_WATCHBALANCERESPONSE']._serialized_end=629
-  _globals['_GETPRICINGREQUEST']._serialized_start=631
-  _globals['_GETPRICINGREQUEST']._serialized_end=675
-  _globals['_GETPRICINGRESPONSE']._serialized_start=677
-  _globals['_GETPRICINGRESPONSE']._serialized_end=740
-  _globals['_QUOTETOPUPREQUEST']._serialized_start=742
-  _globals['_QUOTETOPUPREQUEST']._serialized_end=826
-  _globals['_QUOTETOPUPRESPONSE']._serialized_start=829
-  _globals['_QUOTETOPUPRESPONSE']._serialized_end=1034
-  _globals['_CREATETOPUPREQUEST']._serialized_start=1037
-  _globals['_CREATETOPUPREQUEST']._serialized_end=1275
-  _globals['_CREATETOPUPRESPONSE']._serialized_start=1277
-  _globals['_CREATETOPUPRESPONSE']._serialized_end=1338
-  _globals['_GETTOPUPREQUEST']._serialized_start=1340
-  _globals['_GETTOPUPREQUEST']._serialized_end=1401
-  _globals['_GETTOPUPRESPONSE']._serialized_start=1403
-  _globals['_GETTOPUPRESPONSE']._serialized_end=1461
-  _globals['_LISTTOPUPSREQUEST']._serialized_start=1464
-  _globals['_LISTTOPUPSREQUEST']._serialized_end=1595
-  _globals['_LISTTOPUPSRESPONSE']._serialized_start=1597
-  _globals['_LISTTOPUPSRESPONSE']._serialized_end=1683
-  _globals['_CANCELTOPUPREQUEST']._serialized_start=1685
-  _globals['_CANCELTOPUPREQUEST']._serialized_end=1749
-  _globals['_CANCELTOPUPRESPONSE']._serialized_start=1751
-  _globals['_CANCELTOPUPRESPONSE']._serialized_end=1812
-  _globals['_RESOLVETOPUPREQUEST']._serialized_start=1814
-  _globals['_RESOLVETOPUPREQUEST']._serialized_end=1940
-  _globals['_RESOLVETOPUPRESPONSE']._serialized_start=1942
-  _globals['_RESOLVETOPUPRESPONSE']._serialized_end=2004
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=2007
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=2262
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=2264
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=2370
-  _globals['_EXPORTLEDGERREQUEST']._serialized_start=2372
-  _globals['_EXPORTLEDGERREQUEST']._serialized_end=2480
-  _globals['_EXPORTLEDGERRESPONSE']._serialized_start=2482
-  _globals['_EXPORTLEDGERRESPONSE']._serialized_end=2588
-  _globals['_GETALERTSREQUEST']._serialized_start=2590
-  _globals['_GETALERTSREQUEST']._serialized_end=2633
-  _globals['_GETALERTSRESPONSE']._serialized_start=2635
-  _globals['_GETALERTSRESPONSE']._serialized_end=2695
-  _globals['_UPDATEALERTSREQUEST']._serialized_start=2698
-  _globals['_UPDATEALERTSREQUEST']._serialized_end=2918
-  _globals['_UPDATEALERTSRESPONSE']._serialized_start=2920
-  _globals['_UPDATEALERTSRESPONSE']._serialized_end=3026
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=3028
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=3135
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=3137
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=3255
-  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_start=3257
-  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_end=3326
-  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_start=3328
-  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_end=3406
-  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_start=3408
-  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_end=3460
-  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_start=3462
-  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_end=3539
-  _globals['_VERIFYLEDGERREQUEST']._serialized_start=3541
-  _globals['_VERIFYLEDGERREQUEST']._serialized_end=3587
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=3589
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=3714
-  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_start=3716
-  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_end=3778
-  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_start=3780
-  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_end=3844
-  _globals['_CREDITSERVICE']._serialized_start=3847
-  _globals['_CREDITSERVICE']._serialized_end=5561
+  _globals['_GETBALANCEREQUEST']._serialized_start=447
+  _globals['_GETBALANCEREQUEST']._serialized_end=554
+  _globals['_GETBALANCERESPONSE']._serialized_start=556
+  _globals['_GETBALANCERESPONSE']._serialized_end=619
+  _globals['_WATCHBALANCEREQUEST']._serialized_start=621
+  _globals['_WATCHBALANCEREQUEST']._serialized_end=667
+  _globals['_WATCHBALANCERESPONSE']._serialized_start=669
+  _globals['_WATCHBALANCERESPONSE']._serialized_end=734
+  _globals['_GETPRICINGREQUEST']._serialized_start=736
+  _globals['_GETPRICINGREQUEST']._serialized_end=780
+  _globals['_GETPRICINGRESPONSE']._serialized_start=782
+  _globals['_GETPRICINGRESPONSE']._serialized_end=845
+  _globals['_QUOTETOPUPREQUEST']._serialized_start=847
+  _globals['_QUOTETOPUPREQUEST']._serialized_end=931
+  _globals['_QUOTETOPUPRESPONSE']._serialized_start=934
+  _globals['_QUOTETOPUPRESPONSE']._serialized_end=1139
+  _globals['_CREATETOPUPREQUEST']._serialized_start=1142
+  _globals['_CREATETOPUPREQUEST']._serialized_end=1380
+  _globals['_CREATETOPUPRESPONSE']._serialized_start=1382
+  _globals['_CREATETOPUPRESPONSE']._serialized_end=1443
+  _globals['_GETTOPUPREQUEST']._serialized_start=1445
+  _globals['_GETTOPUPREQUEST']._serialized_end=1506
+  _globals['_GETTOPUPRESPONSE']._serialized_start=1508
+  _globals['_GETTOPUPRESPONSE']._serialized_end=1566
+  _globals['_LISTTOPUPSREQUEST']._serialized_start=1569
+  _globals['_LISTTOPUPSREQUEST']._serialized_end=1700
+  _globals['_LISTTOPUPSRESPONSE']._serialized_start=1702
+  _globals['_LISTTOPUPSRESPONSE']._serialized_end=1788
+  _globals['_CANCELTOPUPREQUEST']._serialized_start=1790
+  _globals['_CANCELTOPUPREQUEST']._serialized_end=1854
+  _globals['_CANCELTOPUPRESPONSE']._serialized_start=1856
+  _globals['_CANCELTOPUPRESPONSE']._serialized_end=1917
+  _globals['_RESOLVETOPUPREQUEST']._serialized_start=1919
+  _globals['_RESOLVETOPUPREQUEST']._serialized_end=2045
+  _globals['_RESOLVETOPUPRESPONSE']._serialized_start=2047
+  _globals['_RESOLVETOPUPRESPONSE']._serialized_end=2109
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=2112
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=2367
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=2369
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=2475
+  _globals['_EXPORTLEDGERREQUEST']._serialized_start=2477
+  _globals['_EXPORTLEDGERREQUEST']._serialized_end=2585
+  _globals['_EXPORTLEDGERRESPONSE']._serialized_start=2587
+  _globals['_EXPORTLEDGERRESPONSE']._serialized_end=2693
+  _globals['_GETRECEIPTREQUEST']._serialized_start=2695
+  _globals['_GETRECEIPTREQUEST']._serialized_end=2757
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=2759
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=2822
+  _globals['_GETALERTSREQUEST']._serialized_start=2824
+  _globals['_GETALERTSREQUEST']._serialized_end=2867
+  _globals['_GETALERTSRESPONSE']._serialized_start=2869
+  _globals['_GETALERTSRESPONSE']._serialized_end=2929
+  _globals['_UPDATEALERTSREQUEST']._serialized_start=2932
+  _globals['_UPDATEALERTSREQUEST']._serialized_end=3152
+  _globals['_UPDATEALERTSRESPONSE']._serialized_start=3154
+  _globals['_UPDATEALERTSRESPONSE']._serialized_end=3260
+  _globals['_GETAUTOMATICTOPUPREQUEST']._serialized_start=3262
+  _globals['_GETAUTOMATICTOPUPREQUEST']._serialized_end=3313
+  _globals['_GETAUTOMATICTOPUPRESPONSE']._serialized_start=3315
+  _globals['_GETAUTOMATICTOPUPRESPONSE']._serialized_end=3401
+  _globals['_UPDATEAUTOMATICTOPUPREQUEST']._serialized_start=3404
+  _globals['_UPDATEAUTOMATICTOPUPREQUEST']._serialized_end=3598
+  _globals['_UPDATEAUTOMATICTOPUPRESPONSE']._serialized_start=3600
+  _globals['_UPDATEAUTOMATICTOPUPRESPONSE']._serialized_end=3689
+  _globals['_STARTCARDSETUPREQUEST']._serialized_start=3692
+  _globals['_STARTCARDSETUPREQUEST']._serialized_end=3825
+  _globals['_STARTCARDSETUPRESPONSE']._serialized_start=3827
+  _globals['_STARTCARDSETUPRESPONSE']._serialized_end=3919
+  _globals['_REMOVECARDREQUEST']._serialized_start=3921
+  _globals['_REMOVECARDREQUEST']._serialized_end=3965
+  _globals['_REMOVECARDRESPONSE']._serialized_start=3967
+  _globals['_REMOVECARDRESPONSE']._serialized_end=4046
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=4048
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=4155
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=4157
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=4275
+  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_start=4277
+  _globals['_SUSPENDORGANIZATIONREQUEST']._serialized_end=4346
+  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_start=4348
+  _globals['_SUSPENDORGANIZATIONRESPONSE']._serialized_end=4426
+  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_start=4428
+  _globals['_RESUMEORGANIZATIONREQUEST']._serialized_end=4480
+  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_start=4482
+  _globals['_RESUMEORGANIZATIONRESPONSE']._serialized_end=4559
+  _globals['_VERIFYLEDGERREQUEST']._serialized_start=4561
+  _globals['_VERIFYLEDGERREQUEST']._serialized_end=4607
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=4609
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=4734
+  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_start=4736
+  _globals['_RECORDSTRIPEEVENTREQUEST']._serialized_end=4798
+  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_start=4800
+  _globals['_RECORDSTRIPEEVENTRESPONSE']._serialized_end=4864
+  _globals['_CREDITSERVICE']._serialized_start=4867
+  _globals['_CREDITSERVICE']._serialized_end=7079
 # @@protoc_insertion_point(module_scope)

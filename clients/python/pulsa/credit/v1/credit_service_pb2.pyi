@@ -5,15 +5,18 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from pulsa.credit.v1 import address_pb2 as _address_pb2
 from pulsa.credit.v1 import alerts_pb2 as _alerts_pb2
+from pulsa.credit.v1 import automatic_top_up_pb2 as _automatic_top_up_pb2
 from pulsa.credit.v1 import balance_pb2 as _balance_pb2
 from pulsa.credit.v1 import ledger_entry_pb2 as _ledger_entry_pb2
 from pulsa.credit.v1 import money_pb2 as _money_pb2
 from pulsa.credit.v1 import pricing_pb2 as _pricing_pb2
+from pulsa.credit.v1 import receipt_pb2 as _receipt_pb2
 from pulsa.credit.v1 import suspension_pb2 as _suspension_pb2
 from pulsa.credit.v1 import top_up_pb2 as _top_up_pb2
 import builtins as _builtins
@@ -716,6 +719,56 @@ class ExportLedgerResponse(_message.Message):
 Global___ExportLedgerResponse: _TypeAlias = ExportLedgerResponse  # noqa: Y015
 
 @_typing.final
+class GetReceiptRequest(_message.Message):
+    """See CreditService.GetReceipt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    sequence: _builtins.int
+    """The entry's sequence: 1 to 9223372036854775807."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptRequest: _TypeAlias = GetReceiptRequest  # noqa: Y015
+
+@_typing.final
+class GetReceiptResponse(_message.Message):
+    """See CreditService.GetReceipt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receipt(self) -> _receipt_pb2.Receipt:
+        """The receipt; the same at each call."""
+
+    def __init__(
+        self,
+        *,
+        receipt: _receipt_pb2.Receipt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
+
+@_typing.final
 class GetAlertsRequest(_message.Message):
     """See CreditService.GetAlerts."""
 
@@ -845,6 +898,230 @@ class UpdateAlertsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateAlertsResponse: _TypeAlias = UpdateAlertsResponse  # noqa: Y015
+
+@_typing.final
+class GetAutomaticTopUpRequest(_message.Message):
+    """See CreditService.GetAutomaticTopUp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAutomaticTopUpRequest: _TypeAlias = GetAutomaticTopUpRequest  # noqa: Y015
+
+@_typing.final
+class GetAutomaticTopUpResponse(_message.Message):
+    """See CreditService.GetAutomaticTopUp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_TOP_UP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def automatic_top_up(self) -> _automatic_top_up_pb2.AutomaticTopUp:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        automatic_top_up: _automatic_top_up_pb2.AutomaticTopUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["automatic_top_up", b"automatic_top_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic_top_up", b"automatic_top_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAutomaticTopUpResponse: _TypeAlias = GetAutomaticTopUpResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAutomaticTopUpRequest(_message.Message):
+    """See CreditService.UpdateAutomaticTopUp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_SETTINGS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    CONSENT_TEXT_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    consent_text: _builtins.str
+    """The text that the person has read and agreed to, at most 2000 characters; empty unless it is enabled after the change."""
+    @_builtins.property
+    def automatic_settings(self) -> _automatic_top_up_pb2.AutomaticTopUpSettings:
+        """The new values of the fields in update_mask."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Names of fields of AutomaticTopUpSettings (AIP-134), at most 18; one that is not set in automatic_settings is cleared.
+        "*" alone is all of them; unset: those that are set in automatic_settings.
+        """
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        automatic_settings: _automatic_top_up_pb2.AutomaticTopUpSettings | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        consent_text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["automatic_settings", b"automatic_settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic_settings", b"automatic_settings", "consent_text", b"consent_text", "organization_id", b"organization_id", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAutomaticTopUpRequest: _TypeAlias = UpdateAutomaticTopUpRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAutomaticTopUpResponse(_message.Message):
+    """See CreditService.UpdateAutomaticTopUp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_TOP_UP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def automatic_top_up(self) -> _automatic_top_up_pb2.AutomaticTopUp:
+        """As it is after the change."""
+
+    def __init__(
+        self,
+        *,
+        automatic_top_up: _automatic_top_up_pb2.AutomaticTopUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["automatic_top_up", b"automatic_top_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic_top_up", b"automatic_top_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAutomaticTopUpResponse: _TypeAlias = UpdateAutomaticTopUpResponse  # noqa: Y015
+
+@_typing.final
+class StartCardSetupRequest(_message.Message):
+    """See CreditService.StartCardSetup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BILLING_EMAIL_FIELD_NUMBER: _builtins.int
+    BILLING_NAME_FIELD_NUMBER: _builtins.int
+    RETURN_URL_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    request_id: _builtins.str
+    """A UUID chosen by the caller, best of version 7; repeats with it are the same page (AIP-155): see CreditService."""
+    billing_email: _builtins.str
+    """The address that Stripe gets for an organization that has not bought yet: an e-mail address of at most 254 characters."""
+    billing_name: _builtins.str
+    """The organization's name there, at most 120 characters; empty for the organization_id."""
+    return_url: _builtins.str
+    """Where Stripe's page leads to in the end, whether the card was saved or not: an http or https URL of at most 1000
+    characters.
+    """
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        billing_email: _builtins.str = ...,
+        billing_name: _builtins.str = ...,
+        return_url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_email", b"billing_email", "billing_name", b"billing_name", "organization_id", b"organization_id", "request_id", b"request_id", "return_url", b"return_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartCardSetupRequest: _TypeAlias = StartCardSetupRequest  # noqa: Y015
+
+@_typing.final
+class StartCardSetupResponse(_message.Message):
+    """See CreditService.StartCardSetup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETUP_URL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    setup_url: _builtins.str
+    """Stripe's page."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """The time at which the page expires."""
+
+    def __init__(
+        self,
+        *,
+        setup_url: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "setup_url", b"setup_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartCardSetupResponse: _TypeAlias = StartCardSetupResponse  # noqa: Y015
+
+@_typing.final
+class RemoveCardRequest(_message.Message):
+    """See CreditService.RemoveCard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveCardRequest: _TypeAlias = RemoveCardRequest  # noqa: Y015
+
+@_typing.final
+class RemoveCardResponse(_message.Message):
+    """See CreditService.RemoveCard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_TOP_UP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def automatic_top_up(self) -> _automatic_top_up_pb2.AutomaticTopUp:
+        """As it is without the card."""
+
+    def __init__(
+        self,
+        *,
+        automatic_top_up: _automatic_top_up_pb2.AutomaticTopUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["automatic_top_up", b"automatic_top_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic_top_up", b"automatic_top_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveCardResponse: _TypeAlias = RemoveCardResponse  # noqa: Y015
 
 @_typing.final
 class AdjustCreditsRequest(_message.Message):

@@ -31,10 +31,10 @@ class CreditServiceStub:
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
-    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
-    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
-    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
-    but never a second adjustment.
+    A request_id is one purchase, one adjustment or one page for a card: a repeat with the same arguments gets the first
+    one. It is shared with SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A
+    time-ordered UUID (version 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one
+    is then a new purchase, but never a second adjustment.
 
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
@@ -103,6 +103,11 @@ class CreditServiceStub:
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerRequest.SerializeToString,
                 response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerResponse.FromString,
                 _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/GetReceipt',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetReceiptResponse.FromString,
+                _registered_method=True)
         self.GetAlerts = channel.unary_unary(
                 '/pulsa.credit.v1.CreditService/GetAlerts',
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsRequest.SerializeToString,
@@ -112,6 +117,26 @@ class CreditServiceStub:
                 '/pulsa.credit.v1.CreditService/UpdateAlerts',
                 request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsRequest.SerializeToString,
                 response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsResponse.FromString,
+                _registered_method=True)
+        self.GetAutomaticTopUp = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/GetAutomaticTopUp',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAutomaticTopUpRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAutomaticTopUpResponse.FromString,
+                _registered_method=True)
+        self.UpdateAutomaticTopUp = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/UpdateAutomaticTopUp',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAutomaticTopUpRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAutomaticTopUpResponse.FromString,
+                _registered_method=True)
+        self.StartCardSetup = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/StartCardSetup',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.StartCardSetupRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.StartCardSetupResponse.FromString,
+                _registered_method=True)
+        self.RemoveCard = channel.unary_unary(
+                '/pulsa.credit.v1.CreditService/RemoveCard',
+                request_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.RemoveCardRequest.SerializeToString,
+                response_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.RemoveCardResponse.FromString,
                 _registered_method=True)
         self.AdjustCredits = channel.unary_unary(
                 '/pulsa.credit.v1.CreditService/AdjustCredits',
@@ -146,10 +171,10 @@ class CreditServiceServicer:
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
-    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
-    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
-    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
-    but never a second adjustment.
+    A request_id is one purchase, one adjustment or one page for a card: a repeat with the same arguments gets the first
+    one. It is shared with SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A
+    time-ordered UUID (version 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one
+    is then a new purchase, but never a second adjustment.
 
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
@@ -253,6 +278,15 @@ class CreditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReceipt(self, request, context):
+        """Returns a proof that an entry was in the ledger at the end of a day: anyone who has the operator's public key can check
+        it, without Pulsa. Entries of a day (UTC) have one a few minutes after it. Permission `balance.read`.
+        Errors: RECEIPT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetAlerts(self, request, context):
         """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`.
         """
@@ -262,6 +296,43 @@ class CreditServiceServicer:
 
     def UpdateAlerts(self, request, context):
         """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAutomaticTopUp(self, request, context):
+        """Returns the settings, card, consent and state of automatic top-ups. Permission `subscribe`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAutomaticTopUp(self, request, context):
+        """Changes the settings of automatic top-ups. While they are enabled, each change needs the person's consent, which is
+        kept with the token's subject, the time and the text. Enabled below the threshold, a top-up is ordered at once;
+        an unpaid automatic one of other credits or another currency is canceled first.
+        Switched off, a top-up that is open stays open until it is paid or canceled; its card is not charged any more, unless
+        the charge is at Stripe already. Permission `subscribe`. Errors: those of QuoteTopUp, CONSENT_MISSING, CARD_MISSING,
+        BILLING_ADDRESS_MISSING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartCardSetup(self, request, context):
+        """Returns the URL of Stripe's page on which a person saves the card that automatic top-ups charge; it replaces an earlier
+        card. Safe to repeat: the same request_id returns the same URL for a day. Permission `subscribe`.
+        Errors: REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveCard(self, request, context):
+        """Removes the saved card, here at once and then at Stripe, and switches automatic top-ups off. It is not charged any more,
+        unless the charge is at Stripe already; a top-up that is open stays open until it is paid or canceled. Safe to repeat.
+        Permission `subscribe`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -366,6 +437,11 @@ def add_CreditServiceServicer_to_server(servicer, server):
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerRequest.FromString,
                     response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.ExportLedgerResponse.SerializeToString,
             ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetReceiptRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetReceiptResponse.SerializeToString,
+            ),
             'GetAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAlerts,
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAlertsRequest.FromString,
@@ -375,6 +451,26 @@ def add_CreditServiceServicer_to_server(servicer, server):
                     servicer.UpdateAlerts,
                     request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsRequest.FromString,
                     response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsResponse.SerializeToString,
+            ),
+            'GetAutomaticTopUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAutomaticTopUp,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAutomaticTopUpRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAutomaticTopUpResponse.SerializeToString,
+            ),
+            'UpdateAutomaticTopUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAutomaticTopUp,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAutomaticTopUpRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAutomaticTopUpResponse.SerializeToString,
+            ),
+            'StartCardSetup': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartCardSetup,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.StartCardSetupRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.StartCardSetupResponse.SerializeToString,
+            ),
+            'RemoveCard': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveCard,
+                    request_deserializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.RemoveCardRequest.FromString,
+                    response_serializer=pulsa_dot_credit_dot_v1_dot_credit__service__pb2.RemoveCardResponse.SerializeToString,
             ),
             'AdjustCredits': grpc.unary_unary_rpc_method_handler(
                     servicer.AdjustCredits,
@@ -415,10 +511,10 @@ class CreditService:
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
-    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
-    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
-    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
-    but never a second adjustment.
+    A request_id is one purchase, one adjustment or one page for a card: a repeat with the same arguments gets the first
+    one. It is shared with SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A
+    time-ordered UUID (version 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one
+    is then a new purchase, but never a second adjustment.
 
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
@@ -724,6 +820,33 @@ class CreditService:
             _registered_method=True)
 
     @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/GetReceipt',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetReceiptRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetAlerts(request,
             target,
             options=(),
@@ -767,6 +890,114 @@ class CreditService:
             '/pulsa.credit.v1.CreditService/UpdateAlerts',
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsRequest.SerializeToString,
             pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAutomaticTopUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/GetAutomaticTopUp',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAutomaticTopUpRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.GetAutomaticTopUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAutomaticTopUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/UpdateAutomaticTopUp',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAutomaticTopUpRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.UpdateAutomaticTopUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartCardSetup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/StartCardSetup',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.StartCardSetupRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.StartCardSetupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveCard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.credit.v1.CreditService/RemoveCard',
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.RemoveCardRequest.SerializeToString,
+            pulsa_dot_credit_dot_v1_dot_credit__service__pb2.RemoveCardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,10 +32,10 @@ class CreditServiceStub:
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
-    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
-    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
-    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
-    but never a second adjustment.
+    A request_id is one purchase, one adjustment or one page for a card: a repeat with the same arguments gets the first
+    one. It is shared with SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A
+    time-ordered UUID (version 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one
+    is then a new purchase, but never a second adjustment.
 
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
@@ -96,10 +96,35 @@ class CreditServiceStub:
     with a message whose resume_token is empty: if it ends earlier, also with OK as a server drains, call it again with
     the last resume_token. Permission `balance.read`.
     """
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetReceiptRequest, _credit_service_pb2.GetReceiptResponse]
+    """Returns a proof that an entry was in the ledger at the end of a day: anyone who has the operator's public key can check
+    it, without Pulsa. Entries of a day (UTC) have one a few minutes after it. Permission `balance.read`.
+    Errors: RECEIPT_NOT_FOUND.
+    """
     GetAlerts: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetAlertsRequest, _credit_service_pb2.GetAlertsResponse]
     """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     UpdateAlerts: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAlertsRequest, _credit_service_pb2.UpdateAlertsResponse]
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
+    GetAutomaticTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.GetAutomaticTopUpRequest, _credit_service_pb2.GetAutomaticTopUpResponse]
+    """Returns the settings, card, consent and state of automatic top-ups. Permission `subscribe`."""
+    UpdateAutomaticTopUp: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAutomaticTopUpRequest, _credit_service_pb2.UpdateAutomaticTopUpResponse]
+    """Changes the settings of automatic top-ups. While they are enabled, each change needs the person's consent, which is
+    kept with the token's subject, the time and the text. Enabled below the threshold, a top-up is ordered at once;
+    an unpaid automatic one of other credits or another currency is canceled first.
+    Switched off, a top-up that is open stays open until it is paid or canceled; its card is not charged any more, unless
+    the charge is at Stripe already. Permission `subscribe`. Errors: those of QuoteTopUp, CONSENT_MISSING, CARD_MISSING,
+    BILLING_ADDRESS_MISSING.
+    """
+    StartCardSetup: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.StartCardSetupRequest, _credit_service_pb2.StartCardSetupResponse]
+    """Returns the URL of Stripe's page on which a person saves the card that automatic top-ups charge; it replaces an earlier
+    card. Safe to repeat: the same request_id returns the same URL for a day. Permission `subscribe`.
+    Errors: REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+    """
+    RemoveCard: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.RemoveCardRequest, _credit_service_pb2.RemoveCardResponse]
+    """Removes the saved card, here at once and then at Stripe, and switches automatic top-ups off. It is not charged any more,
+    unless the charge is at Stripe already; a top-up that is open stays open until it is paid or canceled. Safe to repeat.
+    Permission `subscribe`.
+    """
     AdjustCredits: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
     Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
@@ -127,10 +152,10 @@ class CreditServiceAsyncStub(CreditServiceStub):
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
-    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
-    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
-    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
-    but never a second adjustment.
+    A request_id is one purchase, one adjustment or one page for a card: a repeat with the same arguments gets the first
+    one. It is shared with SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A
+    time-ordered UUID (version 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one
+    is then a new purchase, but never a second adjustment.
 
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
@@ -188,10 +213,35 @@ class CreditServiceAsyncStub(CreditServiceStub):
     with a message whose resume_token is empty: if it ends earlier, also with OK as a server drains, call it again with
     the last resume_token. Permission `balance.read`.
     """
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetReceiptRequest, _credit_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """Returns a proof that an entry was in the ledger at the end of a day: anyone who has the operator's public key can check
+    it, without Pulsa. Entries of a day (UTC) have one a few minutes after it. Permission `balance.read`.
+    Errors: RECEIPT_NOT_FOUND.
+    """
     GetAlerts: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetAlertsRequest, _credit_service_pb2.GetAlertsResponse]  # type: ignore[assignment]
     """Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
     UpdateAlerts: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAlertsRequest, _credit_service_pb2.UpdateAlertsResponse]  # type: ignore[assignment]
     """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
+    GetAutomaticTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.GetAutomaticTopUpRequest, _credit_service_pb2.GetAutomaticTopUpResponse]  # type: ignore[assignment]
+    """Returns the settings, card, consent and state of automatic top-ups. Permission `subscribe`."""
+    UpdateAutomaticTopUp: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.UpdateAutomaticTopUpRequest, _credit_service_pb2.UpdateAutomaticTopUpResponse]  # type: ignore[assignment]
+    """Changes the settings of automatic top-ups. While they are enabled, each change needs the person's consent, which is
+    kept with the token's subject, the time and the text. Enabled below the threshold, a top-up is ordered at once;
+    an unpaid automatic one of other credits or another currency is canceled first.
+    Switched off, a top-up that is open stays open until it is paid or canceled; its card is not charged any more, unless
+    the charge is at Stripe already. Permission `subscribe`. Errors: those of QuoteTopUp, CONSENT_MISSING, CARD_MISSING,
+    BILLING_ADDRESS_MISSING.
+    """
+    StartCardSetup: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.StartCardSetupRequest, _credit_service_pb2.StartCardSetupResponse]  # type: ignore[assignment]
+    """Returns the URL of Stripe's page on which a person saves the card that automatic top-ups charge; it replaces an earlier
+    card. Safe to repeat: the same request_id returns the same URL for a day. Permission `subscribe`.
+    Errors: REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+    """
+    RemoveCard: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.RemoveCardRequest, _credit_service_pb2.RemoveCardResponse]  # type: ignore[assignment]
+    """Removes the saved card, here at once and then at Stripe, and switches automatic top-ups off. It is not charged any more,
+    unless the charge is at Stripe already; a top-up that is open stays open until it is paid or canceled. Safe to repeat.
+    Permission `subscribe`.
+    """
     AdjustCredits: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.AdjustCreditsRequest, _credit_service_pb2.AdjustCreditsResponse]  # type: ignore[assignment]
     """Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.
     Errors: INSUFFICIENT_CREDITS when the balance would become negative, BALANCE_ABOVE_MAXIMUM, REQUEST_ID_REUSED,
@@ -218,10 +268,10 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
     INTERNAL; pulsa.error.v1.ErrorReason explains each.
 
-    A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
-    SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
-    1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
-    but never a second adjustment.
+    A request_id is one purchase, one adjustment or one page for a card: a repeat with the same arguments gets the first
+    one. It is shared with SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A
+    time-ordered UUID (version 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one
+    is then a new purchase, but never a second adjustment.
 
     Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
     calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
@@ -345,6 +395,17 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _credit_service_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.GetReceiptResponse, _abc.Awaitable[_credit_service_pb2.GetReceiptResponse]]:
+        """Returns a proof that an entry was in the ledger at the end of a day: anyone who has the operator's public key can check
+        it, without Pulsa. Entries of a day (UTC) have one a few minutes after it. Permission `balance.read`.
+        Errors: RECEIPT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def GetAlerts(
         self,
         request: _credit_service_pb2.GetAlertsRequest,
@@ -359,6 +420,50 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.UpdateAlertsResponse, _abc.Awaitable[_credit_service_pb2.UpdateAlertsResponse]]:
         """Sets the low-balance threshold and the address that gets the notices. Permission `subscribe`."""
+
+    @_abc_1.abstractmethod
+    def GetAutomaticTopUp(
+        self,
+        request: _credit_service_pb2.GetAutomaticTopUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.GetAutomaticTopUpResponse, _abc.Awaitable[_credit_service_pb2.GetAutomaticTopUpResponse]]:
+        """Returns the settings, card, consent and state of automatic top-ups. Permission `subscribe`."""
+
+    @_abc_1.abstractmethod
+    def UpdateAutomaticTopUp(
+        self,
+        request: _credit_service_pb2.UpdateAutomaticTopUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.UpdateAutomaticTopUpResponse, _abc.Awaitable[_credit_service_pb2.UpdateAutomaticTopUpResponse]]:
+        """Changes the settings of automatic top-ups. While they are enabled, each change needs the person's consent, which is
+        kept with the token's subject, the time and the text. Enabled below the threshold, a top-up is ordered at once;
+        an unpaid automatic one of other credits or another currency is canceled first.
+        Switched off, a top-up that is open stays open until it is paid or canceled; its card is not charged any more, unless
+        the charge is at Stripe already. Permission `subscribe`. Errors: those of QuoteTopUp, CONSENT_MISSING, CARD_MISSING,
+        BILLING_ADDRESS_MISSING.
+        """
+
+    @_abc_1.abstractmethod
+    def StartCardSetup(
+        self,
+        request: _credit_service_pb2.StartCardSetupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.StartCardSetupResponse, _abc.Awaitable[_credit_service_pb2.StartCardSetupResponse]]:
+        """Returns the URL of Stripe's page on which a person saves the card that automatic top-ups charge; it replaces an earlier
+        card. Safe to repeat: the same request_id returns the same URL for a day. Permission `subscribe`.
+        Errors: REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveCard(
+        self,
+        request: _credit_service_pb2.RemoveCardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.RemoveCardResponse, _abc.Awaitable[_credit_service_pb2.RemoveCardResponse]]:
+        """Removes the saved card, here at once and then at Stripe, and switches automatic top-ups off. It is not charged any more,
+        unless the charge is at Stripe already; a top-up that is open stays open until it is paid or canceled. Safe to repeat.
+        Permission `subscribe`.
+        """
 
     @_abc_1.abstractmethod
     def AdjustCredits(

@@ -156,6 +156,7 @@ class TopUp(_message.Message):
     RESOLVE_REASON_FIELD_NUMBER: _builtins.int
     RESOLVED_BY_FIELD_NUMBER: _builtins.int
     RESOLVE_TIME_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
     top_up_id: _builtins.str
     """A UUID."""
     organization_id: _builtins.str
@@ -173,7 +174,7 @@ class TopUp(_message.Message):
     failure_reason: _builtins.str
     """The reason for FAILED or REVIEW, as a stable word; empty otherwise."""
     created_by: _builtins.str
-    """The subject of the token that created it."""
+    """The subject of the token that created it; of an automatic one, of the token that gave the consent."""
     frozen_credits: _builtins.int
     """Credits that were taken back while the payment is disputed; 0 unless the operator's settings freeze them."""
     resolved_credits: _builtins.int
@@ -182,6 +183,8 @@ class TopUp(_message.Message):
     """The reason of the last ResolveTopUp; empty without one."""
     resolved_by: _builtins.str
     """The subject of the token of the last ResolveTopUp; empty without one."""
+    automatic: _builtins.bool
+    """True when it was ordered by itself and is charged to the saved card."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
         """The price of one credit."""
@@ -214,7 +217,9 @@ class TopUp(_message.Message):
 
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
-        """The time at which the payment is due; unset until OPEN."""
+        """The time at which the payment is due; unset until OPEN. Of an automatic one, until when it can be paid on its page if the
+        card is not charged.
+        """
 
     @_builtins.property
     def paid_time(self) -> _timestamp_pb2.Timestamp:
@@ -260,10 +265,11 @@ class TopUp(_message.Message):
         resolve_reason: _builtins.str = ...,
         resolved_by: _builtins.str = ...,
         resolve_time: _timestamp_pb2.Timestamp | None = ...,
+        automatic: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "due_time", b"due_time", "paid_time", b"paid_time", "resolve_time", b"resolve_time", "subtotal", b"subtotal", "tax", b"tax", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "cancel_time", b"cancel_time", "create_time", b"create_time", "created_by", b"created_by", "credits", b"credits", "due_time", b"due_time", "failure_reason", b"failure_reason", "flags", b"flags", "frozen_credits", b"frozen_credits", "hosted_invoice_url", b"hosted_invoice_url", "invoice_number", b"invoice_number", "invoice_pdf_url", b"invoice_pdf_url", "organization_id", b"organization_id", "paid_time", b"paid_time", "resolve_reason", b"resolve_reason", "resolve_time", b"resolve_time", "resolved_by", b"resolved_by", "resolved_credits", b"resolved_credits", "status", b"status", "subtotal", b"subtotal", "tax", b"tax", "top_up_id", b"top_up_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_paid", b"amount_paid", "amount_remaining", b"amount_remaining", "automatic", b"automatic", "cancel_time", b"cancel_time", "create_time", b"create_time", "created_by", b"created_by", "credits", b"credits", "due_time", b"due_time", "failure_reason", b"failure_reason", "flags", b"flags", "frozen_credits", b"frozen_credits", "hosted_invoice_url", b"hosted_invoice_url", "invoice_number", b"invoice_number", "invoice_pdf_url", b"invoice_pdf_url", "organization_id", b"organization_id", "paid_time", b"paid_time", "resolve_reason", b"resolve_reason", "resolve_time", b"resolve_time", "resolved_by", b"resolved_by", "resolved_credits", b"resolved_credits", "status", b"status", "subtotal", b"subtotal", "tax", b"tax", "top_up_id", b"top_up_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

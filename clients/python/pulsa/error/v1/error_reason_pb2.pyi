@@ -114,6 +114,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Also for another organization's delivery."""
     ERROR_REASON_DESTINATION_UNREADABLE: _ErrorReason.ValueType  # 53
     """FAILED_PRECONDITION. No key of the server decrypts the OTP's last destination: give the destination in the request."""
+    ERROR_REASON_SPENDING_CAP_REACHED: _ErrorReason.ValueType  # 54
+    """RESOURCE_EXHAUSTED with RetryInfo. The send would exceed the spending cap that the organization's settings have for a
+    day (UTC); nothing was charged. Metadata: `daily_credit_cap`, `spent_credits`.
+    """
+    ERROR_REASON_SETTINGS_CHANGED: _ErrorReason.ValueType  # 55
+    """ABORTED. The settings are not at the version that the change was made on: read them again. Metadata: `version`, the
+    one in force.
+    """
     ERROR_REASON_TOP_UP_PARTLY_PAID: _ErrorReason.ValueType  # 60
     """FAILED_PRECONDITION. A part of the invoice is paid, so it is not voided: pay the rest, or use ResolveTopUp."""
     ERROR_REASON_TOP_UP_NOT_RESOLVABLE: _ErrorReason.ValueType  # 61
@@ -127,6 +135,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BILLING_ADDRESS_MISSING: _ErrorReason.ValueType  # 63
     """INVALID_ARGUMENT. Stripe computes the tax from billing_address, which is not set."""
+    ERROR_REASON_CARD_MISSING: _ErrorReason.ValueType  # 64
+    """FAILED_PRECONDITION. Automatic top-ups need a saved card: see StartCardSetup."""
+    ERROR_REASON_CONSENT_MISSING: _ErrorReason.ValueType  # 65
+    """FAILED_PRECONDITION. Automatic top-ups are not enabled, or changed while they are, without consent_text."""
+    ERROR_REASON_EVENTS_OFF: _ErrorReason.ValueType  # 70
+    """FAILED_PRECONDITION. Events are not enabled for the organization."""
+    ERROR_REASON_EVENTS_MISSED: _ErrorReason.ValueType  # 71
+    """OUT_OF_RANGE. An event after the cursor is not stored, or not any more; begin without a cursor."""
+    ERROR_REASON_RECEIPT_NOT_FOUND: _ErrorReason.ValueType  # 72
+    """NOT_FOUND. There is no such entry, or its day is not signed yet."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It arrives in the status details as `google.rpc.ErrorInfo` with `domain` "pulsa" and `reason`
@@ -225,6 +243,14 @@ ERROR_REASON_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 52
 """NOT_FOUND. Also for another organization's delivery."""
 ERROR_REASON_DESTINATION_UNREADABLE: ErrorReason.ValueType  # 53
 """FAILED_PRECONDITION. No key of the server decrypts the OTP's last destination: give the destination in the request."""
+ERROR_REASON_SPENDING_CAP_REACHED: ErrorReason.ValueType  # 54
+"""RESOURCE_EXHAUSTED with RetryInfo. The send would exceed the spending cap that the organization's settings have for a
+day (UTC); nothing was charged. Metadata: `daily_credit_cap`, `spent_credits`.
+"""
+ERROR_REASON_SETTINGS_CHANGED: ErrorReason.ValueType  # 55
+"""ABORTED. The settings are not at the version that the change was made on: read them again. Metadata: `version`, the
+one in force.
+"""
 ERROR_REASON_TOP_UP_PARTLY_PAID: ErrorReason.ValueType  # 60
 """FAILED_PRECONDITION. A part of the invoice is paid, so it is not voided: pay the rest, or use ResolveTopUp."""
 ERROR_REASON_TOP_UP_NOT_RESOLVABLE: ErrorReason.ValueType  # 61
@@ -238,4 +264,14 @@ customer_balance_not_paid, rest_below_minimum_charge) and `customer_url` (the pa
 """
 ERROR_REASON_BILLING_ADDRESS_MISSING: ErrorReason.ValueType  # 63
 """INVALID_ARGUMENT. Stripe computes the tax from billing_address, which is not set."""
+ERROR_REASON_CARD_MISSING: ErrorReason.ValueType  # 64
+"""FAILED_PRECONDITION. Automatic top-ups need a saved card: see StartCardSetup."""
+ERROR_REASON_CONSENT_MISSING: ErrorReason.ValueType  # 65
+"""FAILED_PRECONDITION. Automatic top-ups are not enabled, or changed while they are, without consent_text."""
+ERROR_REASON_EVENTS_OFF: ErrorReason.ValueType  # 70
+"""FAILED_PRECONDITION. Events are not enabled for the organization."""
+ERROR_REASON_EVENTS_MISSED: ErrorReason.ValueType  # 71
+"""OUT_OF_RANGE. An event after the cursor is not stored, or not any more; begin without a cursor."""
+ERROR_REASON_RECEIPT_NOT_FOUND: ErrorReason.ValueType  # 72
+"""NOT_FOUND. There is no such entry, or its day is not signed yet."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,17 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from pulsa.credit.v1 import channel_pb2 as pulsa_dot_credit_dot_v1_dot_channel__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpulsa/otp/v1/delivery.proto\x12\x0cpulsa.otp.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\"\xc1\x02\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12)\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12,\n\x06status\x18\x04 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x0f\n\x07\x63redits\x18\x05 \x01(\x03\x12\x10\n\x08refunded\x18\x06 \x01(\x08\x12\x16\n\x0e\x66\x61ilure_reason\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08provider\x18\t \x01(\t\x12-\n\x07\x63hanges\x18\n \x03(\x0b\x32\x1c.pulsa.otp.v1.DeliveryChange\"o\n\x0e\x44\x65liveryChange\x12,\n\x06status\x18\x01 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12/\n\x0b\x63hange_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xbf\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATUS_QUEUED\x10\x01\x12\x18\n\x14\x44\x45LIVERY_STATUS_SENT\x10\x02\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DELIVERED\x10\x03\x12\x1a\n\x16\x44\x45LIVERY_STATUS_FAILED\x10\x04\x12\x1b\n\x17\x44\x45LIVERY_STATUS_UNKNOWN\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpulsa/otp/v1/delivery.proto\x12\x0cpulsa.otp.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\"\xdb\x02\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12)\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12,\n\x06status\x18\x04 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x0f\n\x07\x63redits\x18\x05 \x01(\x03\x12\x10\n\x08refunded\x18\x06 \x01(\x08\x12\x16\n\x0e\x66\x61ilure_reason\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08provider\x18\t \x01(\t\x12-\n\x07\x63hanges\x18\n \x03(\x0b\x32\x1c.pulsa.otp.v1.DeliveryChange\x12\x18\n\x10settings_version\x18\x0b \x01(\x03\"o\n\x0e\x44\x65liveryChange\x12,\n\x06status\x18\x01 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12/\n\x0b\x63hange_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xbf\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATUS_QUEUED\x10\x01\x12\x18\n\x14\x44\x45LIVERY_STATUS_SENT\x10\x02\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DELIVERED\x10\x03\x12\x1a\n\x16\x44\x45LIVERY_STATUS_FAILED\x10\x04\x12\x1b\n\x17\x44\x45LIVERY_STATUS_UNKNOWN\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pulsa.otp.v1.delivery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERYSTATUS']._serialized_start=547
-  _globals['_DELIVERYSTATUS']._serialized_end=738
+  _globals['_DELIVERYSTATUS']._serialized_start=573
+  _globals['_DELIVERYSTATUS']._serialized_end=764
   _globals['_DELIVERY']._serialized_start=110
-  _globals['_DELIVERY']._serialized_end=431
-  _globals['_DELIVERYCHANGE']._serialized_start=433
-  _globals['_DELIVERYCHANGE']._serialized_end=544
+  _globals['_DELIVERY']._serialized_end=457
+  _globals['_DELIVERYCHANGE']._serialized_start=459
+  _globals['_DELIVERYCHANGE']._serialized_end=570
 # @@protoc_insertion_point(module_scope)

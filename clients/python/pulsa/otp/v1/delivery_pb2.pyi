@@ -73,6 +73,7 @@ class Delivery(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    SETTINGS_VERSION_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
     """A UUID; the reference_id of its ledger entries."""
     channel: _channel_pb2.Channel.ValueType
@@ -89,6 +90,8 @@ class Delivery(_message.Message):
     """Why it is FAILED or UNKNOWN, as a stable identifier such as "twilio_21211"; empty otherwise."""
     provider: _builtins.str
     """Who carried it, such as "twilio" or "smtp"; empty until a provider answered."""
+    settings_version: _builtins.int
+    """The version of the organization's settings that it was sent with; 0: the operator's defaults."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted and charged: QUEUED since then."""
@@ -110,10 +113,11 @@ class Delivery(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         provider: _builtins.str = ...,
         changes: _abc.Iterable[Global___DeliveryChange] | None = ...,
+        settings_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "channel", b"channel", "create_time", b"create_time", "credits", b"credits", "delivery_id", b"delivery_id", "failure_reason", b"failure_reason", "masked_destination", b"masked_destination", "provider", b"provider", "refunded", b"refunded", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "channel", b"channel", "create_time", b"create_time", "credits", b"credits", "delivery_id", b"delivery_id", "failure_reason", b"failure_reason", "masked_destination", b"masked_destination", "provider", b"provider", "refunded", b"refunded", "settings_version", b"settings_version", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

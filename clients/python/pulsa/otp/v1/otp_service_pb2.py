@@ -23,17 +23,19 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pulsa.credit.v1 import channel_pb2 as pulsa_dot_credit_dot_v1_dot_channel__pb2
 from pulsa.error.v1 import error_reason_pb2 as pulsa_dot_error_dot_v1_dot_error__reason__pb2
 from pulsa.otp.v1 import delivery_pb2 as pulsa_dot_otp_dot_v1_dot_delivery__pb2
 from pulsa.otp.v1 import destination_pb2 as pulsa_dot_otp_dot_v1_dot_destination__pb2
 from pulsa.otp.v1 import otp_pb2 as pulsa_dot_otp_dot_v1_dot_otp__pb2
+from pulsa.otp.v1 import settings_pb2 as pulsa_dot_otp_dot_v1_dot_settings__pb2
 from pulsa.otp.v1 import suppression_pb2 as pulsa_dot_otp_dot_v1_dot_suppression__pb2
 from pulsa.otp.v1 import usage_pb2 as pulsa_dot_otp_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/otp_service.proto\x12\x0cpulsa.otp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\x1a!pulsa/error/v1/error_reason.proto\x1a\x1bpulsa/otp/v1/delivery.proto\x1a\x1epulsa/otp/v1/destination.proto\x1a\x16pulsa/otp/v1/otp.proto\x1a\x1epulsa/otp/v1/suppression.proto\x1a\x18pulsa/otp/v1/usage.proto\"\xd1\x03\n\x0eSendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x03 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12)\n\tfallbacks\x18\x04 \x03(\x0b\x32\x16.pulsa.otp.v1.Fallback\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06locale\x18\x06 \x01(\t\x12\x13\n\x0b\x63ode_length\x18\x07 \x01(\x05\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x63ontext\x18\n \x01(\t\x12\x16\n\x0eweb_otp_domain\x18\x0b \x01(\t\x12<\n\x08metadata\x18\x0c \x03(\x0b\x32*.pulsa.otp.v1.SendOtpRequest.MetadataEntry\x12\x15\n\rvalidate_only\x18\r \x01(\x08\x12\x14\n\x0csms_app_hash\x18\x0e \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\x0fSendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12*\n\x07preview\x18\x07 \x01(\x0b\x32\x19.pulsa.otp.v1.SendPreview\"\xd0\x01\n\x0bSendPreview\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12\x10\n\x08segments\x18\x04 \x01(\x05\x12,\n\x07refusal\x18\x05 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x17\n\x0frefusal_message\x18\x06 \x01(\t\x12\x10\n\x08\x61utofill\x18\x07 \x01(\x08\"p\n\x14\x42\x61tchSendOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08requests\x18\x02 \x03(\x0b\x32\x1c.pulsa.otp.v1.SendOtpRequest\x12\x0f\n\x07\x63ompact\x18\x03 \x01(\x08\"K\n\x15\x42\x61tchSendOtpsResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.pulsa.otp.v1.BatchSendOtpsResult\"\xaa\x01\n\x13\x42\x61tchSendOtpsResult\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1d.pulsa.otp.v1.SendOtpResponseH\x00\x12,\n\x07\x63ompact\x18\x02 \x01(\x0b\x32\x19.pulsa.otp.v1.CompactSendH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.pulsa.otp.v1.SendErrorH\x00\x42\x08\n\x06result\"v\n\x0b\x43ompactSend\x12\x0e\n\x06otp_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63redits_charged\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08\"\xe3\x01\n\tSendError\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x37\n\x08metadata\x18\x03 \x03(\x0b\x32%.pulsa.otp.v1.SendError.MetadataEntry\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x12PreviewOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08requests\x18\x02 \x03(\x0b\x32\x1c.pulsa.otp.v1.SendOtpRequest\"Y\n\x13PreviewOtpsResponse\x12+\n\x08previews\x18\x01 \x03(\x0b\x32\x19.pulsa.otp.v1.SendPreview\x12\x15\n\rtotal_credits\x18\x02 \x01(\x03\"\x7f\n\x10ResendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"\xa7\x01\n\x11ResendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"\x8c\x01\n\x10VerifyOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x05 \x01(\t\x12\x1c\n\x14wrong_code_as_result\x18\x06 \x01(\x08\"{\n\x11VerifyOtpResponse\x12*\n\x06result\x18\x01 \x01(\x0e\x32\x1a.pulsa.otp.v1.VerifyResult\x12\x1e\n\x03otp\x18\x02 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x1a\n\x12\x61ttempts_remaining\x18\x03 \x01(\x05\"8\n\rGetOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"0\n\x0eGetOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xcc\x02\n\x0fListOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12-\n\x0cotp_statuses\x18\x05 \x03(\x0e\x32\x17.pulsa.otp.v1.OtpStatus\x12\x10\n\x08purposes\x18\x06 \x03(\t\x12*\n\x08\x63hannels\x18\x07 \x03(\x0e\x32\x18.pulsa.credit.v1.Channel\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x10ListOtpsResponse\x12\x1f\n\x04otps\x18\x01 \x03(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x10\x43\x61ncelOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xbc\x01\n\x15ReportDeliveryRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12,\n\x06status\x18\x03 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x04 \x01(\t\x12/\n\x0breport_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x16ReportDeliveryResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"\xaa\x01\n\x11ReportMailRequest\x12\x12\n\nmail_token\x18\x01 \x01(\t\x12,\n\x06status\x18\x02 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x03 \x01(\t\x12;\n\x12suppression_reason\x18\x04 \x01(\x0e\x32\x1f.pulsa.otp.v1.SuppressionReason\">\n\x12ReportMailResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"Y\n\x17ListSuppressionsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x18ListSuppressionsResponse\x12/\n\x0csuppressions\x18\x01 \x03(\x0b\x32\x19.pulsa.otp.v1.Suppression\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x16LiftSuppressionRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x02 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\")\n\x17LiftSuppressionResponse\x12\x0e\n\x06lifted\x18\x01 \x01(\x08\"j\n\x0fGetUsageRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nstart_date\x18\x02 \x01(\t\x12\x10\n\x08\x65nd_date\x18\x03 \x01(\t\x12\x18\n\x10with_conversions\x18\x04 \x01(\x08\"\xd5\x01\n\x10GetUsageResponse\x12.\n\x0c\x64\x61ily_usages\x18\x01 \x03(\x0b\x32\x18.pulsa.otp.v1.DailyUsage\x12%\n\x18\x63redits_per_verified_otp\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12-\n\x0b\x63onversions\x18\x03 \x03(\x0b\x32\x18.pulsa.otp.v1.Conversion\x12\x1e\n\x16\x63onversions_start_date\x18\x04 \x01(\tB\x1b\n\x19_credits_per_verified_otp\"b\n\x17\x45raseDestinationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x02 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"2\n\x18\x45raseDestinationResponse\x12\x16\n\x0e\x64\x65livery_count\x18\x01 \x01(\x03*g\n\x0cVerifyResult\x12\x1d\n\x19VERIFY_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERIFY_RESULT_VERIFIED\x10\x01\x12\x1c\n\x18VERIFY_RESULT_WRONG_CODE\x10\x02\x32\x9b\t\n\nOtpService\x12\x46\n\x07SendOtp\x12\x1c.pulsa.otp.v1.SendOtpRequest\x1a\x1d.pulsa.otp.v1.SendOtpResponse\x12X\n\rBatchSendOtps\x12\".pulsa.otp.v1.BatchSendOtpsRequest\x1a#.pulsa.otp.v1.BatchSendOtpsResponse\x12R\n\x0bPreviewOtps\x12 .pulsa.otp.v1.PreviewOtpsRequest\x1a!.pulsa.otp.v1.PreviewOtpsResponse\x12L\n\tResendOtp\x12\x1e.pulsa.otp.v1.ResendOtpRequest\x1a\x1f.pulsa.otp.v1.ResendOtpResponse\x12L\n\tVerifyOtp\x12\x1e.pulsa.otp.v1.VerifyOtpRequest\x1a\x1f.pulsa.otp.v1.VerifyOtpResponse\x12\x43\n\x06GetOtp\x12\x1b.pulsa.otp.v1.GetOtpRequest\x1a\x1c.pulsa.otp.v1.GetOtpResponse\x12I\n\x08ListOtps\x12\x1d.pulsa.otp.v1.ListOtpsRequest\x1a\x1e.pulsa.otp.v1.ListOtpsResponse\x12L\n\tCancelOtp\x12\x1e.pulsa.otp.v1.CancelOtpRequest\x1a\x1f.pulsa.otp.v1.CancelOtpResponse\x12[\n\x0eReportDelivery\x12#.pulsa.otp.v1.ReportDeliveryRequest\x1a$.pulsa.otp.v1.ReportDeliveryResponse\x12O\n\nReportMail\x12\x1f.pulsa.otp.v1.ReportMailRequest\x1a .pulsa.otp.v1.ReportMailResponse\x12\x61\n\x10ListSuppressions\x12%.pulsa.otp.v1.ListSuppressionsRequest\x1a&.pulsa.otp.v1.ListSuppressionsResponse\x12^\n\x0fLiftSuppression\x12$.pulsa.otp.v1.LiftSuppressionRequest\x1a%.pulsa.otp.v1.LiftSuppressionResponse\x12I\n\x08GetUsage\x12\x1d.pulsa.otp.v1.GetUsageRequest\x1a\x1e.pulsa.otp.v1.GetUsageResponse\x12\x61\n\x10\x45raseDestination\x12%.pulsa.otp.v1.EraseDestinationRequest\x1a&.pulsa.otp.v1.EraseDestinationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epulsa/otp/v1/otp_service.proto\x12\x0cpulsa.otp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpulsa/credit/v1/channel.proto\x1a!pulsa/error/v1/error_reason.proto\x1a\x1bpulsa/otp/v1/delivery.proto\x1a\x1epulsa/otp/v1/destination.proto\x1a\x16pulsa/otp/v1/otp.proto\x1a\x1bpulsa/otp/v1/settings.proto\x1a\x1epulsa/otp/v1/suppression.proto\x1a\x18pulsa/otp/v1/usage.proto\"\xd1\x03\n\x0eSendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x03 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12)\n\tfallbacks\x18\x04 \x03(\x0b\x32\x16.pulsa.otp.v1.Fallback\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06locale\x18\x06 \x01(\t\x12\x13\n\x0b\x63ode_length\x18\x07 \x01(\x05\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x63ontext\x18\n \x01(\t\x12\x16\n\x0eweb_otp_domain\x18\x0b \x01(\t\x12<\n\x08metadata\x18\x0c \x03(\x0b\x32*.pulsa.otp.v1.SendOtpRequest.MetadataEntry\x12\x15\n\rvalidate_only\x18\r \x01(\x08\x12\x14\n\x0csms_app_hash\x18\x0e \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\x0fSendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12*\n\x07preview\x18\x07 \x01(\x0b\x32\x19.pulsa.otp.v1.SendPreview\"\xd0\x01\n\x0bSendPreview\x12)\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x18.pulsa.credit.v1.Channel\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x1a\n\x12masked_destination\x18\x03 \x01(\t\x12\x10\n\x08segments\x18\x04 \x01(\x05\x12,\n\x07refusal\x18\x05 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x17\n\x0frefusal_message\x18\x06 \x01(\t\x12\x10\n\x08\x61utofill\x18\x07 \x01(\x08\"p\n\x14\x42\x61tchSendOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08requests\x18\x02 \x03(\x0b\x32\x1c.pulsa.otp.v1.SendOtpRequest\x12\x0f\n\x07\x63ompact\x18\x03 \x01(\x08\"K\n\x15\x42\x61tchSendOtpsResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.pulsa.otp.v1.BatchSendOtpsResult\"\xaa\x01\n\x13\x42\x61tchSendOtpsResult\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1d.pulsa.otp.v1.SendOtpResponseH\x00\x12,\n\x07\x63ompact\x18\x02 \x01(\x0b\x32\x19.pulsa.otp.v1.CompactSendH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.pulsa.otp.v1.SendErrorH\x00\x42\x08\n\x06result\"v\n\x0b\x43ompactSend\x12\x0e\n\x06otp_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63redits_charged\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08\"\xe3\x01\n\tSendError\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.pulsa.error.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x37\n\x08metadata\x18\x03 \x03(\x0b\x32%.pulsa.otp.v1.SendError.MetadataEntry\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x12PreviewOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x08requests\x18\x02 \x03(\x0b\x32\x1c.pulsa.otp.v1.SendOtpRequest\"Y\n\x13PreviewOtpsResponse\x12+\n\x08previews\x18\x01 \x03(\x0b\x32\x19.pulsa.otp.v1.SendPreview\x12\x15\n\rtotal_credits\x18\x02 \x01(\x03\"\x7f\n\x10ResendOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"\xa7\x01\n\x11ResendOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0f\x63redits_charged\x18\x02 \x01(\x03\x12\x19\n\x11\x61vailable_credits\x18\x03 \x01(\x03\x12\x17\n\x0fledger_sequence\x18\x04 \x01(\x03\x12\x13\n\x0blow_balance\x18\x05 \x01(\x08\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"\x8c\x01\n\x10VerifyOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06otp_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x05 \x01(\t\x12\x1c\n\x14wrong_code_as_result\x18\x06 \x01(\x08\"{\n\x11VerifyOtpResponse\x12*\n\x06result\x18\x01 \x01(\x0e\x32\x1a.pulsa.otp.v1.VerifyResult\x12\x1e\n\x03otp\x18\x02 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x1a\n\x12\x61ttempts_remaining\x18\x03 \x01(\x05\"8\n\rGetOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"0\n\x0eGetOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xcc\x02\n\x0fListOtpsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x04 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\x12-\n\x0cotp_statuses\x18\x05 \x03(\x0e\x32\x17.pulsa.otp.v1.OtpStatus\x12\x10\n\x08purposes\x18\x06 \x03(\t\x12*\n\x08\x63hannels\x18\x07 \x03(\x0e\x32\x18.pulsa.credit.v1.Channel\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x10ListOtpsResponse\x12\x1f\n\x04otps\x18\x01 \x03(\x0b\x32\x11.pulsa.otp.v1.Otp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x10\x43\x61ncelOtpRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x0e\n\x06otp_id\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelOtpResponse\x12\x1e\n\x03otp\x18\x01 \x01(\x0b\x32\x11.pulsa.otp.v1.Otp\"\xbc\x01\n\x15ReportDeliveryRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12,\n\x06status\x18\x03 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x04 \x01(\t\x12/\n\x0breport_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x16ReportDeliveryResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"\xaa\x01\n\x11ReportMailRequest\x12\x12\n\nmail_token\x18\x01 \x01(\t\x12,\n\x06status\x18\x02 \x01(\x0e\x32\x1c.pulsa.otp.v1.DeliveryStatus\x12\x16\n\x0e\x66\x61ilure_reason\x18\x03 \x01(\t\x12;\n\x12suppression_reason\x18\x04 \x01(\x0e\x32\x1f.pulsa.otp.v1.SuppressionReason\">\n\x12ReportMailResponse\x12(\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x16.pulsa.otp.v1.Delivery\"Y\n\x17ListSuppressionsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x18ListSuppressionsResponse\x12/\n\x0csuppressions\x18\x01 \x03(\x0b\x32\x19.pulsa.otp.v1.Suppression\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x16LiftSuppressionRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x02 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\")\n\x17LiftSuppressionResponse\x12\x0e\n\x06lifted\x18\x01 \x01(\x08\"j\n\x0fGetUsageRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nstart_date\x18\x02 \x01(\t\x12\x10\n\x08\x65nd_date\x18\x03 \x01(\t\x12\x18\n\x10with_conversions\x18\x04 \x01(\x08\"\xd5\x01\n\x10GetUsageResponse\x12.\n\x0c\x64\x61ily_usages\x18\x01 \x03(\x0b\x32\x18.pulsa.otp.v1.DailyUsage\x12%\n\x18\x63redits_per_verified_otp\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12-\n\x0b\x63onversions\x18\x03 \x03(\x0b\x32\x18.pulsa.otp.v1.Conversion\x12\x1e\n\x16\x63onversions_start_date\x18\x04 \x01(\tB\x1b\n\x19_credits_per_verified_otp\"b\n\x17\x45raseDestinationRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\x0b\x64\x65stination\x18\x02 \x01(\x0b\x32\x19.pulsa.otp.v1.Destination\"2\n\x18\x45raseDestinationResponse\x12\x16\n\x0e\x64\x65livery_count\x18\x01 \x01(\x03\"-\n\x12GetSettingsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\"\x94\x01\n\x13GetSettingsResponse\x12.\n\x07\x63urrent\x18\x01 \x01(\x0b\x32\x1d.pulsa.otp.v1.SettingsVersion\x12\x32\n\x12\x65\x66\x66\x65\x63tive_settings\x18\x02 \x01(\x0b\x32\x16.pulsa.otp.v1.Settings\x12\x19\n\x11test_organization\x18\x03 \x01(\x08\"\xbf\x01\n\x15UpdateSettingsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12(\n\x08settings\x18\x02 \x01(\x0b\x32\x16.pulsa.otp.v1.Settings\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"|\n\x16UpdateSettingsResponse\x12.\n\x07\x63urrent\x18\x01 \x01(\x0b\x32\x1d.pulsa.otp.v1.SettingsVersion\x12\x32\n\x12\x65\x66\x66\x65\x63tive_settings\x18\x02 \x01(\x0b\x32\x16.pulsa.otp.v1.Settings\"]\n\x1bListSettingsVersionsRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x1cListSettingsVersionsResponse\x12\x38\n\x11settings_versions\x18\x01 \x03(\x0b\x32\x1d.pulsa.otp.v1.SettingsVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*g\n\x0cVerifyResult\x12\x1d\n\x19VERIFY_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERIFY_RESULT_VERIFIED\x10\x01\x12\x1c\n\x18VERIFY_RESULT_WRONG_CODE\x10\x02\x32\xbb\x0b\n\nOtpService\x12\x46\n\x07SendOtp\x12\x1c.pulsa.otp.v1.SendOtpRequest\x1a\x1d.pulsa.otp.v1.SendOtpResponse\x12X\n\rBatchSendOtps\x12\".pulsa.otp.v1.BatchSendOtpsRequest\x1a#.pulsa.otp.v1.BatchSendOtpsResponse\x12R\n\x0bPreviewOtps\x12 .pulsa.otp.v1.PreviewOtpsRequest\x1a!.pulsa.otp.v1.PreviewOtpsResponse\x12L\n\tResendOtp\x12\x1e.pulsa.otp.v1.ResendOtpRequest\x1a\x1f.pulsa.otp.v1.ResendOtpResponse\x12L\n\tVerifyOtp\x12\x1e.pulsa.otp.v1.VerifyOtpRequest\x1a\x1f.pulsa.otp.v1.VerifyOtpResponse\x12\x43\n\x06GetOtp\x12\x1b.pulsa.otp.v1.GetOtpRequest\x1a\x1c.pulsa.otp.v1.GetOtpResponse\x12I\n\x08ListOtps\x12\x1d.pulsa.otp.v1.ListOtpsRequest\x1a\x1e.pulsa.otp.v1.ListOtpsResponse\x12L\n\tCancelOtp\x12\x1e.pulsa.otp.v1.CancelOtpRequest\x1a\x1f.pulsa.otp.v1.CancelOtpResponse\x12[\n\x0eReportDelivery\x12#.pulsa.otp.v1.ReportDeliveryRequest\x1a$.pulsa.otp.v1.ReportDeliveryResponse\x12O\n\nReportMail\x12\x1f.pulsa.otp.v1.ReportMailRequest\x1a .pulsa.otp.v1.ReportMailResponse\x12\x61\n\x10ListSuppressions\x12%.pulsa.otp.v1.ListSuppressionsRequest\x1a&.pulsa.otp.v1.ListSuppressionsResponse\x12^\n\x0fLiftSuppression\x12$.pulsa.otp.v1.LiftSuppressionRequest\x1a%.pulsa.otp.v1.LiftSuppressionResponse\x12I\n\x08GetUsage\x12\x1d.pulsa.otp.v1.GetUsageRequest\x1a\x1e.pulsa.otp.v1.GetUsageResponse\x12\x61\n\x10\x45raseDestination\x12%.pulsa.otp.v1.EraseDestinationRequest\x1a&.pulsa.otp.v1.EraseDestinationResponse\x12R\n\x0bGetSettings\x12 .pulsa.otp.v1.GetSettingsRequest\x1a!.pulsa.otp.v1.GetSettingsResponse\x12[\n\x0eUpdateSettings\x12#.pulsa.otp.v1.UpdateSettingsRequest\x1a$.pulsa.otp.v1.UpdateSettingsResponse\x12m\n\x14ListSettingsVersions\x12).pulsa.otp.v1.ListSettingsVersionsRequest\x1a*.pulsa.otp.v1.ListSettingsVersionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,76 +46,88 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_SENDERROR_METADATAENTRY']._loaded_options = None
   _globals['_SENDERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_VERIFYRESULT']._serialized_start=4622
-  _globals['_VERIFYRESULT']._serialized_end=4725
-  _globals['_SENDOTPREQUEST']._serialized_start=323
-  _globals['_SENDOTPREQUEST']._serialized_end=788
-  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_start=741
-  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_end=788
-  _globals['_SENDOTPRESPONSE']._serialized_start=791
-  _globals['_SENDOTPRESPONSE']._serialized_end=1000
-  _globals['_SENDPREVIEW']._serialized_start=1003
-  _globals['_SENDPREVIEW']._serialized_end=1211
-  _globals['_BATCHSENDOTPSREQUEST']._serialized_start=1213
-  _globals['_BATCHSENDOTPSREQUEST']._serialized_end=1325
-  _globals['_BATCHSENDOTPSRESPONSE']._serialized_start=1327
-  _globals['_BATCHSENDOTPSRESPONSE']._serialized_end=1402
-  _globals['_BATCHSENDOTPSRESULT']._serialized_start=1405
-  _globals['_BATCHSENDOTPSRESULT']._serialized_end=1575
-  _globals['_COMPACTSEND']._serialized_start=1577
-  _globals['_COMPACTSEND']._serialized_end=1695
-  _globals['_SENDERROR']._serialized_start=1698
-  _globals['_SENDERROR']._serialized_end=1925
-  _globals['_SENDERROR_METADATAENTRY']._serialized_start=741
-  _globals['_SENDERROR_METADATAENTRY']._serialized_end=788
-  _globals['_PREVIEWOTPSREQUEST']._serialized_start=1927
-  _globals['_PREVIEWOTPSREQUEST']._serialized_end=2020
-  _globals['_PREVIEWOTPSRESPONSE']._serialized_start=2022
-  _globals['_PREVIEWOTPSRESPONSE']._serialized_end=2111
-  _globals['_RESENDOTPREQUEST']._serialized_start=2113
-  _globals['_RESENDOTPREQUEST']._serialized_end=2240
-  _globals['_RESENDOTPRESPONSE']._serialized_start=2243
-  _globals['_RESENDOTPRESPONSE']._serialized_end=2410
-  _globals['_VERIFYOTPREQUEST']._serialized_start=2413
-  _globals['_VERIFYOTPREQUEST']._serialized_end=2553
-  _globals['_VERIFYOTPRESPONSE']._serialized_start=2555
-  _globals['_VERIFYOTPRESPONSE']._serialized_end=2678
-  _globals['_GETOTPREQUEST']._serialized_start=2680
-  _globals['_GETOTPREQUEST']._serialized_end=2736
-  _globals['_GETOTPRESPONSE']._serialized_start=2738
-  _globals['_GETOTPRESPONSE']._serialized_end=2786
-  _globals['_LISTOTPSREQUEST']._serialized_start=2789
-  _globals['_LISTOTPSREQUEST']._serialized_end=3121
-  _globals['_LISTOTPSRESPONSE']._serialized_start=3123
-  _globals['_LISTOTPSRESPONSE']._serialized_end=3199
-  _globals['_CANCELOTPREQUEST']._serialized_start=3201
-  _globals['_CANCELOTPREQUEST']._serialized_end=3260
-  _globals['_CANCELOTPRESPONSE']._serialized_start=3262
-  _globals['_CANCELOTPRESPONSE']._serialized_end=3313
-  _globals['_REPORTDELIVERYREQUEST']._serialized_start=3316
-  _globals['_REPORTDELIVERYREQUEST']._serialized_end=3504
-  _globals['_REPORTDELIVERYRESPONSE']._serialized_start=3506
-  _globals['_REPORTDELIVERYRESPONSE']._serialized_end=3572
-  _globals['_REPORTMAILREQUEST']._serialized_start=3575
-  _globals['_REPORTMAILREQUEST']._serialized_end=3745
-  _globals['_REPORTMAILRESPONSE']._serialized_start=3747
-  _globals['_REPORTMAILRESPONSE']._serialized_end=3809
-  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_start=3811
-  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_end=3900
-  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_start=3902
-  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_end=4002
-  _globals['_LIFTSUPPRESSIONREQUEST']._serialized_start=4004
-  _globals['_LIFTSUPPRESSIONREQUEST']._serialized_end=4101
-  _globals['_LIFTSUPPRESSIONRESPONSE']._serialized_start=4103
-  _globals['_LIFTSUPPRESSIONRESPONSE']._serialized_end=4144
-  _globals['_GETUSAGEREQUEST']._serialized_start=4146
-  _globals['_GETUSAGEREQUEST']._serialized_end=4252
-  _globals['_GETUSAGERESPONSE']._serialized_start=4255
-  _globals['_GETUSAGERESPONSE']._serialized_end=4468
-  _globals['_ERASEDESTINATIONREQUEST']._serialized_start=4470
-  _globals['_ERASEDESTINATIONREQUEST']._serialized_end=4568
-  _globals['_ERASEDESTINATIONRESPONSE']._serialized_start=4570
-  _globals['_ERASEDESTINATIONRESPONSE']._serialized_end=4620
-  _globals['_OTPSERVICE']._serialized_start=4728
-  _globals['_OTPSERVICE']._serialized_end=5907
+  _globals['_VERIFYRESULT']._serialized_start=5413
+  _globals['_VERIFYRESULT']._serialized_end=5516
+  _globals['_SENDOTPREQUEST']._serialized_start=386
+  _globals['_SENDOTPREQUEST']._serialized_end=851
+  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_start=804
+  _globals['_SENDOTPREQUEST_METADATAENTRY']._serialized_end=851
+  _globals['_SENDOTPRESPONSE']._serialized_start=854
+  _globals['_SENDOTPRESPONSE']._serialized_end=1063
+  _globals['_SENDPREVIEW']._serialized_start=1066
+  _globals['_SENDPREVIEW']._serialized_end=1274
+  _globals['_BATCHSENDOTPSREQUEST']._serialized_start=1276
+  _globals['_BATCHSENDOTPSREQUEST']._serialized_end=1388
+  _globals['_BATCHSENDOTPSRESPONSE']._serialized_start=1390
+  _globals['_BATCHSENDOTPSRESPONSE']._serialized_end=1465
+  _globals['_BATCHSENDOTPSRESULT']._serialized_start=1468
+  _globals['_BATCHSENDOTPSRESULT']._serialized_end=1638
+  _globals['_COMPACTSEND']._serialized_start=1640
+  _globals['_COMPACTSEND']._serialized_end=1758
+  _globals['_SENDERROR']._serialized_start=1761
+  _globals['_SENDERROR']._serialized_end=1988
+  _globals['_SENDERROR_METADATAENTRY']._serialized_start=804
+  _globals['_SENDERROR_METADATAENTRY']._serialized_end=851
+  _globals['_PREVIEWOTPSREQUEST']._serialized_start=1990
+  _globals['_PREVIEWOTPSREQUEST']._serialized_end=2083
+  _globals['_PREVIEWOTPSRESPONSE']._serialized_start=2085
+  _globals['_PREVIEWOTPSRESPONSE']._serialized_end=2174
+  _globals['_RESENDOTPREQUEST']._serialized_start=2176
+  _globals['_RESENDOTPREQUEST']._serialized_end=2303
+  _globals['_RESENDOTPRESPONSE']._serialized_start=2306
+  _globals['_RESENDOTPRESPONSE']._serialized_end=2473
+  _globals['_VERIFYOTPREQUEST']._serialized_start=2476
+  _globals['_VERIFYOTPREQUEST']._serialized_end=2616
+  _globals['_VERIFYOTPRESPONSE']._serialized_start=2618
+  _globals['_VERIFYOTPRESPONSE']._serialized_end=2741
+  _globals['_GETOTPREQUEST']._serialized_start=2743
+  _globals['_GETOTPREQUEST']._serialized_end=2799
+  _globals['_GETOTPRESPONSE']._serialized_start=2801
+  _globals['_GETOTPRESPONSE']._serialized_end=2849
+  _globals['_LISTOTPSREQUEST']._serialized_start=2852
+  _globals['_LISTOTPSREQUEST']._serialized_end=3184
+  _globals['_LISTOTPSRESPONSE']._serialized_start=3186
+  _globals['_LISTOTPSRESPONSE']._serialized_end=3262
+  _globals['_CANCELOTPREQUEST']._serialized_start=3264
+  _globals['_CANCELOTPREQUEST']._serialized_end=3323
+  _globals['_CANCELOTPRESPONSE']._serialized_start=3325
+  _globals['_CANCELOTPRESPONSE']._serialized_end=3376
+  _globals['_REPORTDELIVERYREQUEST']._serialized_start=3379
+  _globals['_REPORTDELIVERYREQUEST']._serialized_end=3567
+  _globals['_REPORTDELIVERYRESPONSE']._serialized_start=3569
+  _globals['_REPORTDELIVERYRESPONSE']._serialized_end=3635
+  _globals['_REPORTMAILREQUEST']._serialized_start=3638
+  _globals['_REPORTMAILREQUEST']._serialized_end=3808
+  _globals['_REPORTMAILRESPONSE']._serialized_start=3810
+  _globals['_REPORTMAILRESPONSE']._serialized_end=3872
+  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_start=3874
+  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_end=3963
+  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_start=3965
+  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_end=4065
+  _globals['_LIFTSUPPRESSIONREQUEST']._serialized_start=4067
+  _globals['_LIFTSUPPRESSIONREQUEST']._serialized_end=4164
+  _globals['_LIFTSUPPRESSIONRESPONSE']._serialized_start=4166
+  _globals['_LIFTSUPPRESSIONRESPONSE']._serialized_end=4207
+  _globals['_GETUSAGEREQUEST']._serialized_start=4209
+  _globals['_GETUSAGEREQUEST']._serialized_end=4315
+  _globals['_GETUSAGERESPONSE']._serialized_start=4318
+  _globals['_GETUSAGERESPONSE']._serialized_end=4531
+  _globals['_ERASEDESTINATIONREQUEST']._serialized_start=4533
+  _globals['_ERASEDESTINATIONREQUEST']._serialized_end=4631
+  _globals['_ERASEDESTINATIONRESPONSE']._serialized_start=4633
+  _globals['_ERASEDESTINATIONRESPONSE']._serialized_end=4683
+  _globals['_GETSETTINGSREQUEST']._serialized_start=4685
+  _globals['_GETSETTINGSREQUEST']._serialized_end=4730
+  _globals['_GETSETTINGSRESPONSE']._serialized_start=4733
+  _globals['_GETSETTINGSRESPONSE']._serialized_end=4881
+  _globals['_UPDATESETTINGSREQUEST']._serialized_start=4884
+  _globals['_UPDATESETTINGSREQUEST']._serialized_end=5075
+  _globals['_UPDATESETTINGSRESPONSE']._serialized_start=5077
+  _globals['_UPDATESETTINGSRESPONSE']._serialized_end=5201
+  _globals['_LISTSETTINGSVERSIONSREQUEST']._serialized_start=5203
+  _globals['_LISTSETTINGSVERSIONSREQUEST']._serialized_end=5296
+  _globals['_LISTSETTINGSVERSIONSRESPONSE']._serialized_start=5298
+  _globals['_LISTSETTINGSVERSIONSRESPONSE']._serialized_end=5411
+  _globals['_OTPSERVICE']._serialized_start=5519
+  _globals['_OTPSERVICE']._serialized_end=6986
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -15,6 +16,7 @@ from pulsa.error.v1 import error_reason_pb2 as _error_reason_pb2
 from pulsa.otp.v1 import delivery_pb2 as _delivery_pb2
 from pulsa.otp.v1 import destination_pb2 as _destination_pb2
 from pulsa.otp.v1 import otp_pb2 as _otp_pb2
+from pulsa.otp.v1 import settings_pb2 as _settings_pb2
 from pulsa.otp.v1 import suppression_pb2 as _suppression_pb2
 from pulsa.otp.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
@@ -1222,3 +1224,193 @@ class EraseDestinationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EraseDestinationResponse: _TypeAlias = EraseDestinationResponse  # noqa: Y015
+
+@_typing.final
+class GetSettingsRequest(_message.Message):
+    """See OtpService.GetSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSettingsRequest: _TypeAlias = GetSettingsRequest  # noqa: Y015
+
+@_typing.final
+class GetSettingsResponse(_message.Message):
+    """See OtpService.GetSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_SETTINGS_FIELD_NUMBER: _builtins.int
+    TEST_ORGANIZATION_FIELD_NUMBER: _builtins.int
+    test_organization: _builtins.bool
+    """True for an organization whose sends go to no provider and cost nothing."""
+    @_builtins.property
+    def current(self) -> _settings_pb2.SettingsVersion:
+        """The settings in force, as the organization chose them; version 0 without a change so far."""
+
+    @_builtins.property
+    def effective_settings(self) -> _settings_pb2.Settings:
+        """The same with the operator's defaults and limits, as they apply to sends. What the operator alone decides is not in
+        it: areas that only the operator allows or blocks.
+        """
+
+    def __init__(
+        self,
+        *,
+        current: _settings_pb2.SettingsVersion | None = ...,
+        effective_settings: _settings_pb2.Settings | None = ...,
+        test_organization: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "effective_settings", b"effective_settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "effective_settings", b"effective_settings", "test_organization", b"test_organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSettingsResponse: _TypeAlias = GetSettingsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSettingsRequest(_message.Message):
+    """See OtpService.UpdateSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    expected_version: _builtins.int
+    """The version that the change is made on, 0 to 1000000000: with another one in force it is refused with
+    SETTINGS_CHANGED. Unset: any.
+    """
+    @_builtins.property
+    def settings(self) -> _settings_pb2.Settings:
+        """The new values of the fields in update_mask."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Names of fields of Settings (AIP-134), at most 18; one that is not set in `settings` returns to the operator's
+        default. "*" alone is all of them; unset: those that are set in `settings`.
+        """
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        settings: _settings_pb2.Settings | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        expected_version: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version", "organization_id", b"organization_id", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+
+Global___UpdateSettingsRequest: _TypeAlias = UpdateSettingsRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSettingsResponse(_message.Message):
+    """See OtpService.UpdateSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def current(self) -> _settings_pb2.SettingsVersion:
+        """The settings in force after the change."""
+
+    @_builtins.property
+    def effective_settings(self) -> _settings_pb2.Settings:
+        """As GetSettingsResponse.effective_settings."""
+
+    def __init__(
+        self,
+        *,
+        current: _settings_pb2.SettingsVersion | None = ...,
+        effective_settings: _settings_pb2.Settings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "effective_settings", b"effective_settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "effective_settings", b"effective_settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSettingsResponse: _TypeAlias = UpdateSettingsResponse  # noqa: Y015
+
+@_typing.final
+class ListSettingsVersionsRequest(_message.Message):
+    """See OtpService.ListSettingsVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """1 to 64 characters: letters, digits, and any of "._:@-"."""
+    page_size: _builtins.int
+    """At most this many: 0 to 500, where 0 means 50."""
+    page_token: _builtins.str
+    """next_page_token of the previous page; empty for the first page. At most 256 characters."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSettingsVersionsRequest: _TypeAlias = ListSettingsVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListSettingsVersionsResponse(_message.Message):
+    """See OtpService.ListSettingsVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty on the last page."""
+    @_builtins.property
+    def settings_versions(self) -> _containers.RepeatedCompositeFieldContainer[_settings_pb2.SettingsVersion]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        settings_versions: _abc.Iterable[_settings_pb2.SettingsVersion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "settings_versions", b"settings_versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSettingsVersionsResponse: _TypeAlias = ListSettingsVersionsResponse  # noqa: Y015

@@ -118,6 +118,21 @@ class OtpServiceStub:
                 request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationRequest.SerializeToString,
                 response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationResponse.FromString,
                 _registered_method=True)
+        self.GetSettings = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/GetSettings',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetSettingsRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetSettingsResponse.FromString,
+                _registered_method=True)
+        self.UpdateSettings = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/UpdateSettings',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.UpdateSettingsRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.UpdateSettingsResponse.FromString,
+                _registered_method=True)
+        self.ListSettingsVersions = channel.unary_unary(
+                '/pulsa.otp.v1.OtpService/ListSettingsVersions',
+                request_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSettingsVersionsRequest.SerializeToString,
+                response_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSettingsVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class OtpServiceServicer:
@@ -140,7 +155,8 @@ class OtpServiceServicer:
     def SendOtp(self, request, context):
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
         Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, SPENDING_CAP_REACHED,
+        ORGANIZATION_SUSPENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,6 +280,31 @@ class OtpServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSettings(self, request, context):
+        """Returns an organization's settings as it chose them, and as they apply to its sends. Permission `settings.read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSettings(self, request, context):
+        """Changes an organization's settings. Every process uses them within 5 s (a setting of the server). The change is kept
+        with the token's `sub`: see ListSettingsVersions. A delivery keeps the version that it was sent with: its retries,
+        fallbacks and refund are by that version, while limits are always the current ones. Safe to repeat: a change that
+        changes nothing makes no version. Permission `settings.write`. Errors: SETTINGS_CHANGED; INVALID_FIELDS also for a
+        choice beyond the operator's limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSettingsVersions(self, request, context):
+        """Lists every version of an organization's settings, newest first. They are kept for good. Permission `settings.read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OtpServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -336,6 +377,21 @@ def add_OtpServiceServicer_to_server(servicer, server):
                     servicer.EraseDestination,
                     request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationRequest.FromString,
                     response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationResponse.SerializeToString,
+            ),
+            'GetSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSettings,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetSettingsRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetSettingsResponse.SerializeToString,
+            ),
+            'UpdateSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSettings,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.UpdateSettingsRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.UpdateSettingsResponse.SerializeToString,
+            ),
+            'ListSettingsVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSettingsVersions,
+                    request_deserializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSettingsVersionsRequest.FromString,
+                    response_serializer=pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSettingsVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -730,6 +786,87 @@ class OtpService:
             '/pulsa.otp.v1.OtpService/EraseDestination',
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationRequest.SerializeToString,
             pulsa_dot_otp_dot_v1_dot_otp__service__pb2.EraseDestinationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/GetSettings',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetSettingsRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.GetSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/UpdateSettings',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.UpdateSettingsRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.UpdateSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSettingsVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pulsa.otp.v1.OtpService/ListSettingsVersions',
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSettingsVersionsRequest.SerializeToString,
+            pulsa_dot_otp_dot_v1_dot_otp__service__pb2.ListSettingsVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,7 +50,8 @@ class OtpServiceStub:
     SendOtp: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, SPENDING_CAP_REACHED,
+    ORGANIZATION_SUSPENDED.
     """
     BatchSendOtps: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]
     """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
@@ -115,6 +116,17 @@ class OtpServiceStub:
     Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
     `destination.erase`. Errors: INVALID_DESTINATION.
     """
+    GetSettings: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.GetSettingsRequest, _otp_service_pb2.GetSettingsResponse]
+    """Returns an organization's settings as it chose them, and as they apply to its sends. Permission `settings.read`."""
+    UpdateSettings: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.UpdateSettingsRequest, _otp_service_pb2.UpdateSettingsResponse]
+    """Changes an organization's settings. Every process uses them within 5 s (a setting of the server). The change is kept
+    with the token's `sub`: see ListSettingsVersions. A delivery keeps the version that it was sent with: its retries,
+    fallbacks and refund are by that version, while limits are always the current ones. Safe to repeat: a change that
+    changes nothing makes no version. Permission `settings.write`. Errors: SETTINGS_CHANGED; INVALID_FIELDS also for a
+    choice beyond the operator's limits.
+    """
+    ListSettingsVersions: _grpc.UnaryUnaryMultiCallable[_otp_service_pb2.ListSettingsVersionsRequest, _otp_service_pb2.ListSettingsVersionsResponse]
+    """Lists every version of an organization's settings, newest first. They are kept for good. Permission `settings.read`."""
 
 @_typing.type_check_only
 class OtpServiceAsyncStub(OtpServiceStub):
@@ -138,7 +150,8 @@ class OtpServiceAsyncStub(OtpServiceStub):
     SendOtp: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.SendOtpRequest, _otp_service_pb2.SendOtpResponse]  # type: ignore[assignment]
     """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
     Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+    DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, SPENDING_CAP_REACHED,
+    ORGANIZATION_SUSPENDED.
     """
     BatchSendOtps: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.BatchSendOtpsRequest, _otp_service_pb2.BatchSendOtpsResponse]  # type: ignore[assignment]
     """Sends up to 1000 OTPs of one organization, each accepted or refused for itself: an error of one is in its result, and
@@ -203,6 +216,17 @@ class OtpServiceAsyncStub(OtpServiceStub):
     Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
     `destination.erase`. Errors: INVALID_DESTINATION.
     """
+    GetSettings: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.GetSettingsRequest, _otp_service_pb2.GetSettingsResponse]  # type: ignore[assignment]
+    """Returns an organization's settings as it chose them, and as they apply to its sends. Permission `settings.read`."""
+    UpdateSettings: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.UpdateSettingsRequest, _otp_service_pb2.UpdateSettingsResponse]  # type: ignore[assignment]
+    """Changes an organization's settings. Every process uses them within 5 s (a setting of the server). The change is kept
+    with the token's `sub`: see ListSettingsVersions. A delivery keeps the version that it was sent with: its retries,
+    fallbacks and refund are by that version, while limits are always the current ones. Safe to repeat: a change that
+    changes nothing makes no version. Permission `settings.write`. Errors: SETTINGS_CHANGED; INVALID_FIELDS also for a
+    choice beyond the operator's limits.
+    """
+    ListSettingsVersions: _aio.UnaryUnaryMultiCallable[_otp_service_pb2.ListSettingsVersionsRequest, _otp_service_pb2.ListSettingsVersionsResponse]  # type: ignore[assignment]
+    """Lists every version of an organization's settings, newest first. They are kept for good. Permission `settings.read`."""
 
 class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends one-time passwords for credits, and verifies them. Every rpc needs `authorization: Bearer <JWT>` with the
@@ -229,7 +253,8 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_otp_service_pb2.SendOtpResponse, _abc.Awaitable[_otp_service_pb2.SendOtpResponse]]:
         """Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
         Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+        DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, SPENDING_CAP_REACHED,
+        ORGANIZATION_SUSPENDED.
         """
 
     @_abc_1.abstractmethod
@@ -372,5 +397,34 @@ class OtpServiceServicer(metaclass=_abc_1.ABCMeta):
         Safe to repeat. Repeat it after 10 min, when what was in work at the first call has ended. Permission
         `destination.erase`. Errors: INVALID_DESTINATION.
         """
+
+    @_abc_1.abstractmethod
+    def GetSettings(
+        self,
+        request: _otp_service_pb2.GetSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.GetSettingsResponse, _abc.Awaitable[_otp_service_pb2.GetSettingsResponse]]:
+        """Returns an organization's settings as it chose them, and as they apply to its sends. Permission `settings.read`."""
+
+    @_abc_1.abstractmethod
+    def UpdateSettings(
+        self,
+        request: _otp_service_pb2.UpdateSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.UpdateSettingsResponse, _abc.Awaitable[_otp_service_pb2.UpdateSettingsResponse]]:
+        """Changes an organization's settings. Every process uses them within 5 s (a setting of the server). The change is kept
+        with the token's `sub`: see ListSettingsVersions. A delivery keeps the version that it was sent with: its retries,
+        fallbacks and refund are by that version, while limits are always the current ones. Safe to repeat: a change that
+        changes nothing makes no version. Permission `settings.write`. Errors: SETTINGS_CHANGED; INVALID_FIELDS also for a
+        choice beyond the operator's limits.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSettingsVersions(
+        self,
+        request: _otp_service_pb2.ListSettingsVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_otp_service_pb2.ListSettingsVersionsResponse, _abc.Awaitable[_otp_service_pb2.ListSettingsVersionsResponse]]:
+        """Lists every version of an organization's settings, newest first. They are kept for good. Permission `settings.read`."""
 
 def add_OtpServiceServicer_to_server(servicer: OtpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ export type Alerts = Message<"pulsa.credit.v1.Alerts"> & {
   lowBalanceThreshold: bigint;
 
   /**
-   * The e-mail address that gets the notices; empty for none.
+   * The e-mail address that gets the notices; empty for none. Settings.billing_contacts get them too.
    *
    * @generated from field: string alert_email = 2;
    */

@@ -4,6 +4,8 @@
 
 import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { AutomaticTopUpState } from "./automatic_top_up_pb.js";
+import { file_pulsa_credit_v1_automatic_top_up } from "./automatic_top_up_pb.js";
 import type { Channel } from "./channel_pb.js";
 import { file_pulsa_credit_v1_channel } from "./channel_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -12,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file pulsa/credit/v1/balance.proto.
  */
 export const file_pulsa_credit_v1_balance: GenFile = /*@__PURE__*/
-  fileDesc("Ch1wdWxzYS9jcmVkaXQvdjEvYmFsYW5jZS5wcm90bxIPcHVsc2EuY3JlZGl0LnYxIuIBCgdCYWxhbmNlEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIZChFhdmFpbGFibGVfY3JlZGl0cxgCIAEoAxITCgtsb3dfYmFsYW5jZRgDIAEoCBIdChVsb3dfYmFsYW5jZV90aHJlc2hvbGQYBCABKAMSFQoNbGFzdF9zZXF1ZW5jZRgFIAEoAxIuCgpzZW5kc19sZWZ0GAYgAygLMhoucHVsc2EuY3JlZGl0LnYxLlNlbmRzTGVmdBIYCgtydW53YXlfZGF5cxgHIAEoA0gAiAEBQg4KDF9ydW53YXlfZGF5cyJFCglTZW5kc0xlZnQSKQoHY2hhbm5lbBgBIAEoDjIYLnB1bHNhLmNyZWRpdC52MS5DaGFubmVsEg0KBXNlbmRzGAIgASgDYgZwcm90bzM", [file_pulsa_credit_v1_channel]);
+  fileDesc("Ch1wdWxzYS9jcmVkaXQvdjEvYmFsYW5jZS5wcm90bxIPcHVsc2EuY3JlZGl0LnYxIqgCCgdCYWxhbmNlEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIZChFhdmFpbGFibGVfY3JlZGl0cxgCIAEoAxITCgtsb3dfYmFsYW5jZRgDIAEoCBIdChVsb3dfYmFsYW5jZV90aHJlc2hvbGQYBCABKAMSFQoNbGFzdF9zZXF1ZW5jZRgFIAEoAxIuCgpzZW5kc19sZWZ0GAYgAygLMhoucHVsc2EuY3JlZGl0LnYxLlNlbmRzTGVmdBIYCgtydW53YXlfZGF5cxgHIAEoA0gAiAEBEkQKFmF1dG9tYXRpY190b3BfdXBfc3RhdGUYCCABKA4yJC5wdWxzYS5jcmVkaXQudjEuQXV0b21hdGljVG9wVXBTdGF0ZUIOCgxfcnVud2F5X2RheXMiRQoJU2VuZHNMZWZ0EikKB2NoYW5uZWwYASABKA4yGC5wdWxzYS5jcmVkaXQudjEuQ2hhbm5lbBINCgVzZW5kcxgCIAEoA2IGcHJvdG8z", [file_pulsa_credit_v1_automatic_top_up, file_pulsa_credit_v1_channel]);
 
 /**
  * An organization's credits at one moment. Credits do not expire and are non-refundable.
@@ -70,6 +72,13 @@ export type Balance = Message<"pulsa.credit.v1.Balance"> & {
    * @generated from field: optional int64 runway_days = 7;
    */
   runwayDays?: bigint | undefined;
+
+  /**
+   * The state of automatic top-ups; GetAutomaticTopUp tells more.
+   *
+   * @generated from field: pulsa.credit.v1.AutomaticTopUpState automatic_top_up_state = 8;
+   */
+  automaticTopUpState: AutomaticTopUpState;
 };
 
 /**

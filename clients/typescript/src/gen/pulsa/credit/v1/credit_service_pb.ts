@@ -4,12 +4,14 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Address } from "./address_pb.js";
 import { file_pulsa_credit_v1_address } from "./address_pb.js";
 import type { Alerts } from "./alerts_pb.js";
 import { file_pulsa_credit_v1_alerts } from "./alerts_pb.js";
+import type { AutomaticTopUp, AutomaticTopUpSettings } from "./automatic_top_up_pb.js";
+import { file_pulsa_credit_v1_automatic_top_up } from "./automatic_top_up_pb.js";
 import type { Balance } from "./balance_pb.js";
 import { file_pulsa_credit_v1_balance } from "./balance_pb.js";
 import type { LedgerEntry, LedgerEntryKind } from "./ledger_entry_pb.js";
@@ -18,6 +20,8 @@ import type { Money } from "./money_pb.js";
 import { file_pulsa_credit_v1_money } from "./money_pb.js";
 import type { Pricing } from "./pricing_pb.js";
 import { file_pulsa_credit_v1_pricing } from "./pricing_pb.js";
+import type { Receipt } from "./receipt_pb.js";
+import { file_pulsa_credit_v1_receipt } from "./receipt_pb.js";
 import type { Suspension } from "./suspension_pb.js";
 import { file_pulsa_credit_v1_suspension } from "./suspension_pb.js";
 import type { TopUp, TopUpStatus } from "./top_up_pb.js";
@@ -28,7 +32,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file pulsa/credit/v1/credit_service.proto.
  */
 export const file_pulsa_credit_v1_credit_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRwdWxzYS9jcmVkaXQvdjEvY3JlZGl0X3NlcnZpY2UucHJvdG8SD3B1bHNhLmNyZWRpdC52MSJrChFHZXRCYWxhbmNlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd2l0aF9ydW53YXkYAyABKAgiPwoSR2V0QmFsYW5jZVJlc3BvbnNlEikKB2JhbGFuY2UYASABKAsyGC5wdWxzYS5jcmVkaXQudjEuQmFsYW5jZSIuChNXYXRjaEJhbGFuY2VSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJBChRXYXRjaEJhbGFuY2VSZXNwb25zZRIpCgdiYWxhbmNlGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiLAoRR2V0UHJpY2luZ1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIj8KEkdldFByaWNpbmdSZXNwb25zZRIpCgdwcmljaW5nGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLlByaWNpbmciVAoRUXVvdGVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEg8KB2NyZWRpdHMYAiABKAMSFQoNY3VycmVuY3lfY29kZRgDIAEoCSLNAQoSUXVvdGVUb3BVcFJlc3BvbnNlEioKCnVuaXRfcHJpY2UYASABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSKAoIc3VidG90YWwYAiABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSIwoDdGF4GAMgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EiUKBXRvdGFsGAQgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EhUKDXRheF9lc3RpbWF0ZWQYBSABKAgi7gEKEkNyZWF0ZVRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCRIPCgdjcmVkaXRzGAMgASgDEhUKDWN1cnJlbmN5X2NvZGUYBCABKAkSFQoNYmlsbGluZ19lbWFpbBgFIAEoCRIUCgxiaWxsaW5nX25hbWUYBiABKAkSMQoPYmlsbGluZ19hZGRyZXNzGAcgASgLMhgucHVsc2EuY3JlZGl0LnYxLkFkZHJlc3MSEwoLdGF4X2lkX3R5cGUYCCABKAkSDgoGdGF4X2lkGAkgASgJIj0KE0NyZWF0ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIj0KD0dldFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIjoKEEdldFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIoMBChFMaXN0VG9wVXBzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoIc3RhdHVzZXMYAiADKA4yHC5wdWxzYS5jcmVkaXQudjEuVG9wVXBTdGF0dXMSEQoJcGFnZV9zaXplGAMgASgFEhIKCnBhZ2VfdG9rZW4YBCABKAkiVgoSTGlzdFRvcFVwc1Jlc3BvbnNlEicKB3RvcF91cHMYASADKAsyFi5wdWxzYS5jcmVkaXQudjEuVG9wVXASFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIkAKEkNhbmNlbFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIj0KE0NhbmNlbFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIn4KE1Jlc29sdmVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXRvcF91cF9pZBgCIAEoCRISCgpyZXF1ZXN0X2lkGAMgASgJEhcKD3Jlc29sdmVfY3JlZGl0cxgEIAEoAxIOCgZyZWFzb24YBSABKAkiPgoUUmVzb2x2ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIv8BChhMaXN0TGVkZ2VyRW50cmllc1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEi8KBWtpbmRzGAQgAygOMiAucHVsc2EuY3JlZGl0LnYxLkxlZGdlckVudHJ5S2luZBIUCgxyZWZlcmVuY2VfaWQYBSABKAkSLgoKc3RhcnRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wImoKGUxpc3RMZWRnZXJFbnRyaWVzUmVzcG9uc2USNAoObGVkZ2VyX2VudHJpZXMYASADKAsyHC5wdWxzYS5jcmVkaXQudjEuTGVkZ2VyRW50cnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImwKE0V4cG9ydExlZGdlclJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhMKC3N0YXJ0X21vbnRoGAIgASgJEhEKCWVuZF9tb250aBgDIAEoCRIUCgxyZXN1bWVfdG9rZW4YBCABKAkiagoURXhwb3J0TGVkZ2VyUmVzcG9uc2USCwoDY3N2GAEgASgMEhQKDHJlc3VtZV90b2tlbhgCIAEoCRIYChBleHBvcnRlZF9lbnRyaWVzGAMgASgDEhUKDXRvdGFsX2VudHJpZXMYBCABKAMiKwoQR2V0QWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiPAoRR2V0QWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cyLcAQoTVXBkYXRlQWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSIgoVbG93X2JhbGFuY2VfdGhyZXNob2xkGAIgASgDSACIAQESGAoLYWxlcnRfZW1haWwYAyABKAlIAYgBARITCgZsb2NhbGUYBCABKAlIAogBARIWCgl0aW1lX3pvbmUYBSABKAlIA4gBAUIYChZfbG93X2JhbGFuY2VfdGhyZXNob2xkQg4KDF9hbGVydF9lbWFpbEIJCgdfbG9jYWxlQgwKCl90aW1lX3pvbmUiagoUVXBkYXRlQWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cxIpCgdiYWxhbmNlGAIgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiawoUQWRqdXN0Q3JlZGl0c1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkSFgoOYWRqdXN0X2NyZWRpdHMYAyABKAMSDgoGcmVhc29uGAQgASgJInYKFUFkanVzdENyZWRpdHNSZXNwb25zZRIyCgxsZWRnZXJfZW50cnkYASABKAsyHC5wdWxzYS5jcmVkaXQudjEuTGVkZ2VyRW50cnkSKQoHYmFsYW5jZRgCIAEoCzIYLnB1bHNhLmNyZWRpdC52MS5CYWxhbmNlIkUKGlN1c3BlbmRPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIOCgZyZWFzb24YAiABKAkiTgobU3VzcGVuZE9yZ2FuaXphdGlvblJlc3BvbnNlEi8KCnN1c3BlbnNpb24YASABKAsyGy5wdWxzYS5jcmVkaXQudjEuU3VzcGVuc2lvbiI0ChlSZXN1bWVPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJNChpSZXN1bWVPcmdhbml6YXRpb25SZXNwb25zZRIvCgpzdXNwZW5zaW9uGAEgASgLMhsucHVsc2EuY3JlZGl0LnYxLlN1c3BlbnNpb24iLgoTVmVyaWZ5TGVkZ2VyUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkifQoUVmVyaWZ5TGVkZ2VyUmVzcG9uc2USDQoFaG9sZHMYASABKAgSEwoLZW50cnlfY291bnQYAiABKAMSEAoIZmluZGluZ3MYAyADKAkSLwoLdmVyaWZ5X3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIj4KGFJlY29yZFN0cmlwZUV2ZW50UmVxdWVzdBIPCgdwYXlsb2FkGAEgASgMEhEKCXNpZ25hdHVyZRgCIAEoCSJAChlSZWNvcmRTdHJpcGVFdmVudFJlc3BvbnNlEhAKCGV2ZW50X2lkGAEgASgJEhEKCWR1cGxpY2F0ZRgCIAEoCDKyDQoNQ3JlZGl0U2VydmljZRJVCgpHZXRCYWxhbmNlEiIucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXF1ZXN0GiMucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXNwb25zZRJdCgxXYXRjaEJhbGFuY2USJC5wdWxzYS5jcmVkaXQudjEuV2F0Y2hCYWxhbmNlUmVxdWVzdBolLnB1bHNhLmNyZWRpdC52MS5XYXRjaEJhbGFuY2VSZXNwb25zZTABElUKCkdldFByaWNpbmcSIi5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1Jlc3BvbnNlElUKClF1b3RlVG9wVXASIi5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlc3BvbnNlElgKC0NyZWF0ZVRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNyZWF0ZVRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DcmVhdGVUb3BVcFJlc3BvbnNlEk8KCEdldFRvcFVwEiAucHVsc2EuY3JlZGl0LnYxLkdldFRvcFVwUmVxdWVzdBohLnB1bHNhLmNyZWRpdC52MS5HZXRUb3BVcFJlc3BvbnNlElUKCkxpc3RUb3BVcHMSIi5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1Jlc3BvbnNlElgKC0NhbmNlbFRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNhbmNlbFRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DYW5jZWxUb3BVcFJlc3BvbnNlElsKDFJlc29sdmVUb3BVcBIkLnB1bHNhLmNyZWRpdC52MS5SZXNvbHZlVG9wVXBSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLlJlc29sdmVUb3BVcFJlc3BvbnNlEmoKEUxpc3RMZWRnZXJFbnRyaWVzEikucHVsc2EuY3JlZGl0LnYxLkxpc3RMZWRnZXJFbnRyaWVzUmVxdWVzdBoqLnB1bHNhLmNyZWRpdC52MS5MaXN0TGVkZ2VyRW50cmllc1Jlc3BvbnNlEl0KDEV4cG9ydExlZGdlchIkLnB1bHNhLmNyZWRpdC52MS5FeHBvcnRMZWRnZXJSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLkV4cG9ydExlZGdlclJlc3BvbnNlMAESUgoJR2V0QWxlcnRzEiEucHVsc2EuY3JlZGl0LnYxLkdldEFsZXJ0c1JlcXVlc3QaIi5wdWxzYS5jcmVkaXQudjEuR2V0QWxlcnRzUmVzcG9uc2USWwoMVXBkYXRlQWxlcnRzEiQucHVsc2EuY3JlZGl0LnYxLlVwZGF0ZUFsZXJ0c1JlcXVlc3QaJS5wdWxzYS5jcmVkaXQudjEuVXBkYXRlQWxlcnRzUmVzcG9uc2USXgoNQWRqdXN0Q3JlZGl0cxIlLnB1bHNhLmNyZWRpdC52MS5BZGp1c3RDcmVkaXRzUmVxdWVzdBomLnB1bHNhLmNyZWRpdC52MS5BZGp1c3RDcmVkaXRzUmVzcG9uc2UScAoTU3VzcGVuZE9yZ2FuaXphdGlvbhIrLnB1bHNhLmNyZWRpdC52MS5TdXNwZW5kT3JnYW5pemF0aW9uUmVxdWVzdBosLnB1bHNhLmNyZWRpdC52MS5TdXNwZW5kT3JnYW5pemF0aW9uUmVzcG9uc2USbQoSUmVzdW1lT3JnYW5pemF0aW9uEioucHVsc2EuY3JlZGl0LnYxLlJlc3VtZU9yZ2FuaXphdGlvblJlcXVlc3QaKy5wdWxzYS5jcmVkaXQudjEuUmVzdW1lT3JnYW5pemF0aW9uUmVzcG9uc2USWwoMVmVyaWZ5TGVkZ2VyEiQucHVsc2EuY3JlZGl0LnYxLlZlcmlmeUxlZGdlclJlcXVlc3QaJS5wdWxzYS5jcmVkaXQudjEuVmVyaWZ5TGVkZ2VyUmVzcG9uc2USagoRUmVjb3JkU3RyaXBlRXZlbnQSKS5wdWxzYS5jcmVkaXQudjEuUmVjb3JkU3RyaXBlRXZlbnRSZXF1ZXN0GioucHVsc2EuY3JlZGl0LnYxLlJlY29yZFN0cmlwZUV2ZW50UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp, file_pulsa_credit_v1_address, file_pulsa_credit_v1_alerts, file_pulsa_credit_v1_balance, file_pulsa_credit_v1_ledger_entry, file_pulsa_credit_v1_money, file_pulsa_credit_v1_pricing, file_pulsa_credit_v1_suspension, file_pulsa_credit_v1_top_up]);
+  fileDesc("CiRwdWxzYS9jcmVkaXQvdjEvY3JlZGl0X3NlcnZpY2UucHJvdG8SD3B1bHNhLmNyZWRpdC52MSJrChFHZXRCYWxhbmNlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd2l0aF9ydW53YXkYAyABKAgiPwoSR2V0QmFsYW5jZVJlc3BvbnNlEikKB2JhbGFuY2UYASABKAsyGC5wdWxzYS5jcmVkaXQudjEuQmFsYW5jZSIuChNXYXRjaEJhbGFuY2VSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJBChRXYXRjaEJhbGFuY2VSZXNwb25zZRIpCgdiYWxhbmNlGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiLAoRR2V0UHJpY2luZ1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIj8KEkdldFByaWNpbmdSZXNwb25zZRIpCgdwcmljaW5nGAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLlByaWNpbmciVAoRUXVvdGVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEg8KB2NyZWRpdHMYAiABKAMSFQoNY3VycmVuY3lfY29kZRgDIAEoCSLNAQoSUXVvdGVUb3BVcFJlc3BvbnNlEioKCnVuaXRfcHJpY2UYASABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSKAoIc3VidG90YWwYAiABKAsyFi5wdWxzYS5jcmVkaXQudjEuTW9uZXkSIwoDdGF4GAMgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EiUKBXRvdGFsGAQgASgLMhYucHVsc2EuY3JlZGl0LnYxLk1vbmV5EhUKDXRheF9lc3RpbWF0ZWQYBSABKAgi7gEKEkNyZWF0ZVRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCRIPCgdjcmVkaXRzGAMgASgDEhUKDWN1cnJlbmN5X2NvZGUYBCABKAkSFQoNYmlsbGluZ19lbWFpbBgFIAEoCRIUCgxiaWxsaW5nX25hbWUYBiABKAkSMQoPYmlsbGluZ19hZGRyZXNzGAcgASgLMhgucHVsc2EuY3JlZGl0LnYxLkFkZHJlc3MSEwoLdGF4X2lkX3R5cGUYCCABKAkSDgoGdGF4X2lkGAkgASgJIj0KE0NyZWF0ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIj0KD0dldFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIjoKEEdldFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIoMBChFMaXN0VG9wVXBzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoIc3RhdHVzZXMYAiADKA4yHC5wdWxzYS5jcmVkaXQudjEuVG9wVXBTdGF0dXMSEQoJcGFnZV9zaXplGAMgASgFEhIKCnBhZ2VfdG9rZW4YBCABKAkiVgoSTGlzdFRvcFVwc1Jlc3BvbnNlEicKB3RvcF91cHMYASADKAsyFi5wdWxzYS5jcmVkaXQudjEuVG9wVXASFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIkAKEkNhbmNlbFRvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJdG9wX3VwX2lkGAIgASgJIj0KE0NhbmNlbFRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIn4KE1Jlc29sdmVUb3BVcFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXRvcF91cF9pZBgCIAEoCRISCgpyZXF1ZXN0X2lkGAMgASgJEhcKD3Jlc29sdmVfY3JlZGl0cxgEIAEoAxIOCgZyZWFzb24YBSABKAkiPgoUUmVzb2x2ZVRvcFVwUmVzcG9uc2USJgoGdG9wX3VwGAEgASgLMhYucHVsc2EuY3JlZGl0LnYxLlRvcFVwIv8BChhMaXN0TGVkZ2VyRW50cmllc1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEi8KBWtpbmRzGAQgAygOMiAucHVsc2EuY3JlZGl0LnYxLkxlZGdlckVudHJ5S2luZBIUCgxyZWZlcmVuY2VfaWQYBSABKAkSLgoKc3RhcnRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wImoKGUxpc3RMZWRnZXJFbnRyaWVzUmVzcG9uc2USNAoObGVkZ2VyX2VudHJpZXMYASADKAsyHC5wdWxzYS5jcmVkaXQudjEuTGVkZ2VyRW50cnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImwKE0V4cG9ydExlZGdlclJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhMKC3N0YXJ0X21vbnRoGAIgASgJEhEKCWVuZF9tb250aBgDIAEoCRIUCgxyZXN1bWVfdG9rZW4YBCABKAkiagoURXhwb3J0TGVkZ2VyUmVzcG9uc2USCwoDY3N2GAEgASgMEhQKDHJlc3VtZV90b2tlbhgCIAEoCRIYChBleHBvcnRlZF9lbnRyaWVzGAMgASgDEhUKDXRvdGFsX2VudHJpZXMYBCABKAMiPgoRR2V0UmVjZWlwdFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhAKCHNlcXVlbmNlGAIgASgDIj8KEkdldFJlY2VpcHRSZXNwb25zZRIpCgdyZWNlaXB0GAEgASgLMhgucHVsc2EuY3JlZGl0LnYxLlJlY2VpcHQiKwoQR2V0QWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiPAoRR2V0QWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cyLcAQoTVXBkYXRlQWxlcnRzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSIgoVbG93X2JhbGFuY2VfdGhyZXNob2xkGAIgASgDSACIAQESGAoLYWxlcnRfZW1haWwYAyABKAlIAYgBARITCgZsb2NhbGUYBCABKAlIAogBARIWCgl0aW1lX3pvbmUYBSABKAlIA4gBAUIYChZfbG93X2JhbGFuY2VfdGhyZXNob2xkQg4KDF9hbGVydF9lbWFpbEIJCgdfbG9jYWxlQgwKCl90aW1lX3pvbmUiagoUVXBkYXRlQWxlcnRzUmVzcG9uc2USJwoGYWxlcnRzGAEgASgLMhcucHVsc2EuY3JlZGl0LnYxLkFsZXJ0cxIpCgdiYWxhbmNlGAIgASgLMhgucHVsc2EuY3JlZGl0LnYxLkJhbGFuY2UiMwoYR2V0QXV0b21hdGljVG9wVXBSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJWChlHZXRBdXRvbWF0aWNUb3BVcFJlc3BvbnNlEjkKEGF1dG9tYXRpY190b3BfdXAYASABKAsyHy5wdWxzYS5jcmVkaXQudjEuQXV0b21hdGljVG9wVXAiwgEKG1VwZGF0ZUF1dG9tYXRpY1RvcFVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSQwoSYXV0b21hdGljX3NldHRpbmdzGAIgASgLMicucHVsc2EuY3JlZGl0LnYxLkF1dG9tYXRpY1RvcFVwU2V0dGluZ3MSLwoLdXBkYXRlX21hc2sYAyABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrEhQKDGNvbnNlbnRfdGV4dBgEIAEoCSJZChxVcGRhdGVBdXRvbWF0aWNUb3BVcFJlc3BvbnNlEjkKEGF1dG9tYXRpY190b3BfdXAYASABKAsyHy5wdWxzYS5jcmVkaXQudjEuQXV0b21hdGljVG9wVXAihQEKFVN0YXJ0Q2FyZFNldHVwUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCRIVCg1iaWxsaW5nX2VtYWlsGAMgASgJEhQKDGJpbGxpbmdfbmFtZRgEIAEoCRISCgpyZXR1cm5fdXJsGAUgASgJIlwKFlN0YXJ0Q2FyZFNldHVwUmVzcG9uc2USEQoJc2V0dXBfdXJsGAEgASgJEi8KC2V4cGlyZV90aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCIsChFSZW1vdmVDYXJkUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiTwoSUmVtb3ZlQ2FyZFJlc3BvbnNlEjkKEGF1dG9tYXRpY190b3BfdXAYASABKAsyHy5wdWxzYS5jcmVkaXQudjEuQXV0b21hdGljVG9wVXAiawoUQWRqdXN0Q3JlZGl0c1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkSFgoOYWRqdXN0X2NyZWRpdHMYAyABKAMSDgoGcmVhc29uGAQgASgJInYKFUFkanVzdENyZWRpdHNSZXNwb25zZRIyCgxsZWRnZXJfZW50cnkYASABKAsyHC5wdWxzYS5jcmVkaXQudjEuTGVkZ2VyRW50cnkSKQoHYmFsYW5jZRgCIAEoCzIYLnB1bHNhLmNyZWRpdC52MS5CYWxhbmNlIkUKGlN1c3BlbmRPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIOCgZyZWFzb24YAiABKAkiTgobU3VzcGVuZE9yZ2FuaXphdGlvblJlc3BvbnNlEi8KCnN1c3BlbnNpb24YASABKAsyGy5wdWxzYS5jcmVkaXQudjEuU3VzcGVuc2lvbiI0ChlSZXN1bWVPcmdhbml6YXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSJNChpSZXN1bWVPcmdhbml6YXRpb25SZXNwb25zZRIvCgpzdXNwZW5zaW9uGAEgASgLMhsucHVsc2EuY3JlZGl0LnYxLlN1c3BlbnNpb24iLgoTVmVyaWZ5TGVkZ2VyUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkifQoUVmVyaWZ5TGVkZ2VyUmVzcG9uc2USDQoFaG9sZHMYASABKAgSEwoLZW50cnlfY291bnQYAiABKAMSEAoIZmluZGluZ3MYAyADKAkSLwoLdmVyaWZ5X3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIj4KGFJlY29yZFN0cmlwZUV2ZW50UmVxdWVzdBIPCgdwYXlsb2FkGAEgASgMEhEKCXNpZ25hdHVyZRgCIAEoCSJAChlSZWNvcmRTdHJpcGVFdmVudFJlc3BvbnNlEhAKCGV2ZW50X2lkGAEgASgJEhEKCWR1cGxpY2F0ZRgCIAEoCDKkEQoNQ3JlZGl0U2VydmljZRJVCgpHZXRCYWxhbmNlEiIucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXF1ZXN0GiMucHVsc2EuY3JlZGl0LnYxLkdldEJhbGFuY2VSZXNwb25zZRJdCgxXYXRjaEJhbGFuY2USJC5wdWxzYS5jcmVkaXQudjEuV2F0Y2hCYWxhbmNlUmVxdWVzdBolLnB1bHNhLmNyZWRpdC52MS5XYXRjaEJhbGFuY2VSZXNwb25zZTABElUKCkdldFByaWNpbmcSIi5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuR2V0UHJpY2luZ1Jlc3BvbnNlElUKClF1b3RlVG9wVXASIi5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuUXVvdGVUb3BVcFJlc3BvbnNlElgKC0NyZWF0ZVRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNyZWF0ZVRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DcmVhdGVUb3BVcFJlc3BvbnNlEk8KCEdldFRvcFVwEiAucHVsc2EuY3JlZGl0LnYxLkdldFRvcFVwUmVxdWVzdBohLnB1bHNhLmNyZWRpdC52MS5HZXRUb3BVcFJlc3BvbnNlElUKCkxpc3RUb3BVcHMSIi5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1JlcXVlc3QaIy5wdWxzYS5jcmVkaXQudjEuTGlzdFRvcFVwc1Jlc3BvbnNlElgKC0NhbmNlbFRvcFVwEiMucHVsc2EuY3JlZGl0LnYxLkNhbmNlbFRvcFVwUmVxdWVzdBokLnB1bHNhLmNyZWRpdC52MS5DYW5jZWxUb3BVcFJlc3BvbnNlElsKDFJlc29sdmVUb3BVcBIkLnB1bHNhLmNyZWRpdC52MS5SZXNvbHZlVG9wVXBSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLlJlc29sdmVUb3BVcFJlc3BvbnNlEmoKEUxpc3RMZWRnZXJFbnRyaWVzEikucHVsc2EuY3JlZGl0LnYxLkxpc3RMZWRnZXJFbnRyaWVzUmVxdWVzdBoqLnB1bHNhLmNyZWRpdC52MS5MaXN0TGVkZ2VyRW50cmllc1Jlc3BvbnNlEl0KDEV4cG9ydExlZGdlchIkLnB1bHNhLmNyZWRpdC52MS5FeHBvcnRMZWRnZXJSZXF1ZXN0GiUucHVsc2EuY3JlZGl0LnYxLkV4cG9ydExlZGdlclJlc3BvbnNlMAESVQoKR2V0UmVjZWlwdBIiLnB1bHNhLmNyZWRpdC52MS5HZXRSZWNlaXB0UmVxdWVzdBojLnB1bHNhLmNyZWRpdC52MS5HZXRSZWNlaXB0UmVzcG9uc2USUgoJR2V0QWxlcnRzEiEucHVsc2EuY3JlZGl0LnYxLkdldEFsZXJ0c1JlcXVlc3QaIi5wdWxzYS5jcmVkaXQudjEuR2V0QWxlcnRzUmVzcG9uc2USWwoMVXBkYXRlQWxlcnRzEiQucHVsc2EuY3JlZGl0LnYxLlVwZGF0ZUFsZXJ0c1JlcXVlc3QaJS5wdWxzYS5jcmVkaXQudjEuVXBkYXRlQWxlcnRzUmVzcG9uc2USagoRR2V0QXV0b21hdGljVG9wVXASKS5wdWxzYS5jcmVkaXQudjEuR2V0QXV0b21hdGljVG9wVXBSZXF1ZXN0GioucHVsc2EuY3JlZGl0LnYxLkdldEF1dG9tYXRpY1RvcFVwUmVzcG9uc2UScwoUVXBkYXRlQXV0b21hdGljVG9wVXASLC5wdWxzYS5jcmVkaXQudjEuVXBkYXRlQXV0b21hdGljVG9wVXBSZXF1ZXN0Gi0ucHVsc2EuY3JlZGl0LnYxLlVwZGF0ZUF1dG9tYXRpY1RvcFVwUmVzcG9uc2USYQoOU3RhcnRDYXJkU2V0dXASJi5wdWxzYS5jcmVkaXQudjEuU3RhcnRDYXJkU2V0dXBSZXF1ZXN0GicucHVsc2EuY3JlZGl0LnYxLlN0YXJ0Q2FyZFNldHVwUmVzcG9uc2USVQoKUmVtb3ZlQ2FyZBIiLnB1bHNhLmNyZWRpdC52MS5SZW1vdmVDYXJkUmVxdWVzdBojLnB1bHNhLmNyZWRpdC52MS5SZW1vdmVDYXJkUmVzcG9uc2USXgoNQWRqdXN0Q3JlZGl0cxIlLnB1bHNhLmNyZWRpdC52MS5BZGp1c3RDcmVkaXRzUmVxdWVzdBomLnB1bHNhLmNyZWRpdC52MS5BZGp1c3RDcmVkaXRzUmVzcG9uc2UScAoTU3VzcGVuZE9yZ2FuaXphdGlvbhIrLnB1bHNhLmNyZWRpdC52MS5TdXNwZW5kT3JnYW5pemF0aW9uUmVxdWVzdBosLnB1bHNhLmNyZWRpdC52MS5TdXNwZW5kT3JnYW5pemF0aW9uUmVzcG9uc2USbQoSUmVzdW1lT3JnYW5pemF0aW9uEioucHVsc2EuY3JlZGl0LnYxLlJlc3VtZU9yZ2FuaXphdGlvblJlcXVlc3QaKy5wdWxzYS5jcmVkaXQudjEuUmVzdW1lT3JnYW5pemF0aW9uUmVzcG9uc2USWwoMVmVyaWZ5TGVkZ2VyEiQucHVsc2EuY3JlZGl0LnYxLlZlcmlmeUxlZGdlclJlcXVlc3QaJS5wdWxzYS5jcmVkaXQudjEuVmVyaWZ5TGVkZ2VyUmVzcG9uc2USagoRUmVjb3JkU3RyaXBlRXZlbnQSKS5wdWxzYS5jcmVkaXQudjEuUmVjb3JkU3RyaXBlRXZlbnRSZXF1ZXN0GioucHVsc2EuY3JlZGl0LnYxLlJlY29yZFN0cmlwZUV2ZW50UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_pulsa_credit_v1_address, file_pulsa_credit_v1_alerts, file_pulsa_credit_v1_automatic_top_up, file_pulsa_credit_v1_balance, file_pulsa_credit_v1_ledger_entry, file_pulsa_credit_v1_money, file_pulsa_credit_v1_pricing, file_pulsa_credit_v1_receipt, file_pulsa_credit_v1_suspension, file_pulsa_credit_v1_top_up]);
 
 /**
  * See CreditService.GetBalance.
@@ -772,6 +776,55 @@ export const ExportLedgerResponseSchema: GenMessage<ExportLedgerResponse> = /*@_
   messageDesc(file_pulsa_credit_v1_credit_service, 21);
 
 /**
+ * See CreditService.GetReceipt.
+ *
+ * @generated from message pulsa.credit.v1.GetReceiptRequest
+ */
+export type GetReceiptRequest = Message<"pulsa.credit.v1.GetReceiptRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * The entry's sequence: 1 to 9223372036854775807.
+   *
+   * @generated from field: int64 sequence = 2;
+   */
+  sequence: bigint;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.GetReceiptRequest.
+ * Use `create(GetReceiptRequestSchema)` to create a new message.
+ */
+export const GetReceiptRequestSchema: GenMessage<GetReceiptRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 22);
+
+/**
+ * See CreditService.GetReceipt.
+ *
+ * @generated from message pulsa.credit.v1.GetReceiptResponse
+ */
+export type GetReceiptResponse = Message<"pulsa.credit.v1.GetReceiptResponse"> & {
+  /**
+   * The receipt; the same at each call.
+   *
+   * @generated from field: pulsa.credit.v1.Receipt receipt = 1;
+   */
+  receipt?: Receipt | undefined;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.GetReceiptResponse.
+ * Use `create(GetReceiptResponseSchema)` to create a new message.
+ */
+export const GetReceiptResponseSchema: GenMessage<GetReceiptResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 23);
+
+/**
  * See CreditService.GetAlerts.
  *
  * @generated from message pulsa.credit.v1.GetAlertsRequest
@@ -790,7 +843,7 @@ export type GetAlertsRequest = Message<"pulsa.credit.v1.GetAlertsRequest"> & {
  * Use `create(GetAlertsRequestSchema)` to create a new message.
  */
 export const GetAlertsRequestSchema: GenMessage<GetAlertsRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 22);
+  messageDesc(file_pulsa_credit_v1_credit_service, 24);
 
 /**
  * See CreditService.GetAlerts.
@@ -811,7 +864,7 @@ export type GetAlertsResponse = Message<"pulsa.credit.v1.GetAlertsResponse"> & {
  * Use `create(GetAlertsResponseSchema)` to create a new message.
  */
 export const GetAlertsResponseSchema: GenMessage<GetAlertsResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 23);
+  messageDesc(file_pulsa_credit_v1_credit_service, 25);
 
 /**
  * See CreditService.UpdateAlerts. A field that is not set keeps its value.
@@ -861,7 +914,7 @@ export type UpdateAlertsRequest = Message<"pulsa.credit.v1.UpdateAlertsRequest">
  * Use `create(UpdateAlertsRequestSchema)` to create a new message.
  */
 export const UpdateAlertsRequestSchema: GenMessage<UpdateAlertsRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 24);
+  messageDesc(file_pulsa_credit_v1_credit_service, 26);
 
 /**
  * See CreditService.UpdateAlerts.
@@ -889,7 +942,233 @@ export type UpdateAlertsResponse = Message<"pulsa.credit.v1.UpdateAlertsResponse
  * Use `create(UpdateAlertsResponseSchema)` to create a new message.
  */
 export const UpdateAlertsResponseSchema: GenMessage<UpdateAlertsResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 25);
+  messageDesc(file_pulsa_credit_v1_credit_service, 27);
+
+/**
+ * See CreditService.GetAutomaticTopUp.
+ *
+ * @generated from message pulsa.credit.v1.GetAutomaticTopUpRequest
+ */
+export type GetAutomaticTopUpRequest = Message<"pulsa.credit.v1.GetAutomaticTopUpRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.GetAutomaticTopUpRequest.
+ * Use `create(GetAutomaticTopUpRequestSchema)` to create a new message.
+ */
+export const GetAutomaticTopUpRequestSchema: GenMessage<GetAutomaticTopUpRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 28);
+
+/**
+ * See CreditService.GetAutomaticTopUp.
+ *
+ * @generated from message pulsa.credit.v1.GetAutomaticTopUpResponse
+ */
+export type GetAutomaticTopUpResponse = Message<"pulsa.credit.v1.GetAutomaticTopUpResponse"> & {
+  /**
+   * As it is now.
+   *
+   * @generated from field: pulsa.credit.v1.AutomaticTopUp automatic_top_up = 1;
+   */
+  automaticTopUp?: AutomaticTopUp | undefined;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.GetAutomaticTopUpResponse.
+ * Use `create(GetAutomaticTopUpResponseSchema)` to create a new message.
+ */
+export const GetAutomaticTopUpResponseSchema: GenMessage<GetAutomaticTopUpResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 29);
+
+/**
+ * See CreditService.UpdateAutomaticTopUp.
+ *
+ * @generated from message pulsa.credit.v1.UpdateAutomaticTopUpRequest
+ */
+export type UpdateAutomaticTopUpRequest = Message<"pulsa.credit.v1.UpdateAutomaticTopUpRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * The new values of the fields in update_mask.
+   *
+   * @generated from field: pulsa.credit.v1.AutomaticTopUpSettings automatic_settings = 2;
+   */
+  automaticSettings?: AutomaticTopUpSettings | undefined;
+
+  /**
+   * Names of fields of AutomaticTopUpSettings (AIP-134), at most 18; one that is not set in automatic_settings is cleared.
+   * "*" alone is all of them; unset: those that are set in automatic_settings.
+   *
+   * @generated from field: google.protobuf.FieldMask update_mask = 3;
+   */
+  updateMask?: FieldMask | undefined;
+
+  /**
+   * The text that the person has read and agreed to, at most 2000 characters; empty unless it is enabled after the change.
+   *
+   * @generated from field: string consent_text = 4;
+   */
+  consentText: string;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.UpdateAutomaticTopUpRequest.
+ * Use `create(UpdateAutomaticTopUpRequestSchema)` to create a new message.
+ */
+export const UpdateAutomaticTopUpRequestSchema: GenMessage<UpdateAutomaticTopUpRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 30);
+
+/**
+ * See CreditService.UpdateAutomaticTopUp.
+ *
+ * @generated from message pulsa.credit.v1.UpdateAutomaticTopUpResponse
+ */
+export type UpdateAutomaticTopUpResponse = Message<"pulsa.credit.v1.UpdateAutomaticTopUpResponse"> & {
+  /**
+   * As it is after the change.
+   *
+   * @generated from field: pulsa.credit.v1.AutomaticTopUp automatic_top_up = 1;
+   */
+  automaticTopUp?: AutomaticTopUp | undefined;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.UpdateAutomaticTopUpResponse.
+ * Use `create(UpdateAutomaticTopUpResponseSchema)` to create a new message.
+ */
+export const UpdateAutomaticTopUpResponseSchema: GenMessage<UpdateAutomaticTopUpResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 31);
+
+/**
+ * See CreditService.StartCardSetup.
+ *
+ * @generated from message pulsa.credit.v1.StartCardSetupRequest
+ */
+export type StartCardSetupRequest = Message<"pulsa.credit.v1.StartCardSetupRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * A UUID chosen by the caller, best of version 7; repeats with it are the same page (AIP-155): see CreditService.
+   *
+   * @generated from field: string request_id = 2;
+   */
+  requestId: string;
+
+  /**
+   * The address that Stripe gets for an organization that has not bought yet: an e-mail address of at most 254 characters.
+   *
+   * @generated from field: string billing_email = 3;
+   */
+  billingEmail: string;
+
+  /**
+   * The organization's name there, at most 120 characters; empty for the organization_id.
+   *
+   * @generated from field: string billing_name = 4;
+   */
+  billingName: string;
+
+  /**
+   * Where Stripe's page leads to in the end, whether the card was saved or not: an http or https URL of at most 1000
+   * characters.
+   *
+   * @generated from field: string return_url = 5;
+   */
+  returnUrl: string;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.StartCardSetupRequest.
+ * Use `create(StartCardSetupRequestSchema)` to create a new message.
+ */
+export const StartCardSetupRequestSchema: GenMessage<StartCardSetupRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 32);
+
+/**
+ * See CreditService.StartCardSetup.
+ *
+ * @generated from message pulsa.credit.v1.StartCardSetupResponse
+ */
+export type StartCardSetupResponse = Message<"pulsa.credit.v1.StartCardSetupResponse"> & {
+  /**
+   * Stripe's page.
+   *
+   * @generated from field: string setup_url = 1;
+   */
+  setupUrl: string;
+
+  /**
+   * The time at which the page expires.
+   *
+   * @generated from field: google.protobuf.Timestamp expire_time = 2;
+   */
+  expireTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.StartCardSetupResponse.
+ * Use `create(StartCardSetupResponseSchema)` to create a new message.
+ */
+export const StartCardSetupResponseSchema: GenMessage<StartCardSetupResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 33);
+
+/**
+ * See CreditService.RemoveCard.
+ *
+ * @generated from message pulsa.credit.v1.RemoveCardRequest
+ */
+export type RemoveCardRequest = Message<"pulsa.credit.v1.RemoveCardRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.RemoveCardRequest.
+ * Use `create(RemoveCardRequestSchema)` to create a new message.
+ */
+export const RemoveCardRequestSchema: GenMessage<RemoveCardRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 34);
+
+/**
+ * See CreditService.RemoveCard.
+ *
+ * @generated from message pulsa.credit.v1.RemoveCardResponse
+ */
+export type RemoveCardResponse = Message<"pulsa.credit.v1.RemoveCardResponse"> & {
+  /**
+   * As it is without the card.
+   *
+   * @generated from field: pulsa.credit.v1.AutomaticTopUp automatic_top_up = 1;
+   */
+  automaticTopUp?: AutomaticTopUp | undefined;
+};
+
+/**
+ * Describes the message pulsa.credit.v1.RemoveCardResponse.
+ * Use `create(RemoveCardResponseSchema)` to create a new message.
+ */
+export const RemoveCardResponseSchema: GenMessage<RemoveCardResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_credit_v1_credit_service, 35);
 
 /**
  * See CreditService.AdjustCredits.
@@ -932,7 +1211,7 @@ export type AdjustCreditsRequest = Message<"pulsa.credit.v1.AdjustCreditsRequest
  * Use `create(AdjustCreditsRequestSchema)` to create a new message.
  */
 export const AdjustCreditsRequestSchema: GenMessage<AdjustCreditsRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 26);
+  messageDesc(file_pulsa_credit_v1_credit_service, 36);
 
 /**
  * See CreditService.AdjustCredits.
@@ -960,7 +1239,7 @@ export type AdjustCreditsResponse = Message<"pulsa.credit.v1.AdjustCreditsRespon
  * Use `create(AdjustCreditsResponseSchema)` to create a new message.
  */
 export const AdjustCreditsResponseSchema: GenMessage<AdjustCreditsResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 27);
+  messageDesc(file_pulsa_credit_v1_credit_service, 37);
 
 /**
  * See CreditService.SuspendOrganization.
@@ -988,7 +1267,7 @@ export type SuspendOrganizationRequest = Message<"pulsa.credit.v1.SuspendOrganiz
  * Use `create(SuspendOrganizationRequestSchema)` to create a new message.
  */
 export const SuspendOrganizationRequestSchema: GenMessage<SuspendOrganizationRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 28);
+  messageDesc(file_pulsa_credit_v1_credit_service, 38);
 
 /**
  * See CreditService.SuspendOrganization.
@@ -1009,7 +1288,7 @@ export type SuspendOrganizationResponse = Message<"pulsa.credit.v1.SuspendOrgani
  * Use `create(SuspendOrganizationResponseSchema)` to create a new message.
  */
 export const SuspendOrganizationResponseSchema: GenMessage<SuspendOrganizationResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 29);
+  messageDesc(file_pulsa_credit_v1_credit_service, 39);
 
 /**
  * See CreditService.ResumeOrganization.
@@ -1030,7 +1309,7 @@ export type ResumeOrganizationRequest = Message<"pulsa.credit.v1.ResumeOrganizat
  * Use `create(ResumeOrganizationRequestSchema)` to create a new message.
  */
 export const ResumeOrganizationRequestSchema: GenMessage<ResumeOrganizationRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 30);
+  messageDesc(file_pulsa_credit_v1_credit_service, 40);
 
 /**
  * See CreditService.ResumeOrganization.
@@ -1051,7 +1330,7 @@ export type ResumeOrganizationResponse = Message<"pulsa.credit.v1.ResumeOrganiza
  * Use `create(ResumeOrganizationResponseSchema)` to create a new message.
  */
 export const ResumeOrganizationResponseSchema: GenMessage<ResumeOrganizationResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 31);
+  messageDesc(file_pulsa_credit_v1_credit_service, 41);
 
 /**
  * See CreditService.VerifyLedger.
@@ -1072,7 +1351,7 @@ export type VerifyLedgerRequest = Message<"pulsa.credit.v1.VerifyLedgerRequest">
  * Use `create(VerifyLedgerRequestSchema)` to create a new message.
  */
 export const VerifyLedgerRequestSchema: GenMessage<VerifyLedgerRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 32);
+  messageDesc(file_pulsa_credit_v1_credit_service, 42);
 
 /**
  * See CreditService.VerifyLedger.
@@ -1114,7 +1393,7 @@ export type VerifyLedgerResponse = Message<"pulsa.credit.v1.VerifyLedgerResponse
  * Use `create(VerifyLedgerResponseSchema)` to create a new message.
  */
 export const VerifyLedgerResponseSchema: GenMessage<VerifyLedgerResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 33);
+  messageDesc(file_pulsa_credit_v1_credit_service, 43);
 
 /**
  * See CreditService.RecordStripeEvent.
@@ -1142,7 +1421,7 @@ export type RecordStripeEventRequest = Message<"pulsa.credit.v1.RecordStripeEven
  * Use `create(RecordStripeEventRequestSchema)` to create a new message.
  */
 export const RecordStripeEventRequestSchema: GenMessage<RecordStripeEventRequest> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 34);
+  messageDesc(file_pulsa_credit_v1_credit_service, 44);
 
 /**
  * See CreditService.RecordStripeEvent.
@@ -1170,7 +1449,7 @@ export type RecordStripeEventResponse = Message<"pulsa.credit.v1.RecordStripeEve
  * Use `create(RecordStripeEventResponseSchema)` to create a new message.
  */
 export const RecordStripeEventResponseSchema: GenMessage<RecordStripeEventResponse> = /*@__PURE__*/
-  messageDesc(file_pulsa_credit_v1_credit_service, 35);
+  messageDesc(file_pulsa_credit_v1_credit_service, 45);
 
 /**
  * Sells credits and keeps their accounts. Every rpc needs `authorization: Bearer <JWT>` with the permission it names.
@@ -1178,10 +1457,10 @@ export const RecordStripeEventResponseSchema: GenMessage<RecordStripeEventRespon
  * ORGANIZATION_MISMATCH, OVERLOADED, DEADLINE_EXCEEDED, DATABASE_UNAVAILABLE, ACCOUNT_BUSY, SERVER_DRAINING and
  * INTERNAL; pulsa.error.v1.ErrorReason explains each.
  *
- * A request_id is one purchase or one adjustment: a repeat with the same arguments gets the first one. It is shared with
- * SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A time-ordered UUID (version
- * 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one is then a new purchase,
- * but never a second adjustment.
+ * A request_id is one purchase, one adjustment or one page for a card: a repeat with the same arguments gets the first
+ * one. It is shared with SendOtp and ResendOtp, and is remembered for at least 7 days, by default as long as OTPs. A
+ * time-ordered UUID (version 1, 6 or 7) that is older and not remembered is refused with REQUEST_ID_EXPIRED; a random one
+ * is then a new purchase, but never a second adjustment.
  *
  * Two ends have no reason, as they do not come from the servicer: CANCELLED that the caller did not ask for, when more
  * calls wait than the server can look at or its process goes away, and DEADLINE_EXCEEDED, when the caller's own time is
@@ -1321,6 +1600,18 @@ export const CreditService: GenService<{
     output: typeof ExportLedgerResponseSchema;
   },
   /**
+   * Returns a proof that an entry was in the ledger at the end of a day: anyone who has the operator's public key can check
+   * it, without Pulsa. Entries of a day (UTC) have one a few minutes after it. Permission `balance.read`.
+   * Errors: RECEIPT_NOT_FOUND.
+   *
+   * @generated from rpc pulsa.credit.v1.CreditService.GetReceipt
+   */
+  getReceipt: {
+    methodKind: "unary";
+    input: typeof GetReceiptRequestSchema;
+    output: typeof GetReceiptResponseSchema;
+  },
+  /**
    * Returns the low-balance threshold and the address that gets the notices. Permission `subscribe`.
    *
    * @generated from rpc pulsa.credit.v1.CreditService.GetAlerts
@@ -1339,6 +1630,55 @@ export const CreditService: GenService<{
     methodKind: "unary";
     input: typeof UpdateAlertsRequestSchema;
     output: typeof UpdateAlertsResponseSchema;
+  },
+  /**
+   * Returns the settings, card, consent and state of automatic top-ups. Permission `subscribe`.
+   *
+   * @generated from rpc pulsa.credit.v1.CreditService.GetAutomaticTopUp
+   */
+  getAutomaticTopUp: {
+    methodKind: "unary";
+    input: typeof GetAutomaticTopUpRequestSchema;
+    output: typeof GetAutomaticTopUpResponseSchema;
+  },
+  /**
+   * Changes the settings of automatic top-ups. While they are enabled, each change needs the person's consent, which is
+   * kept with the token's subject, the time and the text. Enabled below the threshold, a top-up is ordered at once;
+   * an unpaid automatic one of other credits or another currency is canceled first.
+   * Switched off, a top-up that is open stays open until it is paid or canceled; its card is not charged any more, unless
+   * the charge is at Stripe already. Permission `subscribe`. Errors: those of QuoteTopUp, CONSENT_MISSING, CARD_MISSING,
+   * BILLING_ADDRESS_MISSING.
+   *
+   * @generated from rpc pulsa.credit.v1.CreditService.UpdateAutomaticTopUp
+   */
+  updateAutomaticTopUp: {
+    methodKind: "unary";
+    input: typeof UpdateAutomaticTopUpRequestSchema;
+    output: typeof UpdateAutomaticTopUpResponseSchema;
+  },
+  /**
+   * Returns the URL of Stripe's page on which a person saves the card that automatic top-ups charge; it replaces an earlier
+   * card. Safe to repeat: the same request_id returns the same URL for a day. Permission `subscribe`.
+   * Errors: REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, ORGANIZATION_SUSPENDED, PAYMENT_PROVIDER_UNAVAILABLE.
+   *
+   * @generated from rpc pulsa.credit.v1.CreditService.StartCardSetup
+   */
+  startCardSetup: {
+    methodKind: "unary";
+    input: typeof StartCardSetupRequestSchema;
+    output: typeof StartCardSetupResponseSchema;
+  },
+  /**
+   * Removes the saved card, here at once and then at Stripe, and switches automatic top-ups off. It is not charged any more,
+   * unless the charge is at Stripe already; a top-up that is open stays open until it is paid or canceled. Safe to repeat.
+   * Permission `subscribe`.
+   *
+   * @generated from rpc pulsa.credit.v1.CreditService.RemoveCard
+   */
+  removeCard: {
+    methodKind: "unary";
+    input: typeof RemoveCardRequestSchema;
+    output: typeof RemoveCardResponseSchema;
   },
   /**
    * Adjusts a balance; the operator's reason is stored in the ledger. Permission `credits.adjust`.

@@ -4,8 +4,8 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Channel } from "../../credit/v1/channel_pb.js";
 import { file_pulsa_credit_v1_channel } from "../../credit/v1/channel_pb.js";
 import type { ErrorReason } from "../../error/v1/error_reason_pb.js";
@@ -16,6 +16,8 @@ import type { Destination, Fallback } from "./destination_pb.js";
 import { file_pulsa_otp_v1_destination } from "./destination_pb.js";
 import type { Otp, OtpStatus } from "./otp_pb.js";
 import { file_pulsa_otp_v1_otp } from "./otp_pb.js";
+import type { Settings, SettingsVersion } from "./settings_pb.js";
+import { file_pulsa_otp_v1_settings } from "./settings_pb.js";
 import type { Suppression, SuppressionReason } from "./suppression_pb.js";
 import { file_pulsa_otp_v1_suppression } from "./suppression_pb.js";
 import type { Conversion, DailyUsage } from "./usage_pb.js";
@@ -26,7 +28,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file pulsa/otp/v1/otp_service.proto.
  */
 export const file_pulsa_otp_v1_otp_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch5wdWxzYS9vdHAvdjEvb3RwX3NlcnZpY2UucHJvdG8SDHB1bHNhLm90cC52MSLRAwoOU2VuZE90cFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkSLgoLZGVzdGluYXRpb24YAyABKAsyGS5wdWxzYS5vdHAudjEuRGVzdGluYXRpb24SKQoJZmFsbGJhY2tzGAQgAygLMhYucHVsc2Eub3RwLnYxLkZhbGxiYWNrEg8KB3B1cnBvc2UYBSABKAkSDgoGbG9jYWxlGAYgASgJEhMKC2NvZGVfbGVuZ3RoGAcgASgFEiYKA3R0bBgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIUCgxtYXhfYXR0ZW1wdHMYCSABKAUSDwoHY29udGV4dBgKIAEoCRIWCg53ZWJfb3RwX2RvbWFpbhgLIAEoCRI8CghtZXRhZGF0YRgMIAMoCzIqLnB1bHNhLm90cC52MS5TZW5kT3RwUmVxdWVzdC5NZXRhZGF0YUVudHJ5EhUKDXZhbGlkYXRlX29ubHkYDSABKAgSFAoMc21zX2FwcF9oYXNoGA4gASgJGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLRAQoPU2VuZE90cFJlc3BvbnNlEh4KA290cBgBIAEoCzIRLnB1bHNhLm90cC52MS5PdHASFwoPY3JlZGl0c19jaGFyZ2VkGAIgASgDEhkKEWF2YWlsYWJsZV9jcmVkaXRzGAMgASgDEhcKD2xlZGdlcl9zZXF1ZW5jZRgEIAEoAxITCgtsb3dfYmFsYW5jZRgFIAEoCBIQCghyZXBsYXllZBgGIAEoCBIqCgdwcmV2aWV3GAcgASgLMhkucHVsc2Eub3RwLnYxLlNlbmRQcmV2aWV3ItABCgtTZW5kUHJldmlldxIpCgdjaGFubmVsGAEgASgOMhgucHVsc2EuY3JlZGl0LnYxLkNoYW5uZWwSDwoHY3JlZGl0cxgCIAEoAxIaChJtYXNrZWRfZGVzdGluYXRpb24YAyABKAkSEAoIc2VnbWVudHMYBCABKAUSLAoHcmVmdXNhbBgFIAEoDjIbLnB1bHNhLmVycm9yLnYxLkVycm9yUmVhc29uEhcKD3JlZnVzYWxfbWVzc2FnZRgGIAEoCRIQCghhdXRvZmlsbBgHIAEoCCJwChRCYXRjaFNlbmRPdHBzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoIcmVxdWVzdHMYAiADKAsyHC5wdWxzYS5vdHAudjEuU2VuZE90cFJlcXVlc3QSDwoHY29tcGFjdBgDIAEoCCJLChVCYXRjaFNlbmRPdHBzUmVzcG9uc2USMgoHcmVzdWx0cxgBIAMoCzIhLnB1bHNhLm90cC52MS5CYXRjaFNlbmRPdHBzUmVzdWx0IqoBChNCYXRjaFNlbmRPdHBzUmVzdWx0EjEKCHJlc3BvbnNlGAEgASgLMh0ucHVsc2Eub3RwLnYxLlNlbmRPdHBSZXNwb25zZUgAEiwKB2NvbXBhY3QYAiABKAsyGS5wdWxzYS5vdHAudjEuQ29tcGFjdFNlbmRIABIoCgVlcnJvchgDIAEoCzIXLnB1bHNhLm90cC52MS5TZW5kRXJyb3JIAEIICgZyZXN1bHQidgoLQ29tcGFjdFNlbmQSDgoGb3RwX2lkGAEgASgJEhMKC2RlbGl2ZXJ5X2lkGAIgASgJEhcKD2NyZWRpdHNfY2hhcmdlZBgDIAEoAxIXCg9sZWRnZXJfc2VxdWVuY2UYBCABKAMSEAoIcmVwbGF5ZWQYBSABKAgi4wEKCVNlbmRFcnJvchIrCgZyZWFzb24YASABKA4yGy5wdWxzYS5lcnJvci52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEjcKCG1ldGFkYXRhGAMgAygLMiUucHVsc2Eub3RwLnYxLlNlbmRFcnJvci5NZXRhZGF0YUVudHJ5Ei4KC3JldHJ5X2RlbGF5GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJdChJQcmV2aWV3T3Rwc1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEi4KCHJlcXVlc3RzGAIgAygLMhwucHVsc2Eub3RwLnYxLlNlbmRPdHBSZXF1ZXN0IlkKE1ByZXZpZXdPdHBzUmVzcG9uc2USKwoIcHJldmlld3MYASADKAsyGS5wdWxzYS5vdHAudjEuU2VuZFByZXZpZXcSFQoNdG90YWxfY3JlZGl0cxgCIAEoAyJ/ChBSZXNlbmRPdHBSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBm90cF9pZBgDIAEoCRIuCgtkZXN0aW5hdGlvbhgEIAEoCzIZLnB1bHNhLm90cC52MS5EZXN0aW5hdGlvbiKnAQoRUmVzZW5kT3RwUmVzcG9uc2USHgoDb3RwGAEgASgLMhEucHVsc2Eub3RwLnYxLk90cBIXCg9jcmVkaXRzX2NoYXJnZWQYAiABKAMSGQoRYXZhaWxhYmxlX2NyZWRpdHMYAyABKAMSFwoPbGVkZ2VyX3NlcXVlbmNlGAQgASgDEhMKC2xvd19iYWxhbmNlGAUgASgIEhAKCHJlcGxheWVkGAYgASgIIowBChBWZXJpZnlPdHBSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBm90cF9pZBgDIAEoCRIMCgRjb2RlGAQgASgJEg8KB2NvbnRleHQYBSABKAkSHAoUd3JvbmdfY29kZV9hc19yZXN1bHQYBiABKAgiewoRVmVyaWZ5T3RwUmVzcG9uc2USKgoGcmVzdWx0GAEgASgOMhoucHVsc2Eub3RwLnYxLlZlcmlmeVJlc3VsdBIeCgNvdHAYAiABKAsyES5wdWxzYS5vdHAudjEuT3RwEhoKEmF0dGVtcHRzX3JlbWFpbmluZxgDIAEoBSI4Cg1HZXRPdHBSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIOCgZvdHBfaWQYAiABKAkiMAoOR2V0T3RwUmVzcG9uc2USHgoDb3RwGAEgASgLMhEucHVsc2Eub3RwLnYxLk90cCLMAgoPTGlzdE90cHNSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCRIuCgtkZXN0aW5hdGlvbhgEIAEoCzIZLnB1bHNhLm90cC52MS5EZXN0aW5hdGlvbhItCgxvdHBfc3RhdHVzZXMYBSADKA4yFy5wdWxzYS5vdHAudjEuT3RwU3RhdHVzEhAKCHB1cnBvc2VzGAYgAygJEioKCGNoYW5uZWxzGAcgAygOMhgucHVsc2EuY3JlZGl0LnYxLkNoYW5uZWwSLgoKc3RhcnRfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIkwKEExpc3RPdHBzUmVzcG9uc2USHwoEb3RwcxgBIAMoCzIRLnB1bHNhLm90cC52MS5PdHASFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjsKEENhbmNlbE90cFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEg4KBm90cF9pZBgCIAEoCSIzChFDYW5jZWxPdHBSZXNwb25zZRIeCgNvdHAYASABKAsyES5wdWxzYS5vdHAudjEuT3RwIrwBChVSZXBvcnREZWxpdmVyeVJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhMKC2RlbGl2ZXJ5X2lkGAIgASgJEiwKBnN0YXR1cxgDIAEoDjIcLnB1bHNhLm90cC52MS5EZWxpdmVyeVN0YXR1cxIWCg5mYWlsdXJlX3JlYXNvbhgEIAEoCRIvCgtyZXBvcnRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiQgoWUmVwb3J0RGVsaXZlcnlSZXNwb25zZRIoCghkZWxpdmVyeRgBIAEoCzIWLnB1bHNhLm90cC52MS5EZWxpdmVyeSKqAQoRUmVwb3J0TWFpbFJlcXVlc3QSEgoKbWFpbF90b2tlbhgBIAEoCRIsCgZzdGF0dXMYAiABKA4yHC5wdWxzYS5vdHAudjEuRGVsaXZlcnlTdGF0dXMSFgoOZmFpbHVyZV9yZWFzb24YAyABKAkSOwoSc3VwcHJlc3Npb25fcmVhc29uGAQgASgOMh8ucHVsc2Eub3RwLnYxLlN1cHByZXNzaW9uUmVhc29uIj4KElJlcG9ydE1haWxSZXNwb25zZRIoCghkZWxpdmVyeRgBIAEoCzIWLnB1bHNhLm90cC52MS5EZWxpdmVyeSJZChdMaXN0U3VwcHJlc3Npb25zUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkiZAoYTGlzdFN1cHByZXNzaW9uc1Jlc3BvbnNlEi8KDHN1cHByZXNzaW9ucxgBIAMoCzIZLnB1bHNhLm90cC52MS5TdXBwcmVzc2lvbhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiYQoWTGlmdFN1cHByZXNzaW9uUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoLZGVzdGluYXRpb24YAiABKAsyGS5wdWxzYS5vdHAudjEuRGVzdGluYXRpb24iKQoXTGlmdFN1cHByZXNzaW9uUmVzcG9uc2USDgoGbGlmdGVkGAEgASgIImoKD0dldFVzYWdlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKc3RhcnRfZGF0ZRgCIAEoCRIQCghlbmRfZGF0ZRgDIAEoCRIYChB3aXRoX2NvbnZlcnNpb25zGAQgASgIItUBChBHZXRVc2FnZVJlc3BvbnNlEi4KDGRhaWx5X3VzYWdlcxgBIAMoCzIYLnB1bHNhLm90cC52MS5EYWlseVVzYWdlEiUKGGNyZWRpdHNfcGVyX3ZlcmlmaWVkX290cBgCIAEoAUgAiAEBEi0KC2NvbnZlcnNpb25zGAMgAygLMhgucHVsc2Eub3RwLnYxLkNvbnZlcnNpb24SHgoWY29udmVyc2lvbnNfc3RhcnRfZGF0ZRgEIAEoCUIbChlfY3JlZGl0c19wZXJfdmVyaWZpZWRfb3RwImIKF0VyYXNlRGVzdGluYXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIuCgtkZXN0aW5hdGlvbhgCIAEoCzIZLnB1bHNhLm90cC52MS5EZXN0aW5hdGlvbiIyChhFcmFzZURlc3RpbmF0aW9uUmVzcG9uc2USFgoOZGVsaXZlcnlfY291bnQYASABKAMqZwoMVmVyaWZ5UmVzdWx0Eh0KGVZFUklGWV9SRVNVTFRfVU5TUEVDSUZJRUQQABIaChZWRVJJRllfUkVTVUxUX1ZFUklGSUVEEAESHAoYVkVSSUZZX1JFU1VMVF9XUk9OR19DT0RFEAIymwkKCk90cFNlcnZpY2USRgoHU2VuZE90cBIcLnB1bHNhLm90cC52MS5TZW5kT3RwUmVxdWVzdBodLnB1bHNhLm90cC52MS5TZW5kT3RwUmVzcG9uc2USWAoNQmF0Y2hTZW5kT3RwcxIiLnB1bHNhLm90cC52MS5CYXRjaFNlbmRPdHBzUmVxdWVzdBojLnB1bHNhLm90cC52MS5CYXRjaFNlbmRPdHBzUmVzcG9uc2USUgoLUHJldmlld090cHMSIC5wdWxzYS5vdHAudjEuUHJldmlld090cHNSZXF1ZXN0GiEucHVsc2Eub3RwLnYxLlByZXZpZXdPdHBzUmVzcG9uc2USTAoJUmVzZW5kT3RwEh4ucHVsc2Eub3RwLnYxLlJlc2VuZE90cFJlcXVlc3QaHy5wdWxzYS5vdHAudjEuUmVzZW5kT3RwUmVzcG9uc2USTAoJVmVyaWZ5T3RwEh4ucHVsc2Eub3RwLnYxLlZlcmlmeU90cFJlcXVlc3QaHy5wdWxzYS5vdHAudjEuVmVyaWZ5T3RwUmVzcG9uc2USQwoGR2V0T3RwEhsucHVsc2Eub3RwLnYxLkdldE90cFJlcXVlc3QaHC5wdWxzYS5vdHAudjEuR2V0T3RwUmVzcG9uc2USSQoITGlzdE90cHMSHS5wdWxzYS5vdHAudjEuTGlzdE90cHNSZXF1ZXN0Gh4ucHVsc2Eub3RwLnYxLkxpc3RPdHBzUmVzcG9uc2USTAoJQ2FuY2VsT3RwEh4ucHVsc2Eub3RwLnYxLkNhbmNlbE90cFJlcXVlc3QaHy5wdWxzYS5vdHAudjEuQ2FuY2VsT3RwUmVzcG9uc2USWwoOUmVwb3J0RGVsaXZlcnkSIy5wdWxzYS5vdHAudjEuUmVwb3J0RGVsaXZlcnlSZXF1ZXN0GiQucHVsc2Eub3RwLnYxLlJlcG9ydERlbGl2ZXJ5UmVzcG9uc2USTwoKUmVwb3J0TWFpbBIfLnB1bHNhLm90cC52MS5SZXBvcnRNYWlsUmVxdWVzdBogLnB1bHNhLm90cC52MS5SZXBvcnRNYWlsUmVzcG9uc2USYQoQTGlzdFN1cHByZXNzaW9ucxIlLnB1bHNhLm90cC52MS5MaXN0U3VwcHJlc3Npb25zUmVxdWVzdBomLnB1bHNhLm90cC52MS5MaXN0U3VwcHJlc3Npb25zUmVzcG9uc2USXgoPTGlmdFN1cHByZXNzaW9uEiQucHVsc2Eub3RwLnYxLkxpZnRTdXBwcmVzc2lvblJlcXVlc3QaJS5wdWxzYS5vdHAudjEuTGlmdFN1cHByZXNzaW9uUmVzcG9uc2USSQoIR2V0VXNhZ2USHS5wdWxzYS5vdHAudjEuR2V0VXNhZ2VSZXF1ZXN0Gh4ucHVsc2Eub3RwLnYxLkdldFVzYWdlUmVzcG9uc2USYQoQRXJhc2VEZXN0aW5hdGlvbhIlLnB1bHNhLm90cC52MS5FcmFzZURlc3RpbmF0aW9uUmVxdWVzdBomLnB1bHNhLm90cC52MS5FcmFzZURlc3RpbmF0aW9uUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_pulsa_credit_v1_channel, file_pulsa_error_v1_error_reason, file_pulsa_otp_v1_delivery, file_pulsa_otp_v1_destination, file_pulsa_otp_v1_otp, file_pulsa_otp_v1_suppression, file_pulsa_otp_v1_usage]);
+  fileDesc("Ch5wdWxzYS9vdHAvdjEvb3RwX3NlcnZpY2UucHJvdG8SDHB1bHNhLm90cC52MSLRAwoOU2VuZE90cFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkSLgoLZGVzdGluYXRpb24YAyABKAsyGS5wdWxzYS5vdHAudjEuRGVzdGluYXRpb24SKQoJZmFsbGJhY2tzGAQgAygLMhYucHVsc2Eub3RwLnYxLkZhbGxiYWNrEg8KB3B1cnBvc2UYBSABKAkSDgoGbG9jYWxlGAYgASgJEhMKC2NvZGVfbGVuZ3RoGAcgASgFEiYKA3R0bBgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIUCgxtYXhfYXR0ZW1wdHMYCSABKAUSDwoHY29udGV4dBgKIAEoCRIWCg53ZWJfb3RwX2RvbWFpbhgLIAEoCRI8CghtZXRhZGF0YRgMIAMoCzIqLnB1bHNhLm90cC52MS5TZW5kT3RwUmVxdWVzdC5NZXRhZGF0YUVudHJ5EhUKDXZhbGlkYXRlX29ubHkYDSABKAgSFAoMc21zX2FwcF9oYXNoGA4gASgJGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLRAQoPU2VuZE90cFJlc3BvbnNlEh4KA290cBgBIAEoCzIRLnB1bHNhLm90cC52MS5PdHASFwoPY3JlZGl0c19jaGFyZ2VkGAIgASgDEhkKEWF2YWlsYWJsZV9jcmVkaXRzGAMgASgDEhcKD2xlZGdlcl9zZXF1ZW5jZRgEIAEoAxITCgtsb3dfYmFsYW5jZRgFIAEoCBIQCghyZXBsYXllZBgGIAEoCBIqCgdwcmV2aWV3GAcgASgLMhkucHVsc2Eub3RwLnYxLlNlbmRQcmV2aWV3ItABCgtTZW5kUHJldmlldxIpCgdjaGFubmVsGAEgASgOMhgucHVsc2EuY3JlZGl0LnYxLkNoYW5uZWwSDwoHY3JlZGl0cxgCIAEoAxIaChJtYXNrZWRfZGVzdGluYXRpb24YAyABKAkSEAoIc2VnbWVudHMYBCABKAUSLAoHcmVmdXNhbBgFIAEoDjIbLnB1bHNhLmVycm9yLnYxLkVycm9yUmVhc29uEhcKD3JlZnVzYWxfbWVzc2FnZRgGIAEoCRIQCghhdXRvZmlsbBgHIAEoCCJwChRCYXRjaFNlbmRPdHBzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoIcmVxdWVzdHMYAiADKAsyHC5wdWxzYS5vdHAudjEuU2VuZE90cFJlcXVlc3QSDwoHY29tcGFjdBgDIAEoCCJLChVCYXRjaFNlbmRPdHBzUmVzcG9uc2USMgoHcmVzdWx0cxgBIAMoCzIhLnB1bHNhLm90cC52MS5CYXRjaFNlbmRPdHBzUmVzdWx0IqoBChNCYXRjaFNlbmRPdHBzUmVzdWx0EjEKCHJlc3BvbnNlGAEgASgLMh0ucHVsc2Eub3RwLnYxLlNlbmRPdHBSZXNwb25zZUgAEiwKB2NvbXBhY3QYAiABKAsyGS5wdWxzYS5vdHAudjEuQ29tcGFjdFNlbmRIABIoCgVlcnJvchgDIAEoCzIXLnB1bHNhLm90cC52MS5TZW5kRXJyb3JIAEIICgZyZXN1bHQidgoLQ29tcGFjdFNlbmQSDgoGb3RwX2lkGAEgASgJEhMKC2RlbGl2ZXJ5X2lkGAIgASgJEhcKD2NyZWRpdHNfY2hhcmdlZBgDIAEoAxIXCg9sZWRnZXJfc2VxdWVuY2UYBCABKAMSEAoIcmVwbGF5ZWQYBSABKAgi4wEKCVNlbmRFcnJvchIrCgZyZWFzb24YASABKA4yGy5wdWxzYS5lcnJvci52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEjcKCG1ldGFkYXRhGAMgAygLMiUucHVsc2Eub3RwLnYxLlNlbmRFcnJvci5NZXRhZGF0YUVudHJ5Ei4KC3JldHJ5X2RlbGF5GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJdChJQcmV2aWV3T3Rwc1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEi4KCHJlcXVlc3RzGAIgAygLMhwucHVsc2Eub3RwLnYxLlNlbmRPdHBSZXF1ZXN0IlkKE1ByZXZpZXdPdHBzUmVzcG9uc2USKwoIcHJldmlld3MYASADKAsyGS5wdWxzYS5vdHAudjEuU2VuZFByZXZpZXcSFQoNdG90YWxfY3JlZGl0cxgCIAEoAyJ/ChBSZXNlbmRPdHBSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBm90cF9pZBgDIAEoCRIuCgtkZXN0aW5hdGlvbhgEIAEoCzIZLnB1bHNhLm90cC52MS5EZXN0aW5hdGlvbiKnAQoRUmVzZW5kT3RwUmVzcG9uc2USHgoDb3RwGAEgASgLMhEucHVsc2Eub3RwLnYxLk90cBIXCg9jcmVkaXRzX2NoYXJnZWQYAiABKAMSGQoRYXZhaWxhYmxlX2NyZWRpdHMYAyABKAMSFwoPbGVkZ2VyX3NlcXVlbmNlGAQgASgDEhMKC2xvd19iYWxhbmNlGAUgASgIEhAKCHJlcGxheWVkGAYgASgIIowBChBWZXJpZnlPdHBSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBm90cF9pZBgDIAEoCRIMCgRjb2RlGAQgASgJEg8KB2NvbnRleHQYBSABKAkSHAoUd3JvbmdfY29kZV9hc19yZXN1bHQYBiABKAgiewoRVmVyaWZ5T3RwUmVzcG9uc2USKgoGcmVzdWx0GAEgASgOMhoucHVsc2Eub3RwLnYxLlZlcmlmeVJlc3VsdBIeCgNvdHAYAiABKAsyES5wdWxzYS5vdHAudjEuT3RwEhoKEmF0dGVtcHRzX3JlbWFpbmluZxgDIAEoBSI4Cg1HZXRPdHBSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIOCgZvdHBfaWQYAiABKAkiMAoOR2V0T3RwUmVzcG9uc2USHgoDb3RwGAEgASgLMhEucHVsc2Eub3RwLnYxLk90cCLMAgoPTGlzdE90cHNSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCRIuCgtkZXN0aW5hdGlvbhgEIAEoCzIZLnB1bHNhLm90cC52MS5EZXN0aW5hdGlvbhItCgxvdHBfc3RhdHVzZXMYBSADKA4yFy5wdWxzYS5vdHAudjEuT3RwU3RhdHVzEhAKCHB1cnBvc2VzGAYgAygJEioKCGNoYW5uZWxzGAcgAygOMhgucHVsc2EuY3JlZGl0LnYxLkNoYW5uZWwSLgoKc3RhcnRfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIkwKEExpc3RPdHBzUmVzcG9uc2USHwoEb3RwcxgBIAMoCzIRLnB1bHNhLm90cC52MS5PdHASFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjsKEENhbmNlbE90cFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEg4KBm90cF9pZBgCIAEoCSIzChFDYW5jZWxPdHBSZXNwb25zZRIeCgNvdHAYASABKAsyES5wdWxzYS5vdHAudjEuT3RwIrwBChVSZXBvcnREZWxpdmVyeVJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhMKC2RlbGl2ZXJ5X2lkGAIgASgJEiwKBnN0YXR1cxgDIAEoDjIcLnB1bHNhLm90cC52MS5EZWxpdmVyeVN0YXR1cxIWCg5mYWlsdXJlX3JlYXNvbhgEIAEoCRIvCgtyZXBvcnRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiQgoWUmVwb3J0RGVsaXZlcnlSZXNwb25zZRIoCghkZWxpdmVyeRgBIAEoCzIWLnB1bHNhLm90cC52MS5EZWxpdmVyeSKqAQoRUmVwb3J0TWFpbFJlcXVlc3QSEgoKbWFpbF90b2tlbhgBIAEoCRIsCgZzdGF0dXMYAiABKA4yHC5wdWxzYS5vdHAudjEuRGVsaXZlcnlTdGF0dXMSFgoOZmFpbHVyZV9yZWFzb24YAyABKAkSOwoSc3VwcHJlc3Npb25fcmVhc29uGAQgASgOMh8ucHVsc2Eub3RwLnYxLlN1cHByZXNzaW9uUmVhc29uIj4KElJlcG9ydE1haWxSZXNwb25zZRIoCghkZWxpdmVyeRgBIAEoCzIWLnB1bHNhLm90cC52MS5EZWxpdmVyeSJZChdMaXN0U3VwcHJlc3Npb25zUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkiZAoYTGlzdFN1cHByZXNzaW9uc1Jlc3BvbnNlEi8KDHN1cHByZXNzaW9ucxgBIAMoCzIZLnB1bHNhLm90cC52MS5TdXBwcmVzc2lvbhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiYQoWTGlmdFN1cHByZXNzaW9uUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoLZGVzdGluYXRpb24YAiABKAsyGS5wdWxzYS5vdHAudjEuRGVzdGluYXRpb24iKQoXTGlmdFN1cHByZXNzaW9uUmVzcG9uc2USDgoGbGlmdGVkGAEgASgIImoKD0dldFVzYWdlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKc3RhcnRfZGF0ZRgCIAEoCRIQCghlbmRfZGF0ZRgDIAEoCRIYChB3aXRoX2NvbnZlcnNpb25zGAQgASgIItUBChBHZXRVc2FnZVJlc3BvbnNlEi4KDGRhaWx5X3VzYWdlcxgBIAMoCzIYLnB1bHNhLm90cC52MS5EYWlseVVzYWdlEiUKGGNyZWRpdHNfcGVyX3ZlcmlmaWVkX290cBgCIAEoAUgAiAEBEi0KC2NvbnZlcnNpb25zGAMgAygLMhgucHVsc2Eub3RwLnYxLkNvbnZlcnNpb24SHgoWY29udmVyc2lvbnNfc3RhcnRfZGF0ZRgEIAEoCUIbChlfY3JlZGl0c19wZXJfdmVyaWZpZWRfb3RwImIKF0VyYXNlRGVzdGluYXRpb25SZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIuCgtkZXN0aW5hdGlvbhgCIAEoCzIZLnB1bHNhLm90cC52MS5EZXN0aW5hdGlvbiIyChhFcmFzZURlc3RpbmF0aW9uUmVzcG9uc2USFgoOZGVsaXZlcnlfY291bnQYASABKAMiLQoSR2V0U2V0dGluZ3NSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSKUAQoTR2V0U2V0dGluZ3NSZXNwb25zZRIuCgdjdXJyZW50GAEgASgLMh0ucHVsc2Eub3RwLnYxLlNldHRpbmdzVmVyc2lvbhIyChJlZmZlY3RpdmVfc2V0dGluZ3MYAiABKAsyFi5wdWxzYS5vdHAudjEuU2V0dGluZ3MSGQoRdGVzdF9vcmdhbml6YXRpb24YAyABKAgivwEKFVVwZGF0ZVNldHRpbmdzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSKAoIc2V0dGluZ3MYAiABKAsyFi5wdWxzYS5vdHAudjEuU2V0dGluZ3MSLwoLdXBkYXRlX21hc2sYAyABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrEh0KEGV4cGVjdGVkX3ZlcnNpb24YBCABKANIAIgBAUITChFfZXhwZWN0ZWRfdmVyc2lvbiJ8ChZVcGRhdGVTZXR0aW5nc1Jlc3BvbnNlEi4KB2N1cnJlbnQYASABKAsyHS5wdWxzYS5vdHAudjEuU2V0dGluZ3NWZXJzaW9uEjIKEmVmZmVjdGl2ZV9zZXR0aW5ncxgCIAEoCzIWLnB1bHNhLm90cC52MS5TZXR0aW5ncyJdChtMaXN0U2V0dGluZ3NWZXJzaW9uc1JlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJInEKHExpc3RTZXR0aW5nc1ZlcnNpb25zUmVzcG9uc2USOAoRc2V0dGluZ3NfdmVyc2lvbnMYASADKAsyHS5wdWxzYS5vdHAudjEuU2V0dGluZ3NWZXJzaW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSpnCgxWZXJpZnlSZXN1bHQSHQoZVkVSSUZZX1JFU1VMVF9VTlNQRUNJRklFRBAAEhoKFlZFUklGWV9SRVNVTFRfVkVSSUZJRUQQARIcChhWRVJJRllfUkVTVUxUX1dST05HX0NPREUQAjK7CwoKT3RwU2VydmljZRJGCgdTZW5kT3RwEhwucHVsc2Eub3RwLnYxLlNlbmRPdHBSZXF1ZXN0Gh0ucHVsc2Eub3RwLnYxLlNlbmRPdHBSZXNwb25zZRJYCg1CYXRjaFNlbmRPdHBzEiIucHVsc2Eub3RwLnYxLkJhdGNoU2VuZE90cHNSZXF1ZXN0GiMucHVsc2Eub3RwLnYxLkJhdGNoU2VuZE90cHNSZXNwb25zZRJSCgtQcmV2aWV3T3RwcxIgLnB1bHNhLm90cC52MS5QcmV2aWV3T3Rwc1JlcXVlc3QaIS5wdWxzYS5vdHAudjEuUHJldmlld090cHNSZXNwb25zZRJMCglSZXNlbmRPdHASHi5wdWxzYS5vdHAudjEuUmVzZW5kT3RwUmVxdWVzdBofLnB1bHNhLm90cC52MS5SZXNlbmRPdHBSZXNwb25zZRJMCglWZXJpZnlPdHASHi5wdWxzYS5vdHAudjEuVmVyaWZ5T3RwUmVxdWVzdBofLnB1bHNhLm90cC52MS5WZXJpZnlPdHBSZXNwb25zZRJDCgZHZXRPdHASGy5wdWxzYS5vdHAudjEuR2V0T3RwUmVxdWVzdBocLnB1bHNhLm90cC52MS5HZXRPdHBSZXNwb25zZRJJCghMaXN0T3RwcxIdLnB1bHNhLm90cC52MS5MaXN0T3Rwc1JlcXVlc3QaHi5wdWxzYS5vdHAudjEuTGlzdE90cHNSZXNwb25zZRJMCglDYW5jZWxPdHASHi5wdWxzYS5vdHAudjEuQ2FuY2VsT3RwUmVxdWVzdBofLnB1bHNhLm90cC52MS5DYW5jZWxPdHBSZXNwb25zZRJbCg5SZXBvcnREZWxpdmVyeRIjLnB1bHNhLm90cC52MS5SZXBvcnREZWxpdmVyeVJlcXVlc3QaJC5wdWxzYS5vdHAudjEuUmVwb3J0RGVsaXZlcnlSZXNwb25zZRJPCgpSZXBvcnRNYWlsEh8ucHVsc2Eub3RwLnYxLlJlcG9ydE1haWxSZXF1ZXN0GiAucHVsc2Eub3RwLnYxLlJlcG9ydE1haWxSZXNwb25zZRJhChBMaXN0U3VwcHJlc3Npb25zEiUucHVsc2Eub3RwLnYxLkxpc3RTdXBwcmVzc2lvbnNSZXF1ZXN0GiYucHVsc2Eub3RwLnYxLkxpc3RTdXBwcmVzc2lvbnNSZXNwb25zZRJeCg9MaWZ0U3VwcHJlc3Npb24SJC5wdWxzYS5vdHAudjEuTGlmdFN1cHByZXNzaW9uUmVxdWVzdBolLnB1bHNhLm90cC52MS5MaWZ0U3VwcHJlc3Npb25SZXNwb25zZRJJCghHZXRVc2FnZRIdLnB1bHNhLm90cC52MS5HZXRVc2FnZVJlcXVlc3QaHi5wdWxzYS5vdHAudjEuR2V0VXNhZ2VSZXNwb25zZRJhChBFcmFzZURlc3RpbmF0aW9uEiUucHVsc2Eub3RwLnYxLkVyYXNlRGVzdGluYXRpb25SZXF1ZXN0GiYucHVsc2Eub3RwLnYxLkVyYXNlRGVzdGluYXRpb25SZXNwb25zZRJSCgtHZXRTZXR0aW5ncxIgLnB1bHNhLm90cC52MS5HZXRTZXR0aW5nc1JlcXVlc3QaIS5wdWxzYS5vdHAudjEuR2V0U2V0dGluZ3NSZXNwb25zZRJbCg5VcGRhdGVTZXR0aW5ncxIjLnB1bHNhLm90cC52MS5VcGRhdGVTZXR0aW5nc1JlcXVlc3QaJC5wdWxzYS5vdHAudjEuVXBkYXRlU2V0dGluZ3NSZXNwb25zZRJtChRMaXN0U2V0dGluZ3NWZXJzaW9ucxIpLnB1bHNhLm90cC52MS5MaXN0U2V0dGluZ3NWZXJzaW9uc1JlcXVlc3QaKi5wdWxzYS5vdHAudjEuTGlzdFNldHRpbmdzVmVyc2lvbnNSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_pulsa_credit_v1_channel, file_pulsa_error_v1_error_reason, file_pulsa_otp_v1_delivery, file_pulsa_otp_v1_destination, file_pulsa_otp_v1_otp, file_pulsa_otp_v1_settings, file_pulsa_otp_v1_suppression, file_pulsa_otp_v1_usage]);
 
 /**
  * See OtpService.SendOtp.
@@ -1298,6 +1300,198 @@ export const EraseDestinationResponseSchema: GenMessage<EraseDestinationResponse
   messageDesc(file_pulsa_otp_v1_otp_service, 31);
 
 /**
+ * See OtpService.GetSettings.
+ *
+ * @generated from message pulsa.otp.v1.GetSettingsRequest
+ */
+export type GetSettingsRequest = Message<"pulsa.otp.v1.GetSettingsRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+};
+
+/**
+ * Describes the message pulsa.otp.v1.GetSettingsRequest.
+ * Use `create(GetSettingsRequestSchema)` to create a new message.
+ */
+export const GetSettingsRequestSchema: GenMessage<GetSettingsRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_otp_v1_otp_service, 32);
+
+/**
+ * See OtpService.GetSettings.
+ *
+ * @generated from message pulsa.otp.v1.GetSettingsResponse
+ */
+export type GetSettingsResponse = Message<"pulsa.otp.v1.GetSettingsResponse"> & {
+  /**
+   * The settings in force, as the organization chose them; version 0 without a change so far.
+   *
+   * @generated from field: pulsa.otp.v1.SettingsVersion current = 1;
+   */
+  current?: SettingsVersion | undefined;
+
+  /**
+   * The same with the operator's defaults and limits, as they apply to sends. What the operator alone decides is not in
+   * it: areas that only the operator allows or blocks.
+   *
+   * @generated from field: pulsa.otp.v1.Settings effective_settings = 2;
+   */
+  effectiveSettings?: Settings | undefined;
+
+  /**
+   * True for an organization whose sends go to no provider and cost nothing.
+   *
+   * @generated from field: bool test_organization = 3;
+   */
+  testOrganization: boolean;
+};
+
+/**
+ * Describes the message pulsa.otp.v1.GetSettingsResponse.
+ * Use `create(GetSettingsResponseSchema)` to create a new message.
+ */
+export const GetSettingsResponseSchema: GenMessage<GetSettingsResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_otp_v1_otp_service, 33);
+
+/**
+ * See OtpService.UpdateSettings.
+ *
+ * @generated from message pulsa.otp.v1.UpdateSettingsRequest
+ */
+export type UpdateSettingsRequest = Message<"pulsa.otp.v1.UpdateSettingsRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * The new values of the fields in update_mask.
+   *
+   * @generated from field: pulsa.otp.v1.Settings settings = 2;
+   */
+  settings?: Settings | undefined;
+
+  /**
+   * Names of fields of Settings (AIP-134), at most 18; one that is not set in `settings` returns to the operator's
+   * default. "*" alone is all of them; unset: those that are set in `settings`.
+   *
+   * @generated from field: google.protobuf.FieldMask update_mask = 3;
+   */
+  updateMask?: FieldMask | undefined;
+
+  /**
+   * The version that the change is made on, 0 to 1000000000: with another one in force it is refused with
+   * SETTINGS_CHANGED. Unset: any.
+   *
+   * @generated from field: optional int64 expected_version = 4;
+   */
+  expectedVersion?: bigint | undefined;
+};
+
+/**
+ * Describes the message pulsa.otp.v1.UpdateSettingsRequest.
+ * Use `create(UpdateSettingsRequestSchema)` to create a new message.
+ */
+export const UpdateSettingsRequestSchema: GenMessage<UpdateSettingsRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_otp_v1_otp_service, 34);
+
+/**
+ * See OtpService.UpdateSettings.
+ *
+ * @generated from message pulsa.otp.v1.UpdateSettingsResponse
+ */
+export type UpdateSettingsResponse = Message<"pulsa.otp.v1.UpdateSettingsResponse"> & {
+  /**
+   * The settings in force after the change.
+   *
+   * @generated from field: pulsa.otp.v1.SettingsVersion current = 1;
+   */
+  current?: SettingsVersion | undefined;
+
+  /**
+   * As GetSettingsResponse.effective_settings.
+   *
+   * @generated from field: pulsa.otp.v1.Settings effective_settings = 2;
+   */
+  effectiveSettings?: Settings | undefined;
+};
+
+/**
+ * Describes the message pulsa.otp.v1.UpdateSettingsResponse.
+ * Use `create(UpdateSettingsResponseSchema)` to create a new message.
+ */
+export const UpdateSettingsResponseSchema: GenMessage<UpdateSettingsResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_otp_v1_otp_service, 35);
+
+/**
+ * See OtpService.ListSettingsVersions.
+ *
+ * @generated from message pulsa.otp.v1.ListSettingsVersionsRequest
+ */
+export type ListSettingsVersionsRequest = Message<"pulsa.otp.v1.ListSettingsVersionsRequest"> & {
+  /**
+   * 1 to 64 characters: letters, digits, and any of "._:@-".
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * At most this many: 0 to 500, where 0 means 50.
+   *
+   * @generated from field: int32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * next_page_token of the previous page; empty for the first page. At most 256 characters.
+   *
+   * @generated from field: string page_token = 3;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message pulsa.otp.v1.ListSettingsVersionsRequest.
+ * Use `create(ListSettingsVersionsRequestSchema)` to create a new message.
+ */
+export const ListSettingsVersionsRequestSchema: GenMessage<ListSettingsVersionsRequest> = /*@__PURE__*/
+  messageDesc(file_pulsa_otp_v1_otp_service, 36);
+
+/**
+ * See OtpService.ListSettingsVersions.
+ *
+ * @generated from message pulsa.otp.v1.ListSettingsVersionsResponse
+ */
+export type ListSettingsVersionsResponse = Message<"pulsa.otp.v1.ListSettingsVersionsResponse"> & {
+  /**
+   * Newest first.
+   *
+   * @generated from field: repeated pulsa.otp.v1.SettingsVersion settings_versions = 1;
+   */
+  settingsVersions: SettingsVersion[];
+
+  /**
+   * The page_token of the next page; empty on the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message pulsa.otp.v1.ListSettingsVersionsResponse.
+ * Use `create(ListSettingsVersionsResponseSchema)` to create a new message.
+ */
+export const ListSettingsVersionsResponseSchema: GenMessage<ListSettingsVersionsResponse> = /*@__PURE__*/
+  messageDesc(file_pulsa_otp_v1_otp_service, 37);
+
+/**
  * What became of a code.
  *
  * @generated from enum pulsa.otp.v1.VerifyResult
@@ -1353,7 +1547,8 @@ export const OtpService: GenService<{
   /**
    * Sends an OTP and charges for it, or does neither. Idempotent: one request_id is one send and one charge.
    * Permission `otp.send`. Errors: INSUFFICIENT_CREDITS, REQUEST_ID_REUSED, REQUEST_ID_EXPIRED, INVALID_DESTINATION,
-   * DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, ORGANIZATION_SUSPENDED.
+   * DESTINATION_BLOCKED, CHANNEL_NOT_CONFIGURED, RESEND_TOO_SOON, TOO_MANY_SENDS, SPENDING_CAP_REACHED,
+   * ORGANIZATION_SUSPENDED.
    *
    * @generated from rpc pulsa.otp.v1.OtpService.SendOtp
    */
@@ -1518,6 +1713,40 @@ export const OtpService: GenService<{
     methodKind: "unary";
     input: typeof EraseDestinationRequestSchema;
     output: typeof EraseDestinationResponseSchema;
+  },
+  /**
+   * Returns an organization's settings as it chose them, and as they apply to its sends. Permission `settings.read`.
+   *
+   * @generated from rpc pulsa.otp.v1.OtpService.GetSettings
+   */
+  getSettings: {
+    methodKind: "unary";
+    input: typeof GetSettingsRequestSchema;
+    output: typeof GetSettingsResponseSchema;
+  },
+  /**
+   * Changes an organization's settings. Every process uses them within 5 s (a setting of the server). The change is kept
+   * with the token's `sub`: see ListSettingsVersions. A delivery keeps the version that it was sent with: its retries,
+   * fallbacks and refund are by that version, while limits are always the current ones. Safe to repeat: a change that
+   * changes nothing makes no version. Permission `settings.write`. Errors: SETTINGS_CHANGED; INVALID_FIELDS also for a
+   * choice beyond the operator's limits.
+   *
+   * @generated from rpc pulsa.otp.v1.OtpService.UpdateSettings
+   */
+  updateSettings: {
+    methodKind: "unary";
+    input: typeof UpdateSettingsRequestSchema;
+    output: typeof UpdateSettingsResponseSchema;
+  },
+  /**
+   * Lists every version of an organization's settings, newest first. They are kept for good. Permission `settings.read`.
+   *
+   * @generated from rpc pulsa.otp.v1.OtpService.ListSettingsVersions
+   */
+  listSettingsVersions: {
+    methodKind: "unary";
+    input: typeof ListSettingsVersionsRequestSchema;
+    output: typeof ListSettingsVersionsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_pulsa_otp_v1_otp_service, 0);
