@@ -17,13 +17,13 @@ from tests.waiting import SECONDS, until
 
 _AIM = """(selector) => {
   const element = document.querySelector(selector);
-  if (!element) return null;
+  if (!element || document.readyState !== "complete") return null;
   element.scrollIntoView({ block: "center", behavior: "instant" });
   const box = element.getBoundingClientRect(), place = [box.x + box.width / 2, box.y + box.height / 2];
   const top = document.elementFromPoint(...place);
   return element.contains(top) || top?.contains(element) ? place : null;
 }"""
-"""Where to click on the element; null while it is not there, or is covered."""
+"""Where to click on the element; null while it is not there or is covered, or the page is still without its styles."""
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -19,12 +20,16 @@ from server.providers.guard import BreakerSettings, Guard, GuardSettings
 from server.providers.provider import Channel, Message, Outcome, OutcomeKind, Subject
 from server.providers.smtp import Smtp, SmtpSettings
 from server.providers.templates import load_templates
+from tests.integration.api.certificate_authority import CertificateAuthority
 from tests.waiting import until
 
 UNPACKED = Path(__file__).parents[2] / "build" / "mail"
 SERVERS = ("postfix", "exim", "opensmtpd")
 WITH_SMTPUTF8 = {"postfix", "exim"}
 MAILS = 500
+AUTHORITY = CertificateAuthority()
+WITH_TLS = ("postfix", "exim")
+"""OpenSMTPD 6.8, which Debian 12 has, ends each handshake: https://github.com/OpenSMTPD/OpenSMTPD/issues/1171"""
 
 
 @asynccontextmanager
@@ -33,6 +38,10 @@ async def relaying(server: str) -> AsyncIterator[tuple[int, asyncio.subprocess.P
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     state = readable_folder()
+    private_key, certificate = AUTHORITY.issue("relay.example")
+    (state / "key.pem").touch(0o600)
+    (state / "key.pem").write_bytes(private_key)
+    (state / "certificate.pem").write_bytes(certificate)
     command = ("unshare", "--mount", Path(__file__).with_name("serve.sh"), server, str(port), UNPACKED / server, state)
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
 
@@ -55,16 +64,16 @@ async def relaying(server: str) -> AsyncIterator[tuple[int, asyncio.subprocess.P
         shutil.rmtree(state)
 
 
-def readable_folder() -> str:
+def readable_folder() -> Path:
     """A new folder that the server's users may read."""
-    folder = tempfile.mkdtemp()
-    Path(folder).chmod(0o755)
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
     return folder
 
 
-def sending(port: int) -> Guard:
+def sending(port: int, **changes: Any) -> Guard:
     """One outcome about the account or the relay opens the breaker."""
-    settings = SmtpSettings("127.0.0.1", "no-reply@pulsa.example", port=port, security="none")
+    settings = SmtpSettings("127.0.0.1", "no-reply@pulsa.example", port=port, **{"security": "none"} | changes)
     limits = GuardSettings(wait_seconds=60, breaker=BreakerSettings(failures_to_open=1))
     return Guard(Smtp(settings, load_templates(None), clock=utc_now), limits, clock=utc_now)
 
@@ -98,6 +107,43 @@ async def test_each_answer_is_about_the_mailbox_or_the_mail(server: str) -> None
     assert {name: (one.kind, one.failure_reason) for name, one in outcomes.items()} == expected
     failed = [one for one in outcomes.values() if one.kind is not OutcomeKind.ACCEPTED]
     assert {one.about for one in failed} == {Subject.DESTINATION}
+
+
+@pytest.mark.parametrize("server", WITH_TLS)
+async def test_a_login_over_tls_is_checked_and_so_is_the_certificate(server: str, tmp_path: Path) -> None:
+    trusted = tmp_path / "authority.pem"
+    trusted.write_bytes(AUTHORITY.certificate)
+    tls = {"security": "starttls", "ca_file": trusted}
+    login = tls | {"username": "pulsa", "password": "right"}
+    async with relaying(server) as (port, _):
+        outcomes = {
+            name: await deliver_once(port, **settings)
+            for name, settings in {
+                "login": login,
+                "no login": tls,
+                "wrong password": login | {"password": "wrong"},
+                "unknown authority": login | {"ca_file": None},
+            }.items()
+        }
+
+    assert {name: (one.kind, one.failure_reason) for name, one in outcomes.items()} == {
+        "login": (OutcomeKind.ACCEPTED, ""),
+        "no login": {
+            "postfix": (OutcomeKind.REJECTED_DESTINATION, "smtp_554"),
+            "exim": (OutcomeKind.REJECTED_CONFIGURATION, "smtp_530"),
+        }[server],
+        "wrong password": (OutcomeKind.REJECTED_CONFIGURATION, "smtp_535"),
+        "unknown authority": (OutcomeKind.REJECTED_CONFIGURATION, "tls_refused"),
+    }
+    assert outcomes["wrong password"].about is Subject.ACCOUNT
+
+
+async def deliver_once(port: int, **changes: Any) -> Outcome:
+    """Send to a mailbox that takes mail only from who has logged in."""
+    smtp = sending(port, **changes)
+    outcome = await smtp.deliver(message("member@mail.example"))
+    await smtp.close()
+    return outcome
 
 
 @pytest.mark.parametrize("server", SERVERS)

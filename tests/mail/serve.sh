@@ -1,9 +1,11 @@
 #!/bin/sh
 # serve.sh SERVER PORT FOLDER STATE: runs one of Debian's mail servers, unpacked into FOLDER by `make test-mail`, on
-# 127.0.0.1:PORT until it is ended; STATE is an empty folder that everybody may read.
+# 127.0.0.1:PORT until it is ended; STATE is a folder that everybody may read, with certificate.pem and key.pem.
+# Over TLS a client may log in as pulsa with the password "right".
 # In a mount namespace of its own, in which the server finds its files and users: nothing is installed. Needs root.
 set -eu
 server=$1 port=$2 folder=$3 state=$4
+configure() { sed "s|PORT|$port|g; s|STATE|$state|g" "$(dirname "$0")/$1"; }
 for file in passwd group; do cp "/etc/$file" "$state/$file"; done
 cat >> "$state/passwd" << 'PASSWD'
 Debian-exim:x:65001:65001::/:/bin/false
@@ -27,13 +29,14 @@ mkdir -p /var/spool/smtpd /var/spool/postfix /var/spool/exim4 /var/lib/postfix /
 chmod 711 /var/spool/smtpd
 chown Debian-exim /var/spool/exim4
 chown postfix /var/lib/postfix
-configuration=$(dirname "$0")
 case $server in
 exim)
-    exec /usr/sbin/exim4 -C "$configuration/exim.conf" -bdf -oX "$port"
+    chown Debian-exim "$state/key.pem"
+    configure exim.conf > "$state/exim.conf"
+    exec /usr/sbin/exim4 -C "$state/exim.conf" -bdf -oX "$port"
     ;;
 opensmtpd)
-    sed "s/PORT/$port/" "$configuration/opensmtpd.conf" > "$state/smtpd.conf"
+    configure opensmtpd.conf > "$state/smtpd.conf"
     exec /usr/sbin/smtpd -d -f "$state/smtpd.conf"
     ;;
 postfix)
@@ -42,9 +45,12 @@ postfix)
         chown postfix "/var/spool/postfix/$queue"
     done
     chown root /var/spool/postfix/pid
-    mkdir "$state/postfix"
-    cp "$configuration/postfix.cf" "$state/postfix/main.cf"
-    sed "s/PORT/$port/" "$configuration/postfix.master.cf" > "$state/postfix/master.cf"
+    mkdir -p "$state/postfix/sasl"
+    configure postfix.cf > "$state/postfix/main.cf"
+    configure postfix.master.cf > "$state/postfix/master.cf"
+    configure postfix.sasl.conf > "$state/postfix/sasl/smtpd.conf"
+    printf right | saslpasswd2 -c -p -f "$state/logins" -u relay.example pulsa
+    chown postfix "$state/logins"
     export LD_LIBRARY_PATH=/usr/lib/postfix
     exec /usr/lib/postfix/sbin/master -c "$state/postfix" -d
     ;;
