@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +28,7 @@ from server.api.permissions import PERMISSIONS
 from server.api.status import ErrorStatus, error_status, internal_error_status
 from server.api.telemetry import AccessLog, RpcCounters, RpcMetrics
 from server.api.validation import Validate, compile_validation
+from server.clock import Clock
 from server.errors import (
     DeadlineExceeded,
     DomainError,
@@ -144,6 +146,15 @@ class Call(NamedTuple):
     """Raises InvalidFields for an invalid request. Already called, except for rpcs in `validates_itself`."""
     span: Span | None = None
     """None when the call is not sampled."""
+
+    def deadline_time(self, time_zero: datetime) -> datetime | None:
+        """When the call ends; None without a deadline."""
+        return None if self.deadline == math.inf else time_zero + timedelta(seconds=self.deadline)
+
+
+def time_zero(clock: Clock) -> datetime:
+    """The time at which time.monotonic() was 0."""
+    return clock() - timedelta(seconds=time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ from server.api.converters import (
     write_refusal,
     write_send_error,
 )
-from server.api.interceptor import Call, ConcurrencyLimit
+from server.api.interceptor import Call, ConcurrencyLimit, time_zero
 from server.api.otp_records import OtpDependencies, OtpRecords, raw_destination
 from server.api.otp_settings import OtpSettings
-from server.api.send_requests import SendReader, deadline_of, sends_of, time_zero
+from server.api.send_requests import SendReader, sends_of
 from server.errors import (
     ChannelNotConfigured,
     DestinationBlocked,
@@ -303,7 +303,7 @@ class OtpService(OtpRecords, OtpSettings):
     def _prepare_calls(self, calls: Sequence[_AnySend]) -> list[Send | Exception]:
         new = [call for call in calls if isinstance(call, _SendCall)]
         zero = time_zero(self._clock)
-        origins = [(deadline_of(call.call, zero), call.call.span) for call in new]
+        origins = [(call.call.deadline_time(zero), call.call.span) for call in new]
         prepared = iter(self._prepare([call.request for call in new], origins))
         return [next(prepared) if isinstance(call, _SendCall) else call.send for call in calls]
 
@@ -322,7 +322,7 @@ class OtpService(OtpRecords, OtpSettings):
         return self._reader.read(request, *self._origin(call))
 
     def _origin(self, call: Call) -> _Origin:
-        return deadline_of(call, time_zero(self._clock)), call.span
+        return call.deadline_time(time_zero(self._clock)), call.span
 
     def _answer_send(self, result: Admitted | Replayed, call: _AnySend) -> bytes | Replayed:
         if isinstance(result, Replayed):
@@ -382,7 +382,7 @@ class OtpService(OtpRecords, OtpSettings):
             request_id=UUID(request.request_id),
             code=code if code.isascii() and code.isdecimal() else plain_digits(code),
             context=request.context,
-            deadline=deadline_of(call, zero),
+            deadline=call.deadline_time(zero),
         )
 
     def _verify_response(self, otp: Otp, _: _VerifyCall) -> bytes:

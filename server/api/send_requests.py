@@ -1,20 +1,16 @@
 """Requests to send: validated, with what they leave out, and as server.otps takes them."""
 
-import math
-import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from pulsa.otp.v1 import otp_service_pb2 as pb
 
-from server.api.interceptor import Call
 from server.api.otp_records import raw_destination
 from server.api.rules import MOST_REPEATED, RULES
 from server.api.validation import compile_check, compile_validation
-from server.clock import Clock
 from server.errors import DomainError, FieldViolation, InvalidFields, OrganizationMismatch
 from server.ids import parse_id
 from server.otps.admission import SendOptions
@@ -135,13 +131,3 @@ def _fallbacks(request: pb.SendOtpRequest) -> list[RawDestination]:
         )
         for position, fallback in enumerate(request.fallbacks)
     ]
-
-
-def time_zero(clock: Clock) -> datetime:
-    """The time at which time.monotonic() was 0."""
-    return clock() - timedelta(seconds=time.monotonic())
-
-
-def deadline_of(call: Call, time_zero: datetime) -> datetime | None:
-    """When a call ends; None for one without a deadline."""
-    return None if call.deadline == math.inf else time_zero + timedelta(seconds=call.deadline)
