@@ -14,6 +14,7 @@ import aiohttp
 import grpc
 import psycopg
 from google.protobuf.message import Message
+from pulsa.credit.v1.top_up_pb2 import TOP_UP_STATUS_CREATING
 from pulsa.errors import PulsaError
 
 from server.cli.token import development_key
@@ -55,6 +56,18 @@ class DevServer(Deployment):
                 assert await self.processes[-1].wait_for_exit() == -signal.SIGKILL
                 self._make_events_due()
                 await self.start()
+
+    async def order(self, organization_id: str = "acme", **fields: Any) -> Any:
+        """A new top-up, once it has its invoice: calls to Stripe time out early here, and are then repeated later."""
+        top_up = await Deployment.order(self, organization_id, **fields)
+
+        async def is_open() -> bool:
+            nonlocal top_up
+            top_up = (await self.call("GetTopUp", organization_id, top_up_id=top_up.top_up_id)).top_up
+            return bool(top_up.status != TOP_UP_STATUS_CREATING)
+
+        await until(is_open)
+        return top_up
 
     def _make_events_due(self) -> None:
         """Retry events now; otherwise an attempt that a crash cut off is repeated after half a minute."""
