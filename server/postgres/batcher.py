@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -162,9 +161,6 @@ class Batcher(Generic[Item, Answer]):
         self._lanes: dict[str, Lane[Item, Answer]] = {}
         self._shards: dict[int, ShardLanes[Item, Answer]] = {}
         self._workers: dict[Hashable, Worker[Item, Answer]] = {}
-        self._locked: deque[Lane[Item, Answer]] = deque()
-        """Lanes with calls, none in flight, whose rows were locked a moment ago."""
-        self._lock_waits = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, organization_id: str, item: Item) -> Answer:
@@ -320,7 +316,6 @@ class Batcher(Generic[Item, Answer]):
         locked = {id(call) for call, answer in zip(calls, answers, strict=True) if not call.answer(answer)}
         for lane in lanes:
             self._put_back(lane, [call for call in lane.in_flight if id(call) in locked] if locked else [])
-        self._wait_for_locks()
         return len(calls)
 
     def _put_back(self, lane: Lane[Item, Answer], locked: Sequence[Call[Item, Answer]]) -> None:
@@ -339,19 +334,20 @@ class Batcher(Generic[Item, Answer]):
         if shard_id is not None:
             lane.shard = self._shard(shard_id)
         if is_locked:
-            self._locked.append(lane)
+            worker = self._worker(lane.shard)
+            worker.locked.append(lane)
+            self._wait_for_locks(worker)
         else:
             lane.is_ready = True
             lane.shard.ready.append(lane)
             lane.shard.waiting += len(lane.calls)
             self._lead(lane.shard)
 
-    def _wait_for_locks(self) -> None:
-        """Flush locked lanes, each by itself, as far as flushes may wait for locks."""
-        while self._locked and self._lock_waits < max(1, self._batching.flushes // 2):
-            lane = self._locked.popleft()
-            worker = self._worker(lane.shard)
-            self._lock_waits += 1
+    def _wait_for_locks(self, worker: Worker[Item, Answer]) -> None:
+        """Flush the worker's locked lanes, each by itself, as far as flushes may wait for locks."""
+        while worker.locked and worker.lock_waits < max(1, self._batching.flushes // 2):
+            lane = worker.locked.popleft()
+            worker.lock_waits += 1
             worker.flushes += 1
             self._start(self._flush_locked(lane, worker))
 
@@ -360,11 +356,11 @@ class Batcher(Generic[Item, Answer]):
         try:
             await self._answer([lane], wait=True)
         finally:
-            self._lock_waits -= 1
+            worker.lock_waits -= 1
             worker.flushes -= 1
-            for waiting in list(self._locked):
+            for waiting in list(worker.locked):
                 waiting.expire(self._batching.busy_seconds)
-            self._wait_for_locks()
+            self._wait_for_locks(worker)
             self._lead(lane.shard)
             self._take_turns(worker)
 

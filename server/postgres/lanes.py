@@ -91,6 +91,10 @@ class Worker(Generic[Item, Answer]):
     """Flushes in flight, and batches that gather."""
     is_led: bool = False
     """Whether the shards behind wait for one of them, which neither was overtaken nor waits for locks."""
+    locked: "deque[Lane[Item, Answer]]" = field(default_factory=deque)
+    """Lanes with calls, none in flight, whose rows were locked a moment ago."""
+    lock_waits: int = 0
+    """Flushes in flight that may wait for locks."""
 
 
 @dataclass(slots=True, eq=False)

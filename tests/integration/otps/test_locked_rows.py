@@ -100,7 +100,7 @@ async def test_sends_wait_in_order_until_their_account_is_unlocked(pool: Pool) -
     replica = Replica(pool, busy_seconds=60)
     async with locked(pool, ACCOUNT):
         sends = [asyncio.create_task(replica.send()) for _ in range(3)]
-        await until(lambda: bool(replica.sender._batcher._lock_waits))
+        await until(lambda: any(each.lock_waits for each in replica.sender._batcher._workers.values()))
         sends += [asyncio.create_task(replica.send()) for _ in range(3)]
         await asyncio.sleep(1.5 * pool.timeouts.lock)  # PostgreSQL ends a wait, and the sends wait on
     accepted = await asyncio.gather(*sends)

@@ -394,3 +394,14 @@ async def test_flushes_that_wait_for_locks_leave_others_to_the_free(doubler: Dou
     (free,) = await calls(batcher, 402)
     await doubler.end_flush()
     assert await free == 804
+
+
+async def test_flushes_that_wait_for_locks_at_one_worker_leave_those_of_another_their_own(doubler: Doubler) -> None:
+    batcher = doubler.batcher(flushes=2, shards=ShardOfEach(workers={1: 1}))
+    doubler.locked = {2, 102}
+    await calls(batcher, 2, 102)
+    assert doubler.batches == [[2], [102]]
+    for gate in doubler.gates:
+        gate.set()
+    await quiet_turns()
+    assert (doubler.batches[2:], doubler.waits[2:]) == ([[2], [102]], [True, True])
