@@ -9,13 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, pq
 from psycopg.abc import Buffer, PQGen
 from psycopg.abc import Transformer as AnyTransformer
-from psycopg.adapt import PyFormat, Transformer
+from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.waiting import Ready, Wait
 
 Row = tuple[Any, ...]
@@ -40,6 +40,17 @@ class Executor(Protocol):
         ...
 
 
+class _OwnTypes(NamedTuple):
+    """The context of a connection's transformer, without the connection.
+
+    With it, each would keep the other when the connection is lost, until the garbage collector finds them: for hours,
+    as a process without many calls seldom looks at its old objects. Texts are UTF-8 and times in UTC without it.
+    """
+
+    adapters: AdaptersMap
+    connection: None = None
+
+
 class PipelineConnection(AsyncConnection[Row]):
     """A connection that remembers the statements that its pipelines have prepared."""
 
@@ -50,7 +61,7 @@ class PipelineConnection(AsyncConnection[Row]):
         self.statement_numbers = count()
         self.pipelines = 0
         """The number of pipelines that have run on this connection."""
-        self.transformer: AnyTransformer = Transformer(self)
+        self.transformer: AnyTransformer = Transformer(_OwnTypes(self.adapters))
         self.set_local = ""
         """A statement with which every transaction begins, on Citus: it sets on the workers what it sets here."""
 
@@ -114,9 +125,9 @@ class Pipeline:
     async def round_trip(self) -> None:
         """Wait for the queued statements. Raises the error of the first failed one; PostgreSQL skips those after it."""
         self._connection.pgconn.pipeline_sync()
-        results = await self._connection.wait(_results(self._connection.pgconn))
         pending, self._pending = self._pending, []
         newly_prepared, self._newly_prepared = self._newly_prepared, []
+        results = await self._connection.wait(_results(self._connection.pgconn))
         for pending_result, result in zip(pending, results, strict=True):
             if result.status in _FAILED:
                 self.has_failed = True

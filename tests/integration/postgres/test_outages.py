@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import logging
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -271,6 +273,37 @@ async def used_until_recovered(pool: Pool) -> None:
     while pool._probing is not None:
         assert await retry_transient(lambda: one(pool)) == 1
         await asyncio.sleep(0.01)
+
+
+async def end_idle(_pool: Pool, url: str) -> None:
+    await end_sessions(url)
+
+
+async def end_in_flight(pool: Pool, url: str) -> None:
+    async with pipelined_transaction(pool) as pipeline:
+        await pipeline.execute("SELECT 1", {})
+        await end_sessions(url)
+
+
+@pytest.mark.parametrize("end", [end_idle, end_in_flight])
+async def test_a_lost_connection_leaves_nothing_in_memory(
+    database_url: str, end: Callable[[Pool, str], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it stays until the garbage collector looks at old objects: for hours, in a server without many calls."""
+    caplog.set_level(logging.CRITICAL, "psycopg.pool")  # pytest keeps what is logged, and so the connection
+    async with pool_of(database_url, size=1) as pool:
+        assert await one(pool) == 1
+        async with acquire(pool) as connection:
+            lost = weakref.ref(connection)
+        del connection
+        gc.disable()
+        try:
+            with suppress(DatabaseUnavailable):
+                await end(pool, database_url)
+            await works_again(pool)
+            await until(lambda: lost() is None)
+        finally:
+            gc.enable()
 
 
 async def connect_in_vain(url: str) -> None:
