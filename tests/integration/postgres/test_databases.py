@@ -5,26 +5,28 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tests.databases import TEMPLATE, Databases
-
-pytestmark = pytest.mark.plain_postgres  # on a cluster each test has a new one
+from tests.databases import Databases
 
 
 @pytest.fixture
-def own(postgres: str) -> Iterator[Databases]:
+def own(databases: Databases) -> Iterator[Databases]:
     """None of the other tests'."""
-    databases = Databases([postgres], TEMPLATE, prefix="own")
-    yield databases
-    for name in databases._emptied:
-        databases._execute(f"DROP DATABASE {name}")
+    own = Databases(databases.nodes, databases.template, prefix=f"own_{databases.prefix}")
+    yield own
+    own.close()
 
 
 def test_a_database_in_which_only_rows_were_written_is_emptied_and_used_again(own: Databases) -> None:
     with own.new() as first, psycopg.connect(first, autocommit=True) as connection:
         connection.execute("INSERT INTO job_leases VALUES ('drift', gen_random_uuid(), now(), now())")
+        connection.execute(
+            "INSERT INTO accounts (organization_id, low_balance_threshold, window_start_time, create_time)"
+            " SELECT number, 0, now(), now() FROM generate_series(1, 20) AS number"
+        )
     with own.new() as second, psycopg.connect(second) as connection:
         assert second == first
-        assert connection.execute("SELECT count(*) FROM job_leases").fetchone() == (0,)
+        for table in ("job_leases", "accounts"):
+            assert connection.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() == (0,)  # noqa: S608
 
 
 @pytest.mark.parametrize(
