@@ -125,7 +125,7 @@ def _settings(key: DevelopmentKey, stripe_url: str, changes: dict[str, Any]) -> 
         "listen": "127.0.0.1:0",
         "reflection": True,
         "lame_duck_seconds": 0,
-        "database": {"connections": 4},
+        "database": {"connections": 4, "timeout_seconds": 20, "transaction_seconds": 20},  # also on a busy machine
         "token": {"keys": key.public_key_file, "leeway_seconds": 0},
         "secret": {"keys": f"test:{KEY}", "digest_keys": f"test:{KEY}"},
         "audit": {"keys": f"test:{KEY}"},
