@@ -103,6 +103,8 @@ async def open_dev_server(database_url: str, folder: Path) -> AsyncIterator[DevS
             "PULSA_DATA": str(folder),
             "PULSA_DATABASE_URL": database_url,
             "PULSA_DATABASE_CONNECTIONS": "4",
+            "PULSA_DATABASE_TIMEOUT_SECONDS": "10",  # for a busy machine
+            "PULSA_DATABASE_TRANSACTION_SECONDS": "10",
             "PULSA_LISTEN": address,
             "PULSA_METRICS_LISTEN": "off",
             "PULSA_WEBHOOK_LISTEN": f"127.0.0.1:{webhook_port}",
