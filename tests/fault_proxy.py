@@ -1,4 +1,4 @@
-"""A proxy before PostgreSQL with the faults of a network and of a host."""
+"""A proxy before a server, such as PostgreSQL, with the faults of a network and of a host."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ class FaultProxy:
         self._may_pass.set()
         self.breaks = 0
         self.delay_seconds = 0.0
-        """Added to each answer of PostgreSQL."""
+        """Added to each answer of the server."""
         self.accepted: list[asyncio.StreamWriter] = []
         self._relays: list[asyncio.Task[None]] = []
 
@@ -127,9 +127,15 @@ class FaultProxy:
 async def proxy_to(url: str) -> AsyncIterator[tuple[FaultProxy, str]]:
     """A proxy to the server of a connection URL, and the URL that leads through it."""
     parts = conninfo_to_dict(url)
-    proxy = FaultProxy(str(parts["host"]), int(str(parts["port"])))
-    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
-    async with server:
+    async with proxy_before(str(parts["host"]), int(str(parts["port"]))) as (proxy, port):
         # Without TLS, which Citus switches on by itself: the proxy reads what passes.
-        yield proxy, make_conninfo(url, port=server.sockets[0].getsockname()[1], sslmode="disable")
+        yield proxy, make_conninfo(url, port=port, sslmode="disable")
+
+
+@asynccontextmanager
+async def proxy_before(host: str, port: int) -> AsyncIterator[tuple[FaultProxy, int]]:
+    """A proxy to a server, and its port on 127.0.0.1."""
+    proxy = FaultProxy(host, port)
+    async with await asyncio.start_server(proxy.accept, "127.0.0.1", 0) as listening:
+        yield proxy, listening.sockets[0].getsockname()[1]
     await proxy.close()

@@ -18,8 +18,9 @@ _TRANSIENT: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAU
 _CHANNEL_OPTIONS: Final = (
     # Reconnects to a restarted server within a second; gRPC's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name how long a connection may take to open, TLS included: 20 s by default.
+    ("grpc.min_reconnect_backoff_ms", 5000),
 )
 
 

@@ -31,7 +31,6 @@ UNSETTLED = "SELECT count(*) FROM outbox WHERE next_attempt_time < 'infinity'"
 """Deliveries without an outcome: the others are there for their fallbacks."""
 CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
 

@@ -52,8 +52,9 @@ OPTIONS: Final = [
     ("grpc.per_rpc_retry_buffer_size", 2 * 1024 * 1024),
     # Reconnects soon after a server restart: by default gRPC waits for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name how long a connection may take to open, TLS included: 20 s by default.
+    ("grpc.min_reconnect_backoff_ms", 5000),
 ]
 """Of a channel."""
 _REFUSED_STREAM: Final = "RST_STREAM with error code 7"

@@ -21,6 +21,7 @@ from pulsa.otp.v1.otp_service_pb2 import VerifyOtpRequest
 
 from server import errors
 from server.api.status import internal_error_status
+from tests.fault_proxy import proxy_before
 from tests.integration.client.scripted_server import ScriptedError, ScriptedServer, refusing_server
 from tests.waiting import until
 
@@ -50,6 +51,17 @@ async def test_a_call_has_a_new_token_and_a_deadline(server: ScriptedServer, add
     assert short is not None
     assert long is not None
     assert short < 45 < long < 75  # gRPC rounds them up
+
+
+async def test_a_connection_may_take_seconds_to_open(address: str) -> None:
+    """As TLS does with a server that thousands of clients find again at once."""
+    host, port = address.split(":")
+    async with (
+        proxy_before(host, int(port)) as (proxy, slow_port),
+        connect(f"127.0.0.1:{slow_port}", token="secret", timeout_seconds=60) as pulsa,
+    ):
+        proxy.delay_seconds = 1.5
+        assert await pulsa.credits.GetBalance(REQUEST) == GetBalanceResponse()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pulsa.tokens import token_from_file
 
 from server.webhook.relay import Relay
 from server.webhook.sidecar import start_sidecar
+from tests.fault_proxy import proxy_before
 from tests.integration.webhook.fake_credit_service import FakeCreditService
 
 SIGNED = {"Stripe-Signature": "t=1,v1=abc"}
@@ -93,6 +94,19 @@ async def test_an_unreachable_server_is_answered_503(http: aiohttp.ClientSession
     sidecar = await start_sidecar(relay, host="127.0.0.1", port=0)
     assert await post(http, f"http://127.0.0.1:{sidecar.port}/stripe/webhook", b"{}") == (503, "")
     await sidecar.stop()
+
+
+async def test_a_connection_may_take_seconds_to_open(
+    http: aiohttp.ClientSession, server: str, token_file: Path
+) -> None:
+    host, port = server.split(":")
+    async with proxy_before(host, int(port)) as (proxy, slow_port):
+        proxy.delay_seconds = 1.5
+        address = f"127.0.0.1:{slow_port}"
+        relay = Relay(address, token=token_from_file(token_file), credentials=None, timeout_seconds=20)
+        sidecar = await start_sidecar(relay, host="127.0.0.1", port=0)
+        assert await post(http, f"http://127.0.0.1:{sidecar.port}/stripe/webhook", b"{}") == (200, "")
+        await sidecar.stop()
 
 
 async def test_a_stop_waits_for_the_webhook_that_is_being_relayed(
