@@ -7,12 +7,14 @@ holds the job's lease in the table `job_leases`.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 import structlog
 
@@ -34,7 +36,7 @@ from server.events.log import EventSwitches, remove_events
 from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.delivery.dispatcher import Dispatcher
-from server.otps.delivery.outbox import claim_due, find_due, find_due_fallbacks
+from server.otps.delivery.outbox import DeliveryKey, claim_due, find_due, find_due_fallbacks
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.delivery.suppressions import Suppressions
 from server.otps.expiry import tell_expired
@@ -56,6 +58,8 @@ SQL = load_queries(__file__)
 _log = structlog.get_logger(__name__)
 
 _MAXIMUM_DELIVERIES: Final = 500
+_MAXIMUM_CLAIMED: Final = 100
+"""Deliveries of one transaction."""
 _MAXIMUM_CALLS: Final = 16
 """Per run, to Stripe or to the mail relay."""
 _RETENTION_ROWS: Final = 500
@@ -270,17 +274,26 @@ async def take_over_deliveries(
     free = min(limit, dispatcher.free_places)
     if free <= 0:
         return 0
+    by_shard: dict[int, list[DeliveryKey]] = defaultdict(list)
+    for key in _fair_shares(await find_due(pool, now=clock()), free):
+        by_shard[await pool.shards.ask(key[0])].append(key)
     enqueued = 0
-    due = await find_due(pool, now=clock())
-    for position, (organization_id, delivery_ids) in enumerate(sorted(due.items(), key=lambda item: len(item[1]))):
-        # New sends may have filled the queue meanwhile.
-        share = -(-min(free - enqueued, dispatcher.free_places) // (len(due) - position))
-        if share > 0:
-            jobs = await claim_due(
-                pool, crypto, organization_id, delivery_ids[:share], lease=lease, clock=clock, settings=settings
-            )
-            enqueued += dispatcher.enqueue(jobs)
+    for keys in by_shard.values():
+        for start in range(0, len(keys), _MAXIMUM_CLAIMED):
+            # New sends may have filled the queue meanwhile.
+            wanted = keys[start : start + min(_MAXIMUM_CLAIMED, dispatcher.free_places)]
+            if wanted:
+                jobs = await claim_due(pool, crypto, wanted, lease=lease, clock=clock, settings=settings)
+                enqueued += dispatcher.enqueue(jobs)
     return enqueued
+
+
+def _fair_shares(due: Mapping[str, Sequence[UUID]], free: int) -> Iterator[DeliveryKey]:
+    for position, (organization_id, delivery_ids) in enumerate(sorted(due.items(), key=lambda item: len(item[1]))):
+        share = delivery_ids[: -(-free // (len(due) - position))]
+        free -= len(share)
+        for delivery_id in share:
+            yield organization_id, delivery_id
 
 
 async def send_due_fallbacks(pool: Pool, outcomes: Outcomes, dispatcher: Dispatcher, *, now: datetime) -> int:

@@ -1,6 +1,7 @@
 """The outbox: deliveries that are not yet sent. A replica claims them under a lease, so only one sends each."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -40,9 +41,13 @@ _DUE_ROWS = 1000
 _OUTBOX_COLUMNS = 3
 """The columns that lock_due_deliveries selects before those of the delivery and the OTP."""
 _END_OF_DELIVERY = _OUTBOX_COLUMNS + len(DELIVERY_COLUMNS.names)
-_SETTINGS_VERSION = _OUTBOX_COLUMNS + DELIVERY_COLUMNS.names.index("settings_version")
+_ORGANIZATION_ID, _SETTINGS_VERSION = (
+    _OUTBOX_COLUMNS + DELIVERY_COLUMNS.names.index(name) for name in ("organization_id", "settings_version")
+)
 
 DeliveryKey = tuple[str, UUID]
+_Identities = Mapping[tuple[str, int], Identity]
+"""As whom deliveries are sent, by organization and version of its settings."""
 _OLD_TIME: Final = timedelta(seconds=10)
 """For so long another replica may give leases by the old time after the database's clock stepped."""
 
@@ -165,31 +170,33 @@ async def find_due(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict
 async def claim_due(
     pool: Pool,
     crypto: Crypto,
-    organization_id: str,
-    delivery_ids: Sequence[UUID],
+    keys: Sequence[DeliveryKey],
     *,
     lease: timedelta,
     clock: DatabaseClock,
     settings: SettingsCache | None = None,
 ) -> list[DeliveryJob]:
-    """Claim those of an organization's deliveries that are still due, longest overdue first, for `lease`.
+    """Claim those of the deliveries, of organizations of one shard, that are still due, for `lease`.
 
-    They are due by the database's time at the claim. Claims nothing for a while after the database's clock jumped
-    forward: leases from before the jump last as long as they would have without it.
+    Returns them longest overdue first. They are due by the database's time at the claim. Claims nothing for a while
+    after the database's clock jumped forward: leases from before the jump last as long as they would have without it.
     """
-    key = {"organization_id": organization_id}
     async with transaction(pool) as connection:
         now = await clock.measure(partial(read_time, connection))
         if clock.has_stepped(within=lease + _OLD_TIME):
             return []
-        wanted = {**key, "delivery_ids": list(delivery_ids), "now": now}
-        rows = await (await connection.execute(SQL.lock_due_deliveries, wanted)).fetchall()
-        identities = await _identities(connection, organization_id, rows, settings)
+        rows = await (await connection.execute(SQL.lock_due_deliveries, {**_ids(keys), "now": now})).fetchall()
+        identities = await _identities(connection, rows, settings)
         jobs = [_job(row, crypto, identities, lease_expire_time=now + lease, now=now) for row in rows]
         if jobs:
-            ids = [job.send.delivery_id for job in jobs]
-            await connection.execute(SQL.set_lease, {**key, "delivery_ids": ids, "lease_expire_time": now + lease})
+            claimed = _ids([job.key for job in jobs])
+            await connection.execute(SQL.set_lease, {**claimed, "lease_expire_time": now + lease})
     return jobs
+
+
+def _ids(keys: Iterable[DeliveryKey]) -> dict[str, list[Any]]:
+    organization_ids, delivery_ids = zip(*keys, strict=True)
+    return {"organization_ids": sorted(set(organization_ids)), "delivery_ids": list(delivery_ids)}
 
 
 async def find_due_fallbacks(pool: Pool, *, now: datetime, limit: int = _DUE_ROWS) -> dict[str, list[UUID]]:
@@ -211,7 +218,7 @@ async def lock_due_fallbacks(
     """Lock those deliveries whose fallbacks are still due; returns their jobs, without destination, and statuses."""
     wanted = {"organization_id": organization_id, "delivery_ids": list(delivery_ids), "now": now}
     rows = await (await connection.execute(SQL.lock_due_fallbacks, wanted)).fetchall()
-    identities = await _identities(connection, organization_id, rows, settings)
+    identities = await _identities(connection, rows, settings)
     found = []
     for row in rows:
         delivery = delivery_from_row(row[_OUTBOX_COLUMNS:_END_OF_DELIVERY])
@@ -223,7 +230,7 @@ async def lock_due_fallbacks(
             lease_expire_time=now,
             read_time=now,
             fallbacks_sealed=row[0],
-            identity=identities[delivery.settings_version],
+            identity=identities[organization_id, delivery.settings_version],
         )
         found.append((job, delivery.status))
     return found
@@ -263,20 +270,21 @@ def _with_status(admitted: Admitted, status: OtpStatus) -> Admitted:
 
 
 async def _identities(
-    connection: Executor, organization_id: str, rows: Sequence[tuple[Any, ...]], settings: SettingsCache | None
-) -> Mapping[int, Identity]:
-    """As whom deliveries are sent, by the versions of the settings that their rows name."""
-    versions = {int(row[_SETTINGS_VERSION]) for row in rows}
+    connection: Executor, rows: Sequence[tuple[Any, ...]], settings: SettingsCache | None
+) -> _Identities:
+    versions: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        versions[row[_ORGANIZATION_ID]].add(row[_SETTINGS_VERSION])
     if settings is None:
-        return dict.fromkeys(versions, OPERATOR)
-    found = await settings.at(connection, organization_id, versions)
-    return {version: each.identity for version, each in found.items()}
+        return {(own, version): OPERATOR for own, several in versions.items() for version in several}
+    found = {own: await settings.at(connection, own, several) for own, several in versions.items()}
+    return {(own, version): each.identity for own, several in found.items() for version, each in several.items()}
 
 
 def _job(
     row: tuple[Any, ...],
     crypto: Crypto,
-    identities: Mapping[int, Identity],
+    identities: _Identities,
     *,
     lease_expire_time: datetime,
     now: datetime,
@@ -291,7 +299,7 @@ def _job(
         fallbacks_sealed=row[0],
         attempts=row[1],
         has_arrived=row[2],
-        identity=identities[delivery.settings_version],
+        identity=identities[delivery.organization_id, delivery.settings_version],
     )
 
 

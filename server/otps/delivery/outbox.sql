@@ -18,7 +18,8 @@ LIMIT %(limit)s;
 SELECT outbox.fallbacks_sealed, outbox.attempts,
     otp.status = 'VERIFIED' AND (
         SELECT count(*) FROM deliveries AS other
-        WHERE other.organization_id = %(organization_id)s AND other.otp_id = outbox.otp_id
+        WHERE other.organization_id = outbox.organization_id AND other.otp_id = outbox.otp_id
+            AND other.organization_id = ANY(%(organization_ids)s) -- shard
             AND other.status IN ('SENT', 'DELIVERED', 'UNKNOWN')
     ) = 0 AS has_arrived,
     {delivery:delivery}, {otp:otp}
@@ -26,10 +27,10 @@ FROM outbox
 JOIN deliveries AS delivery ON delivery.organization_id = outbox.organization_id
     AND delivery.delivery_id = outbox.delivery_id AND delivery.otp_id = outbox.otp_id
 JOIN otps AS otp ON otp.organization_id = outbox.organization_id AND otp.otp_id = outbox.otp_id
-WHERE outbox.organization_id = %(organization_id)s
-    AND delivery.organization_id = %(organization_id)s
-    AND otp.organization_id = %(organization_id)s
-    AND outbox.delivery_id = ANY(%(delivery_ids)s)
+WHERE outbox.delivery_id = ANY(%(delivery_ids)s)
+    AND outbox.organization_id = ANY(%(organization_ids)s) -- shard
+    AND delivery.organization_id = ANY(%(organization_ids)s) -- shard
+    AND otp.organization_id = ANY(%(organization_ids)s) -- shard
     AND outbox.next_attempt_time <= %(now)s
 ORDER BY outbox.next_attempt_time
 FOR UPDATE OF outbox SKIP LOCKED;
@@ -37,7 +38,9 @@ FOR UPDATE OF outbox SKIP LOCKED;
 -- set_lease
 UPDATE outbox
 SET next_attempt_time = %(lease_expire_time)s
-WHERE organization_id = %(organization_id)s AND delivery_id = ANY(%(delivery_ids)s);
+WHERE delivery_id = ANY(%(delivery_ids)s)
+    AND organization_id = ANY(%(organization_ids)s) -- shard
+    AND next_attempt_time < %(lease_expire_time)s;
 
 -- renew_leases
 -- Only while this replica holds the lease: a replica that took over has changed next_attempt_time.

@@ -1,7 +1,9 @@
 """Finding and claiming due deliveries: as cheap with a large outbox as with a small one, and fair."""
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +12,7 @@ import pytest
 
 from server.ids import new_id
 from server.otps.crypto import Crypto
-from server.otps.delivery.outbox import SQL, claim_due, find_due
+from server.otps.delivery.outbox import SQL, DeliveryKey, claim_due, find_due
 from server.postgres.pool import Pool, acquire
 from tests.integration.delivery.harness import LEASE
 
@@ -80,14 +82,37 @@ async def test_a_claim_reads_only_what_it_claims(large_outbox: Pool, database_ur
         await owner.execute("ANALYZE deliveries, otps")
     later = NOW
     wanted = (await find_due(large_outbox, now=later))["busy"][:5]
-    values = {"organization_id": "busy", "delivery_ids": wanted, "now": later}
+    keys = [("busy", delivery_id) for delivery_id in wanted]
+    values = {"organization_ids": ["busy"], "delivery_ids": wanted, "now": later}
     pages = await pages_read(large_outbox, SQL.lock_due_deliveries, **values)
-    jobs = await claim_due(large_outbox, CRYPTO, "busy", wanted, lease=LEASE, clock=large_outbox.clock)
-    again = await claim_due(large_outbox, CRYPTO, "busy", wanted, lease=LEASE, clock=large_outbox.clock)
+    jobs = await claim_due(large_outbox, CRYPTO, keys, lease=LEASE, clock=large_outbox.clock)
+    again = await claim_due(large_outbox, CRYPTO, keys, lease=LEASE, clock=large_outbox.clock)
 
     assert pages <= 5 * 15  # an index's depth and the row, of three tables
     assert ([job.send.delivery_id for job in jobs], again) == (wanted, [])
     assert wanted[0] not in (await find_due(large_outbox, now=later))["busy"]
+
+
+async def test_what_many_organizations_have_due_is_claimed_by_one_transaction(pool: Pool, database_url: str) -> None:
+    for number in range(30):
+        await fill(pool, f"org-{number}", 2, due_in=-timedelta(minutes=number + 1))
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as owner:
+        await owner.execute(COMPLETE_DELIVERIES)
+    due = await find_due(pool, now=NOW)
+    keys = [(organization_id, delivery_id) for organization_id, found in due.items() for delivery_id in found]
+    of_a_shard: dict[int, list[DeliveryKey]] = defaultdict(list)
+    for key in keys:
+        of_a_shard[await pool.shards.ask(key[0])].append(key)
+
+    claim = partial(claim_due, pool, CRYPTO, lease=LEASE, clock=pool.clock)
+    jobs = [await claim(wanted) for wanted in of_a_shard.values()]
+    again = [await claim(wanted) for wanted in of_a_shard.values()]
+
+    assert len(keys) == 60
+    assert [[job.key for job in claimed] for claimed in jobs] == list(of_a_shard.values())
+    assert not any(again)
+    async with acquire(pool) as connection:
+        await connection.execute("DELETE FROM outbox; DELETE FROM deliveries; DELETE FROM otps")
 
 
 def organizations(due: dict[str, list[UUID]]) -> dict[str, int]:

@@ -154,8 +154,8 @@ class OrganizationDriver:
     async def take_over(self) -> None:
         now = self.clock()
         pool, due = self.replica.pool, await find_due(self.replica.pool, now=now)
-        delivery_ids = due.get(self.organization_id, [])
-        jobs = await claim_due(pool, CRYPTO, self.organization_id, delivery_ids, lease=LEASE, clock=self.clock)
+        keys = [(self.organization_id, delivery_id) for delivery_id in due.get(self.organization_id, [])]
+        jobs = await claim_due(pool, CRYPTO, keys, lease=LEASE, clock=self.clock) if keys else []
         assert {one.send.delivery_id for one in jobs} == self.model.take_over(now, now + LEASE)
         for job in jobs:
             assert job.send.recipient.destination == self.jobs[job.send.delivery_id].send.recipient.destination
