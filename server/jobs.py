@@ -60,6 +60,8 @@ _log = structlog.get_logger(__name__)
 _MAXIMUM_DELIVERIES: Final = 500
 _MAXIMUM_CLAIMED: Final = 100
 """Deliveries of one transaction."""
+_MAXIMUM_FALLBACKS: Final = 3
+"""Organizations at once, each with a connection while its account may be locked."""
 _MAXIMUM_CALLS: Final = 16
 """Per run, to Stripe or to the mail relay."""
 _RETENTION_ROWS: Final = 500
@@ -299,14 +301,23 @@ def _fair_shares(due: Mapping[str, Sequence[UUID]], free: int) -> Iterator[Deliv
 async def send_due_fallbacks(pool: Pool, outcomes: Outcomes, dispatcher: Dispatcher, *, now: datetime) -> int:
     """Send the fallbacks of deliveries that failed later, or whose delay is over; returns how many.
 
-    Without free places in the dispatcher's queue, the job "deliveries" sends them.
+    Without free places in the dispatcher's queue, the job "deliveries" sends them. An organization whose account is
+    locked delays no other: the first error is raised when all have had their turn.
     """
-    sent = 0
-    for organization_id, delivery_ids in (await find_due_fallbacks(pool, now=now)).items():
-        jobs = await outcomes.fall_back(organization_id, delivery_ids)
+    turns = asyncio.Semaphore(_MAXIMUM_FALLBACKS)
+
+    async def fall_back(organization_id: str, delivery_ids: Sequence[UUID]) -> int:
+        async with turns:
+            jobs = await outcomes.fall_back(organization_id, delivery_ids)
         dispatcher.enqueue(jobs)
-        sent += len(jobs)
-    return sent
+        return len(jobs)
+
+    due = await find_due_fallbacks(pool, now=now)
+    results = await asyncio.gather(*(fall_back(*each) for each in due.items()), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return sum(result for result in results if isinstance(result, int))
 
 
 async def collect_undelivered_events(inbox: StripeInbox, *, now: datetime) -> int:

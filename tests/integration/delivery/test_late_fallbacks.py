@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from server.errors import AccountBusy
 from server.otps.otp import Delivery, DeliveryStatus
 from server.otps.recipients import RawDestination
 from server.sandbox.providers import Answer
@@ -18,6 +19,7 @@ from tests.integration.delivery.harness import (
     OpenHarness,
     ProviderStandIns,
 )
+from tests.integration.otps.backends import open_as_owner
 
 SENT, DELIVERED, FAILED = DeliveryStatus.SENT, DeliveryStatus.DELIVERED, DeliveryStatus.FAILED
 UNKNOWN = DeliveryStatus.UNKNOWN
@@ -134,6 +136,22 @@ async def test_two_replicas_send_one_fallback(harness: DeliveryHarness) -> None:
     jobs = await asyncio.gather(*(harness.outcomes.fall_back(ACME, [first.delivery_id]) for _ in range(2)))
 
     assert sorted(len(each) for each in jobs) == [0, 1]
+
+
+async def test_a_locked_account_delays_the_fallbacks_of_no_other(harness: DeliveryHarness) -> None:
+    await harness.fund(10, organization_id="other")
+    own = await harness.send(WHATSAPP, LATE_SMS)
+    other = await harness.send(WHATSAPP, LATE_SMS, organization_id="other")
+    await harness.idle()
+
+    async with await open_as_owner(harness.pool) as owner, owner.transaction():
+        await owner.execute(b"SELECT FROM accounts WHERE organization_id = 'acme' FOR UPDATE")
+        with pytest.raises(AccountBusy):
+            await harness.fall_back(after=AFTER)
+        await harness.idle()
+
+    assert [len(await harness.deliveries(each)) for each in (own, other)] == [1, 2]
+    assert await harness.fall_back() == 1
 
 
 async def test_a_waiting_fallback_is_not_sent_as_the_delivery_itself(
