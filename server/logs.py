@@ -58,6 +58,7 @@ def configure_logging(*, level: str, style: Literal["json", "console"]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     handler.addFilter(without_error_texts)
+    handler.addFilter(_tells_something)
     logging.raiseExceptions = False  # would print the arguments of a line that cannot be made
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger().setLevel(logging.WARNING)
@@ -119,6 +120,14 @@ def without_error_texts(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         record.args = tuple(map(_without_error_text, record.args))
     return True
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Leave out that psycopg's pool replaces a closed connection: a cancelled caller closes its own, as at every stop.
+
+    The loss of the database is logged by server.postgres.pool.
+    """
+    return not (record.name == "psycopg.pool" and str(record.msg).startswith("discarding closed connection"))
 
 
 def _without_error_text(part: object) -> Any:

@@ -21,6 +21,10 @@ CONCURRENT_RUNS = 3
 Step = Callable[[Deployment], Awaitable[object]]
 
 
+async def order(pulsa: Deployment) -> None:
+    await pulsa.order()
+
+
 async def buy(pulsa: Deployment) -> None:
     await pulsa.pay(await pulsa.order())
     await pulsa.wait_for_balance(1000)
@@ -129,7 +133,7 @@ async def test_a_cancellation_killed_at_any_failpoint_ends_with_a_void_invoice(
         return assert_result(pulsa, invoice="void", credits=0)
 
     failpoints = await CrashScenario(
-        databases, tmp_path, cancel, before=Deployment.order, after=canceled
+        databases, tmp_path, cancel, before=order, after=canceled
     ).kill_at_every_failpoint()
 
     assert {"commit cancel", "stripe void", "commit event", "commit apply invoice"} <= set(failpoints)

@@ -7,6 +7,7 @@ import pytest
 from psycopg.adapt import Dumper
 
 from server.errors import DatabaseUnavailable
+from server.logs import configure_logging
 from server.postgres.columns import _ArrayDumper
 from server.postgres.pipeline import PipelineConnection
 from server.postgres.pool import APPLICATION_ROLE, Pool, acquire
@@ -60,6 +61,17 @@ async def test_a_closed_connection_is_not_lent_again(one_connection: Pool) -> No
     await connection.close()
     await one_connection.putconn(connection)
     assert await one_connection.getconn() is not connection
+
+
+async def test_a_closed_connection_is_replaced_without_a_word(
+    one_connection: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(level="info", style="json")
+    connection = await one_connection.getconn()
+    await connection.close()  # as a cancelled caller does, and so every stop
+    await one_connection.putconn(connection)
+    await one_connection.putconn(await one_connection.getconn())
+    assert capsys.readouterr().err == ""
 
 
 async def test_a_lost_connection_fails_one_call(one_connection: Pool, postgres: str) -> None:
