@@ -21,6 +21,11 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Despite its name how long a connection may take to open, TLS included: 20 s by default.
     ("grpc.min_reconnect_backoff_ms", 5000),
+    # Notices a silent server in half of the time for which Stripe waits.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),
+    ("grpc.keepalive_permit_without_calls", 1),
 )
 
 

@@ -47,7 +47,8 @@ _METHODS: Final = [
     {"name": _STREAMS},
 ]
 OPTIONS: Final = [
-    ("grpc.service_config", json.dumps({"methodConfig": _METHODS})),
+    # Of a name with several addresses, each call goes to the next one; by default all go to the first.
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": _METHODS})),
     # gRPC retries no request that is larger than this; Pulsa takes 1 MiB.
     ("grpc.per_rpc_retry_buffer_size", 2 * 1024 * 1024),
     # Reconnects soon after a server restart: by default gRPC waits for up to two minutes.
@@ -55,6 +56,12 @@ OPTIONS: Final = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Despite its name how long a connection may take to open, TLS included: 20 s by default.
     ("grpc.min_reconnect_backoff_ms", 5000),
+    # Notices within 25 s that the server's host has fallen silent. By default no stream ever does, nor a call for 15
+    # minutes. The time-out of keepalive bounds only what follows the one of pings, which is a minute by default.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.http2.ping_timeout_ms", 5000),
+    ("grpc.keepalive_permit_without_calls", 1),
 ]
 """Of a channel."""
 _REFUSED_STREAM: Final = "RST_STREAM with error code 7"

@@ -42,6 +42,9 @@ class ScriptedServer:
         self.answers.set()
         self.messages = 1
         """Of a stream, before it ends."""
+        self.ends = Event()
+        """A stream ends only while it is set."""
+        self.ends.set()
 
     def start(self) -> tuple[grpc.Server, str]:
         """Start it. Returns the gRPC server and its address."""
@@ -84,6 +87,7 @@ class ScriptedServer:
     ) -> Iterator[WatchBalanceResponse]:
         self._record(request, context)
         yield from [WatchBalanceResponse()] * self.messages
+        self.ends.wait(SECONDS)
         self._raise_next_error(context)
 
     def _watch_events(

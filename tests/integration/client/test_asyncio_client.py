@@ -21,7 +21,7 @@ from pulsa.otp.v1.otp_service_pb2 import VerifyOtpRequest
 
 from server import errors
 from server.api.status import internal_error_status
-from tests.fault_proxy import proxy_before
+from tests.fault_proxy import Fault, proxy_before
 from tests.integration.client.scripted_server import ScriptedError, ScriptedServer, refusing_server
 from tests.waiting import until
 
@@ -62,6 +62,24 @@ async def test_a_connection_may_take_seconds_to_open(address: str) -> None:
     ):
         proxy.delay_seconds = 1.5
         assert await pulsa.credits.GetBalance(REQUEST) == GetBalanceResponse()
+
+
+async def test_a_stream_is_opened_again_when_its_host_has_fallen_silent(server: ScriptedServer, address: str) -> None:
+    """Nothing but a ping tells, as nothing is sent; this takes the 25 s of the client's options."""
+    host, port = address.split(":")
+    server.ends.clear()
+    async with (
+        proxy_before(host, int(port)) as (proxy, silent_port),
+        connect(f"127.0.0.1:{silent_port}", token="secret") as pulsa,
+    ):
+        answers = pulsa.watch_balance("acme")
+        await anext(answers)
+        proxy.set(Fault.SILENCE)
+        again = asyncio.ensure_future(anext(answers))
+        await until(lambda: len(proxy.accepted) == 2)
+        proxy.set(Fault.NONE)
+        await again
+        server.ends.set()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,19 @@ def test_a_token_from_a_file_is_read_again_for_each_call(server: ScriptedServer,
     assert server.tokens == ["Bearer first", "Bearer second"]
 
 
+def test_calls_go_to_all_addresses_of_a_name(server: ScriptedServer, address: str) -> None:
+    other = ScriptedServer()
+    grpc_server, other_address = other.start()
+    with connect(f"ipv4:{address},{other_address}", token="secret") as pulsa:
+        while not (server.requests and other.requests):  # gRPC connects to both, one after the other
+            pulsa.credits.GetBalance(REQUEST)
+        before = len(server.requests)
+        for _ in range(10):
+            pulsa.credits.GetBalance(REQUEST)
+    grpc_server.stop(None).wait()
+    assert len(server.requests) - before == 5
+
+
 @pytest.mark.parametrize(
     ("refusal", "metadata", "retry_after_seconds", "violations"),
     [
