@@ -133,6 +133,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _Handle = Callable[[Metadata, bytes, Context], Awaitable[bytes]]
 _Serve = Callable[[Metadata], "grpc.RpcMethodHandler[Any, Any]"]
 _MAXIMUM_DEADLINE_SECONDS: Final = 86_400.0
+_SURELY_IN_TIME: Final = 0.98
+"""Of a call's seconds: gRPC rounds the caller's up by as much as 1 % on the way."""
 """A later deadline counts as none: the deadlines of gRPC exceed the range of datetime."""
 
 
@@ -351,7 +353,7 @@ class Interceptor:
             except DomainError as error:
                 status = error_status(error)
             except asyncio.CancelledError:
-                status = self._cancelled(rpc, task, time.monotonic() - started)
+                status = self._cancelled(rpc, task, time.monotonic() - started, seconds_left)
             except Exception as error:  # noqa: BLE001 - the one place where the unexpected is logged and answered
                 status = self._incident(rpc, error)
             finally:
@@ -399,10 +401,14 @@ class Interceptor:
         finally:
             del self._open_streams[task]
 
-    def _cancelled(self, rpc: _Rpc, task: asyncio.Task[Any], seconds: float) -> ErrorStatus:
-        """The status of a call that `end_calls` cancelled. Raises CancelledError again for a caller that went away."""
+    def _cancelled(self, rpc: _Rpc, task: asyncio.Task[Any], seconds: float, seconds_left: float) -> ErrorStatus:
+        """The status of a call that `end_calls` cancelled. Raises CancelledError again for a caller that went away.
+
+        Such a caller's time was over, or it did not want the answer any more; a stream is ended like that.
+        """
         if not self._ending or task not in self._running:
-            rpc.count(grpc.StatusCode.CANCELLED, seconds)
+            in_time = rpc.streams or seconds < seconds_left * _SURELY_IN_TIME
+            rpc.count(grpc.StatusCode.CANCELLED if in_time else grpc.StatusCode.DEADLINE_EXCEEDED, seconds)
             raise  # noqa: PLE0704 - called while the error is handled
         task.uncancel()
         return self._draining
@@ -420,9 +426,9 @@ class Interceptor:
         self, rpc: _Rpc, status: ErrorStatus | None, caller: Caller | None, request: Any, seconds: float
     ) -> None:
         rpc.count(grpc.StatusCode.OK if status is None else status.code, seconds)
-        if status is self._overloaded:
+        if status is not None and status.reason == Overloaded.reason:
             self.metrics.overloaded.inc()
-            self._access_log.overloaded()
+            self._access_log.overloaded(rpc.concurrency.by_organization)
         elif status is not None or self._access_log.logs_successes:
             organization_id = getattr(request, "organization_id", "") or (caller.organization_id if caller else "")
             subject = caller.subject if caller else ""

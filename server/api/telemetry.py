@@ -95,11 +95,17 @@ class AccessLog:
             milliseconds=round(seconds * 1000, 3),
         )
 
-    def overloaded(self) -> None:
-        """Count a call that the concurrency limit refused, and log the count at most once a second to save load."""
+    def overloaded(self, in_flight: Mapping[str, int]) -> None:
+        """Count a call that a concurrency limit refused, and log the count at most once a second to save load.
+
+        `in_flight` are the calls in flight by organization.
+        """
         self._refused_calls += 1
         if time.monotonic() - self._refused_log_time >= _OVERLOAD_LOG_SECONDS:
-            _log.warning("overloaded", calls_refused=self._refused_calls)
+            most, calls = max(in_flight.items(), key=lambda each: each[1], default=("", 0))
+            _log.warning(
+                "overloaded", calls_refused=self._refused_calls, organization_id=printable(most), calls_in_flight=calls
+            )
             self._refused_calls, self._refused_log_time = 0, time.monotonic()
 
     def incident(self, rpc: str, incident_id: str, error: BaseException) -> None:

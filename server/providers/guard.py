@@ -24,6 +24,11 @@ OUTCOMES = Counter(
     "Outcomes of deliveries by provider, also of those that ended before the provider was called, as by its breaker.",
     ["provider", "outcome"],
 )
+ACCOUNT_REFUSALS = Counter(
+    "pulsa_channel_account_refusals",
+    "Messages that a provider refused because of our account or settings, as for credentials or a balance.",
+    ["provider"],
+)
 SECONDS = Histogram(
     "pulsa_channel_seconds",
     "How long a provider took to answer, in seconds.",
@@ -152,6 +157,7 @@ class Guard:
         self._longest = timedelta(seconds=settings.timeout_seconds) + LEASE_MARGIN
         # Looked up once: looking labels up for each message costs more than counting it.
         self._outcomes = {kind: OUTCOMES.labels(provider.name, kind.value) for kind in OutcomeKind}
+        self._account_refusals = ACCOUNT_REFUSALS.labels(provider.name)
         self._seconds = SECONDS.labels(provider.name)
 
     async def deliver(self, message: Message) -> Outcome:
@@ -209,6 +215,8 @@ class Guard:
             if message.sender_id and outcome.about is Subject.ACCOUNT:
                 # It may be about the sender that an organization has chosen: the others' messages go on.
                 outcome = outcome._replace(about=Subject.ROUTE)
+            if outcome.kind is OutcomeKind.REJECTED_CONFIGURATION and outcome.about is Subject.ACCOUNT:
+                self._account_refusals.inc()
         except Exception as error:  # noqa: BLE001 - a bug here; its text may quote the message, so it is not logged
             _log.error("delivery crashed", provider=self.name, error=type(error).__name__)
             outcome = Outcome(OutcomeKind.UNKNOWN, self.name, failure_reason="crashed")

@@ -18,7 +18,7 @@ OF_ALL_SHARDS = {
     "credits/notices.sql": {"find_due_notices", "find_old_notices"},
     "credits/questions.sql": {"count_top_ups_to_resolve"},
     "credits/receipts.sql": {"read_macs"},
-    "credits/stripe/reconcile.sql": {"list_since"},
+    "credits/stripe/reconcile.sql": {"list_since", "list_to_resolve"},
     "credits/top_ups/automatic_service.sql": {"find_due_automatic", "find_thresholds"},
     "credits/top_ups/cards.sql": {"find_card", "find_methods_to_detach"},
     "credits/top_ups/store.sql": {"find_due_top_ups"},

@@ -65,7 +65,7 @@ class DriftReport:
     drifts: tuple[Drift, ...]
     """The disagreements."""
     attention: tuple[Drift, ...]
-    """Top-ups that agree with Stripe and need a person: those in REVIEW or with a flag that nobody has resolved."""
+    """Top-ups, of any age, that need a person: those in REVIEW or with a flag that nobody has resolved."""
 
     @property
     def holds(self) -> bool:
@@ -153,6 +153,8 @@ async def _compare(pool: Pool, stripe_client: StripeClient, *, environment: str,
     async with acquire(pool, seconds=pool.timeouts.job) as connection:
         cursor = await connection.execute(SQL.list_since, {"since": since})
         rows = [_Row(*row) for row in await cursor.fetchall()]
+        cursor = await connection.execute(SQL.list_to_resolve)
+        to_resolve = [_Row(*row) for row in await cursor.fetchall()]
     invoices = {invoice.invoice_id: invoice for _, invoice in owned}
     drifts = [drift for row in rows for drift in _drifts_of(row, invoices)]
     rows_by_id = {row.top_up_id: row for row in rows}
@@ -163,7 +165,7 @@ async def _compare(pool: Pool, stripe_client: StripeClient, *, environment: str,
         and invoice.status is not InvoiceStatus.VOID
         and (owner[1] not in rows_by_id or rows_by_id[owner[1]].invoice_id != invoice.invoice_id)
     ]
-    attention = tuple(found for row in rows for found in _attention_of(row))
+    attention = tuple(found for row in to_resolve for found in _attention_of(row))
     return DriftReport(since, len(owned), len(rows), tuple(drifts), attention)
 
 

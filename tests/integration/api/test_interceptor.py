@@ -29,7 +29,7 @@ from server.api.interceptor import Interceptor
 from server.api.permissions import ALL_PERMISSIONS
 from server.api.server import ListenOptions
 from server.cli.token import development_key
-from server.errors import InsufficientCredits, InvalidFields, TopUpAlreadyOpen
+from server.errors import InsufficientCredits, InvalidFields, Overloaded, TopUpAlreadyOpen
 from tests.integration.api.stub_server import SERVICES, StubBehavior, StubServer, run_stub_server, stub_servicer
 from tests.valid_requests import valid_request
 from tests.waiting import until
@@ -432,6 +432,17 @@ async def test_the_contents_of_a_call_are_never_logged(stub_server: StubServer, 
     assert not [secret for secret in contents if secret in str(lines)]
 
 
+async def test_what_an_rpc_refuses_for_lack_of_room_is_counted_too(
+    stub_server: StubServer, channel: grpc.aio.Channel
+) -> None:
+    stub_server.behavior.error = Overloaded(retry_after_seconds=1)
+    with capture_logs() as lines:
+        await error_of(OtpServiceStub(channel).SendOtp(send_request(), metadata=stub_server.metadata("otp.send")))
+
+    assert stub_server.registry.get_sample_value("pulsa_rpc_overloaded_total") == 1
+    assert [line["calls_refused"] for line in lines if line["event"] == "overloaded"] == [1]
+
+
 async def test_calls_are_counted_by_status_code(stub_server: StubServer, channel: grpc.aio.Channel) -> None:
     stub, metadata = OtpServiceStub(channel), stub_server.metadata("otp.send")
     await stub.SendOtp(send_request(), metadata=metadata)
@@ -441,7 +452,10 @@ async def test_calls_are_counted_by_status_code(stub_server: StubServer, channel
     await until(lambda: len(stub_server.behavior.calls) == 2)
     canceled.cancel()
     await until(lambda: stub_server.count("SendOtp", "CANCELLED") == 1)
+    late = await error_of(stub.SendOtp(send_request(), metadata=metadata, timeout=1))
+    await until(lambda: stub_server.count("SendOtp", "DEADLINE_EXCEEDED") == 1)
 
+    assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (stub_server.count("SendOtp", "OK"), stub_server.count("SendOtp", "UNAUTHENTICATED")) == (1, 1)
     assert stub_server.registry.get_sample_value("pulsa_rpc_in_flight") == 0
-    assert stub_server.registry.get_sample_value("pulsa_rpc_duration_seconds_count", {"rpc": "SendOtp"}) == 3
+    assert stub_server.registry.get_sample_value("pulsa_rpc_duration_seconds_count", {"rpc": "SendOtp"}) == 4

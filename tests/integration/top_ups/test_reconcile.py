@@ -98,6 +98,16 @@ async def test_top_ups_older_than_35_days_are_left_out(driver: TopUpDriver) -> N
     assert (await _report(driver)).top_ups == 0
 
 
+async def test_an_older_one_that_needs_a_person_is_listed(driver: TopUpDriver) -> None:
+    opened = await driver.buy()
+    await driver.invoice_action(opened, "pay", out_of_band=True)
+    await driver.wait_for_status(opened, TopUpStatus.REVIEW)
+    driver.clock.ahead = timedelta(days=36)
+    report = await _report(driver)
+    assert report.top_ups == 0
+    assert [found.top_up_id for found in report.attention] == [opened.top_up_id]
+
+
 async def test_the_job_fails_when_stripe_does_not_answer(driver: TopUpDriver) -> None:
     await driver.inject_fault("GET /v1/invoices", "refuse", status=403)
     with pytest.raises(PaymentProviderUnavailable):

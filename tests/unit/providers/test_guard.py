@@ -211,6 +211,19 @@ async def test_outcomes_and_times_are_counted_by_provider(make_message: MakeMess
     assert REGISTRY.get_sample_value("pulsa_channel_seconds_count", {"provider": "counted"}) == 3
 
 
+async def test_only_refusals_of_our_account_are_counted_as_such(make_message: MakeMessage) -> None:
+    refused = Outcome(OutcomeKind.REJECTED_CONFIGURATION, "refusing", failure_reason="no")
+    of_account, of_route = refused._replace(about=Subject.ACCOUNT), refused._replace(about=Subject.ROUTE)
+    provider = ProviderDouble(of_account, of_route, of_account, provider="refusing")
+    guarded = guard(provider)
+
+    await send(guarded, make_message(), times=2)
+    await send(guarded, make_message()._replace(sender_id="chosen by the organization"), times=1)
+
+    labels = {"provider": "refusing"}
+    assert REGISTRY.get_sample_value("pulsa_channel_account_refusals_total", labels) == 1
+
+
 @pytest.mark.parametrize(("seconds_left", "reason"), [(6.9, "lease_ended"), (8, "")])
 async def test_a_call_that_could_outlast_its_lease_does_not_begin(
     seconds_left: float, reason: str, make_message: MakeMessage
