@@ -6,6 +6,7 @@ that comes together with its result.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -24,6 +25,22 @@ LAST_SUCCESS: Final = Gauge(
 _PAUSE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger(__name__)
+
+
+class Countdown:
+    """Seconds that several steps share, the last of which has at least a few of its own."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end: float | None = None
+
+    def start(self, *, after: float = 0.0) -> None:
+        """Begin to count, in so many seconds."""
+        self._end = time.monotonic() + after + self._seconds
+
+    def left(self, *, least: float) -> float:
+        """The seconds that are left: `least` when fewer are, all of them before it began."""
+        return self._seconds if self._end is None else max(self._end - time.monotonic(), least)
 
 
 async def until_done(

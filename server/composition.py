@@ -22,7 +22,7 @@ from server.api.otp_service import OtpService
 from server.api.otp_settings import SettingsDependencies
 from server.api.server import GrpcServer, ListenOptions, start_server
 from server.api.tls import TlsFileError, TlsFiles
-from server.background import until_done
+from server.background import Countdown, until_done
 from server.clock import DatabaseClock
 from server.credits.accounts import RequestMemory
 from server.credits.balances import Balances, BalanceStreams
@@ -71,6 +71,8 @@ _TLS_SETTINGS: Final = {
     "client_authorities": "PULSA_TLS_CLIENT_CA",
 }
 """The setting of each field of TlsFiles."""
+_LEAST_DRAIN_SECONDS: Final = 2.0
+"""For deliveries, when the calls have taken all the time of the drain."""
 _BALANCE_POLL_SECONDS: Final = 0.25
 _EVENT_POLL_SECONDS: Final = 0.25
 _BALANCE_SPENDING_SECONDS: Final = 1.0
@@ -114,6 +116,7 @@ async def running(
         try:
             yield server
         finally:
+            shared.drain.start(after=settings.lame_duck_seconds)
             await server.drain(lame_duck_seconds=settings.lame_duck_seconds, grace_seconds=settings.drain_seconds)
 
 
@@ -132,6 +135,8 @@ class SharedDependencies:
     organization_settings: SettingsCache
     console: Console | None
     """Prints messages instead of sending them; only in development."""
+    drain: Countdown
+    """Of the calls in flight, and then of the deliveries."""
 
     @property
     def batching(self) -> Batching:
@@ -200,7 +205,17 @@ async def open_shared(
     stack.push_async_callback(pool.close)
     keys = open_audit_keys(settings)
     return SharedDependencies(
-        settings, pool, EventSwitches(pool), memory, pricing, crypto, keys, templates, organization_settings, console
+        settings,
+        pool,
+        EventSwitches(pool),
+        memory,
+        pricing,
+        crypto,
+        keys,
+        templates,
+        organization_settings,
+        console,
+        Countdown(settings.drain_seconds),
     )
 
 
@@ -325,7 +340,7 @@ def open_otps(stack: AsyncExitStack, shared: SharedDependencies, automatic_top_u
         # Only a mail relay may take minutes for its reply; its time-out is not bounded by the lease.
         long_calls={Channel.EMAIL} if "smtp" in settings.channel.email else (),
     )
-    stack.push_async_callback(dispatcher.drain, settings.drain_seconds)
+    stack.push_async_callback(lambda: dispatcher.drain(shared.drain.left(least=_LEAST_DRAIN_SECONDS)))
 
     dependencies = OtpDependencies(
         pool=pool,

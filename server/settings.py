@@ -349,6 +349,10 @@ class Webhook(Group):
     )
     token: Path | None = Field(default=None, description="file of the sidecar's bearer token; read for each webhook")
     ca: Path | None = Field(default=None, description="PEM file of the CA of the gRPC server; unset: no TLS")
+    certificate: Path | None = Field(
+        default=None, description="PEM file of the sidecar's own certificate chain, for mutual TLS"
+    )
+    key: Path | None = Field(default=None, description="PEM file of that certificate's private key")
     timeout_seconds: float = Field(
         default=15, gt=0, le=20, description="maximum seconds to relay a webhook, retries included; Stripe waits 20 s"
     )
@@ -390,7 +394,9 @@ class Settings(Group):
     )
     workers: int = Field(default=1, ge=1, le=64, description="number of processes that share the port")
     drain_seconds: float = Field(
-        default=20, ge=0, description="maximum seconds for calls in flight to finish at shutdown"
+        default=20,
+        ge=0,
+        description="maximum seconds at shutdown for calls in flight to finish, and then, in what is left, deliveries",
     )
     lame_duck_seconds: float = Field(
         default=1, ge=0, description="seconds from reporting NOT_SERVING until new calls are refused"

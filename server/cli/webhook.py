@@ -11,7 +11,7 @@ import uvloop
 from server.cli.serve import wait_for_stop_signal
 from server.environment import SettingsError, load_settings
 from server.logs import configure_logging, log_unhandled
-from server.settings import Settings
+from server.settings import Settings, Webhook
 from server.webhook.relay import Relay
 from server.webhook.sidecar import start_sidecar
 
@@ -33,7 +33,7 @@ async def _relay(settings: Settings) -> None:
     relay = Relay(
         settings.webhook.server,
         token=lambda: token.read_text().strip(),
-        credentials=_credentials(settings.webhook.ca),
+        credentials=_credentials(settings.webhook),
         timeout_seconds=settings.webhook.timeout_seconds,
     )
     host, _, port = settings.webhook.listen.rpartition(":")
@@ -43,5 +43,18 @@ async def _relay(settings: Settings) -> None:
     await sidecar.stop()
 
 
-def _credentials(authorities: Path | None) -> grpc.ChannelCredentials | None:
-    return grpc.ssl_channel_credentials(authorities.read_bytes()) if authorities else None
+def _credentials(settings: Webhook) -> grpc.ChannelCredentials | None:
+    authorities, certificate, key = (
+        _read(path, name)
+        for path, name in ((settings.ca, "CA"), (settings.certificate, "CERTIFICATE"), (settings.key, "KEY"))
+    )
+    if (certificate is None) is not (key is None) or (certificate and not authorities):
+        raise SettingsError("PULSA_WEBHOOK_CERTIFICATE: is for TLS, so it needs PULSA_WEBHOOK_KEY and PULSA_WEBHOOK_CA")
+    return grpc.ssl_channel_credentials(authorities, key, certificate) if authorities else None
+
+
+def _read(path: Path | None, name: str) -> bytes | None:
+    try:
+        return path.read_bytes() if path else None
+    except OSError as error:
+        raise SettingsError(f"PULSA_WEBHOOK_{name}: {error.strerror}") from error

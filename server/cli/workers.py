@@ -28,7 +28,7 @@ _MAXIMUM_DELAY_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 60.0
 """After a worker has run for this long, its next restart is fast again."""
 _ORPHAN_SECONDS: Final = 1.0
-_STOP_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 15.0
 """After the drain, before a worker that has not exited is killed."""
 _COMMAND: Final = (sys.executable, "-m", "server", "serve")
 

@@ -52,7 +52,7 @@ def test_a_pod_has_time_to_drain() -> None:
     (settings,) = (each["data"] for each in OBJECTS if each["kind"] == "ConfigMap")
     drain = float(settings["PULSA_LAME_DUCK_SECONDS"]) + float(settings["PULSA_DRAIN_SECONDS"])
 
-    assert PODS["pulsa"]["terminationGracePeriodSeconds"] >= drain + 10
+    assert PODS["pulsa"]["terminationGracePeriodSeconds"] >= drain + 15
 
 
 def test_every_deployment_has_a_disruption_budget_for_its_pods() -> None:

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+import aiohttp
 import grpc
 from pulsa.credit.v1.credit_service_pb2 import AdjustCreditsRequest, GetBalanceRequest, VerifyLedgerRequest
 from pulsa.otp.v1.destination_pb2 import Destination
 from pulsa.otp.v1.otp_service_pb2 import SendOtpRequest
 
+from server.api.tls import TlsFiles
+from server.webhook.sidecar import PATH
 from tests.callers import Caller, reason_of
 from tests.faults.issuer import Issuer
-from tests.faults.process_deployment import ProcessDeployment, deployed_processes
+from tests.faults.process_deployment import ProcessDeployment, deployed_processes, start_sidecar
 from tests.integration.api.certificate_authority import CertificateAuthority, write_tls
 from tests.waiting import until
 
@@ -64,6 +67,14 @@ class Callers:
         self.answers[number] += 1
 
 
+def tls_settings(files: TlsFiles) -> dict[str, str]:
+    return {
+        "PULSA_TLS_CERTIFICATE": str(files.certificate_chain),
+        "PULSA_TLS_KEY": str(files.private_key),
+        "PULSA_TLS_CLIENT_CA": str(files.client_authorities),
+    }
+
+
 async def certificate_of(deployment: ProcessDeployment) -> str:
     host, _, port = deployment.settings["PULSA_LISTEN"].partition(":")
     return await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
@@ -87,15 +98,28 @@ async def until_answered(operator: Caller, token: str, reason: str) -> None:
     await until(has_reason)
 
 
+async def test_a_sidecar_with_a_certificate_relays_to_a_server_with_mutual_tls(
+    database_url: str, tmp_path: Path
+) -> None:
+    files = write_tls(tmp_path, SERVERS, clients=CLIENTS)
+    for name, content in {"ca": SERVERS.certificate, "own.crt": CLIENT_CERTIFICATE, "own.key": CLIENT_KEY}.items():
+        (tmp_path / name).write_bytes(content)
+    changes = tls_settings(files) | {
+        "PULSA_WEBHOOK_CA": str(tmp_path / "ca"),
+        "PULSA_WEBHOOK_CERTIFICATE": str(tmp_path / "own.crt"),
+        "PULSA_WEBHOOK_KEY": str(tmp_path / "own.key"),
+    }
+    async with deployed_processes(database_url, tmp_path, **changes) as deployment:
+        await start_sidecar(deployment)
+        url = f"http://{deployment.settings['PULSA_WEBHOOK_LISTEN']}{PATH}"
+        async with aiohttp.ClientSession() as stripe, stripe.post(url, data=b"{}") as unsigned:
+            assert unsigned.status == 400  # says the server; 503: it was not reached
+
+
 async def test_no_call_fails_while_certificates_and_token_keys_are_rotated(database_url: str, tmp_path: Path) -> None:
     files, issuer = write_tls(tmp_path, SERVERS, clients=CLIENTS), Issuer(tmp_path / "jwks.json")
     issuer.publish("key-0")
-    changes = {
-        "PULSA_TLS_CERTIFICATE": str(files.certificate_chain),
-        "PULSA_TLS_KEY": str(files.private_key),
-        "PULSA_TLS_CLIENT_CA": str(files.client_authorities),
-        "PULSA_TOKEN_KEYS": str(issuer.file),
-    }
+    changes = tls_settings(files) | {"PULSA_TOKEN_KEYS": str(issuer.file)}
     async with deployed_processes(database_url, tmp_path, **changes) as deployment:
         callers = Callers(deployment, issuer.token("key-0"))
         async with callers.connection() as operator:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from server.background import repeat, until_done
+from server.background import Countdown, repeat, until_done
 from server.errors import DatabaseUnavailable
 from tests.waiting import until
 
@@ -90,3 +90,18 @@ async def test_a_job_ends_although_its_work_swallows_the_cancellation() -> None:
     job.cancel()
     await asyncio.wait([job], timeout=20)
     assert job.cancelled()
+
+
+def test_steps_share_the_seconds_of_a_countdown_and_the_last_has_a_few() -> None:
+    drain = Countdown(20)
+    before = drain.left(least=2)
+    drain.start(after=10)
+    begun = drain.left(least=2)
+    drain.start(after=-15)
+    late = drain.left(least=2)
+    drain.start(after=-100)
+
+    assert before == 20
+    assert 20 < begun <= 30
+    assert 2 < late <= 5
+    assert drain.left(least=2) == 2

@@ -275,9 +275,10 @@ def main() -> None:
     given = parser().parse_args()
     command, header = _COMMANDS[given.command]
     token = token_from_file(given.token_file) if given.token_file else os.environ.get("PULSA_TOKEN", "")
-    credentials = grpc.ssl_channel_credentials(given.ca.read_bytes()) if given.ca else None
     try:
-        with connect(given.server, token=token, credentials=credentials, timeout_seconds=given.timeout) as pulsa:
+        with connect(
+            given.server, token=token, credentials=_credentials(given), timeout_seconds=given.timeout
+        ) as pulsa:
             answers = command(pulsa, given)
             if given.json:
                 printed: Message | None = None
@@ -301,6 +302,13 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
+def _credentials(given: argparse.Namespace) -> grpc.ChannelCredentials | None:
+    ca, key, certificate = (path.read_bytes() if path else None for path in (given.ca, given.key, given.certificate))
+    if (key is None) is not (certificate is None) or (key and not ca):
+        raise ValueError("--certificate and --key belong together, and are for TLS, so they need --ca")
+    return grpc.ssl_channel_credentials(ca, key, certificate) if ca else None
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
     main = argparse.ArgumentParser(
@@ -311,6 +319,8 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--organization", default=environment("PULSA_ORGANIZATION", "demo"), help="or PULSA_ORGANIZATION")
     main.add_argument("--token-file", type=Path, help="a file with the token")
     main.add_argument("--ca", type=Path, help="certificates of the server's authority; without it nothing is encrypted")
+    main.add_argument("--certificate", type=Path, help="an own certificate, for mutual TLS")
+    main.add_argument("--key", type=Path, help="the key of that certificate")
     main.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
     main.set_defaults(exit_status=0)
     main.add_argument("--json", action="store_true", help="print messages as JSON")
