@@ -5,6 +5,7 @@ Every call has a deadline, is retried only where that is safe, and raises the er
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -189,7 +190,8 @@ class StripeClient:
         found = [fields async for fields in self._pages("list_tax_ids", list_page, {})]
         for other in found:
             if (other["type"], other["value"]) != (tax_id["type"], tax_id["value"]):
-                await self._call("delete_tax_id", tax_ids.delete_async, customer_id, other["id"])
+                with suppress(StripeNotFound):  # the SDK repeats a DELETE whose answer is lost: the customer is there
+                    await self._call("delete_tax_id", tax_ids.delete_async, customer_id, other["id"])
         if not any((each["type"], each["value"]) == (tax_id["type"], tax_id["value"]) for each in found):
             await self._call("create_tax_id", tax_ids.create_async, customer_id, tax_id, _options(key))
 

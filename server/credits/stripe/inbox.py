@@ -14,6 +14,7 @@ from prometheus_client import Counter
 
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import StripeCallError, StripeNotFound
+from server.credits.stripe.invoices import Invoice
 from server.credits.stripe.webhooks import EVENT_TYPES, StripeEvent, parse_event, verify
 from server.credits.top_ups.cards import follow_card, save_card
 from server.credits.top_ups.state_machine import TopUpFlag, owner_of
@@ -214,16 +215,17 @@ class StripeInbox:
             invoice = await self._stripe.retrieve(invoice_id) if invoice_id else None
             owner = owner_of(invoice, self._store.terms.environment) if invoice else None
             if invoice and owner:
-                await self._store.apply_invoice(*owner, invoice, flags=await self._find_flags(event))
+                await self._store.apply_invoice(*owner, invoice, flags=await self._find_flags(event, invoice))
         except (StripeNotFound, TopUpNotFound) as error:
             _log.warning("an event has no top-up here", event_id=event.event_id, why=type(error).__name__)
         async with acquire(self._store.pool) as connection:
             await connection.execute(SQL.finish_event, {"event_id": event.event_id, "status": "DONE"})
 
-    async def _find_flags(self, event: StripeEvent) -> dict[TopUpFlag, bool]:
+    async def _find_flags(self, event: StripeEvent, invoice: Invoice) -> dict[TopUpFlag, bool]:
         if event.type.startswith("charge.dispute.") and event.payment_intent_id is not None:
-            # The event may be older than another about the same dispute.
-            return {TopUpFlag.DISPUTED: await self._stripe.is_disputed(event.payment_intent_id)}
+            # The event may be older than another about the same dispute, and other payments may be disputed too.
+            payments = {event.payment_intent_id, *invoice.payment_intent_ids}
+            return {TopUpFlag.DISPUTED: any([await self._stripe.is_disputed(each) for each in payments])}
         return {FLAGS[event.type]: True} if event.type in FLAGS else {}
 
     async def _find_invoice(self, event: StripeEvent) -> str | None:

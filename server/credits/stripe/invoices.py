@@ -187,6 +187,8 @@ class Invoice:
     hosted_invoice_url: str
     invoice_pdf_url: str
     due_time: datetime | None
+    payment_intent_ids: tuple[str, ...] = ()
+    """Of its payments; empty unless the answer includes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,11 @@ def read_invoice(fields: Mapping[str, Any], *, transactions: Sequence[BalanceTra
         hosted_invoice_url=fields["hosted_invoice_url"] or "",
         invoice_pdf_url=fields["invoice_pdf"] or "",
         due_time=_time(fields["due_date"]) if fields["due_date"] else None,
+        payment_intent_ids=tuple(
+            each["payment"]["payment_intent"]
+            for each in _payments(fields)
+            if each["payment"]["type"] == "payment_intent"
+        ),
     )
 
 
@@ -258,11 +265,14 @@ def _price(order: InvoiceOrder) -> Parameters:
     return {"amount": amount}
 
 
+def _payments(fields: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return (fields.get("payments") or {}).get("data") or ()
+
+
 def _paid_through_stripe(fields: Mapping[str, Any]) -> int:
-    payments = (fields.get("payments") or {}).get("data", [])
     return sum(
         payment["amount_paid"] or 0
-        for payment in payments
+        for payment in _payments(fields)
         if payment["status"] == "paid" and payment["payment"]["type"] in _PAID_THROUGH_STRIPE
     )
 

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
+from psycopg.errors import UniqueViolation
+
 from server.credits.accounts import Request, insert_request
 from server.credits.pricing import Pricing
 from server.credits.stripe.client import StripeClient
@@ -129,10 +131,11 @@ async def restore_top_ups(
     restored: list[TopUp] = []
     problems: list[str] = []
     # Oldest first: a later one was ordered once the earlier one had ended.
-    for invoice in reversed(await stripe_client.list_invoices(customer_id=None, since=since - _CLOCK_SKEW)):
-        owner = owner_of(invoice, store.terms.environment)
-        if owner is None or invoice.status is InvoiceStatus.VOID:
+    for listed in reversed(await stripe_client.list_invoices(customer_id=None, since=since - _CLOCK_SKEW)):
+        owner = owner_of(listed, store.terms.environment)
+        if owner is None or listed.status is InvoiceStatus.VOID:
             continue
+        invoice = await stripe_client.retrieve(listed.invoice_id)  # a list leaves out what a balance paid
         try:
             await store.apply_invoice(*owner, invoice)
         except TopUpNotFound:
@@ -140,6 +143,11 @@ async def restore_top_ups(
                 restored.append(await _insert(store, pricing, *owner, invoice))
             except RetryLater:
                 raise
+            except UniqueViolation:
+                problems.append(
+                    f"{owner[0]}: top-up {owner[1]}, invoice {invoice.invoice_id}, {invoice.status}: its request_id has"
+                    " ordered another top-up since; correct with AdjustCredits"
+                )
             except (ValueError, DomainError) as error:
                 problems.append(
                     f"{owner[0]}: top-up {owner[1]}, invoice {invoice.invoice_id}, {invoice.status}: {error}"

@@ -9,9 +9,9 @@ from dataclasses import replace
 from server.credits.accounts import read_accounts
 from server.credits.stripe.client import StripeClient
 from server.credits.stripe.errors import IdempotencyKeySpent, StripeNotFound, StripeRefused
-from server.credits.top_ups.automatic import fail_charge, may_charge, next_month
+from server.credits.top_ups.automatic import fail_charge, may_charge, next_month, refuse_by_cap
 from server.credits.top_ups.automatic_store import lock_automatic, notify, refuse_over_cap, write_automatic
-from server.credits.top_ups.state_machine import TopUp, TopUpFlag, TopUpStatus, step_key
+from server.credits.top_ups.state_machine import TopUp, TopUpFlag, TopUpStatus, start_canceling, step_key
 from server.credits.top_ups.store import TopUpStore, lock_top_up, write_top_up
 from server.errors import TopUpNotFound
 from server.postgres.pool import Connection, retry_transient, transaction
@@ -63,22 +63,28 @@ class Charges:
         return failed
 
     async def _find_card(self, top_up: TopUp) -> str | None:
-        """The card to charge; None when it may not be charged now, and then the top-up has its next charge_time."""
+        """The card to charge; None when it may not be charged now: it has its next charge_time then, or is canceled."""
         async with transaction(self._store.pool) as connection:
             accounts = await read_accounts(connection, [top_up.organization_id])
             before = await self._lock(connection, top_up)
             row, now = await lock_automatic(connection, top_up.organization_id), self._store.clock()
             if not self.is_due(before):
                 return None
+            after = replace(before, charge_time=None)
             if row is None or not may_charge(row, before) or TopUpFlag.PARTLY_PAID in before.flags:
-                charge_time = None
+                pass
             elif accounts[top_up.organization_id].suspend_time is not None:
-                charge_time = now + self._store.terms.charge_pause
+                after = replace(before, charge_time=now + self._store.terms.charge_pause)
             elif await refuse_over_cap(connection, row, before.credits, now=now):
-                charge_time = next_month(now)
+                after = replace(before, charge_time=next_month(now))
+                if before.due_time and before.due_time + self._store.terms.expire_grace < next_month(now):
+                    # It would expire before: the next month orders another one.
+                    refused = refuse_by_cap(row, now=now)
+                    await write_automatic(connection, before=refused, after=replace(refused, top_up_id=None), now=now)
+                    after = start_canceling(replace(before, charge_time=None), TopUpStatus.CANCELED)
             else:
                 return row.payment_method_id
-            await self._write(connection, before, replace(before, charge_time=charge_time))
+            await self._write(connection, before, after)
             return None
 
     async def _record_failure(self, top_up: TopUp, failure: str) -> TopUp:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -54,7 +55,7 @@ from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
-_POLL_SECONDS = 0.05
+_SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.05, 1.0
 _LINKS_MAXIMUM_AGE = timedelta(minutes=1)
 _LINKS_TIMEOUT_SECONDS = 3.0
 
@@ -103,7 +104,8 @@ class TopUps:
         self._stripe = stripe_client
         self._pricing = pricing
         self._worker = TopUpWorker(store, stripe_client)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[tuple[UUID, TopUpStatus], asyncio.Task[None]] = {}
+        """By the top-up and the status that they began with."""
 
     async def create(self, purchase: Purchase, *, created_by: str, wait_seconds: float) -> TopUp:
         """Create a top-up and wait until Stripe has its invoice, at most wait_seconds; then it is still CREATING.
@@ -220,7 +222,7 @@ class TopUps:
 
     async def close(self) -> None:
         """Wait for the background work. Each step is short; a step not yet begun is left to a periodic job."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _record(self, connection: Connection, purchase: Purchase, *, created_by: str) -> TopUp:
         # The account's lock serializes purchases; the unique constraints enforce the same rules.
@@ -252,10 +254,12 @@ class TopUps:
         return top_up
 
     def start(self, top_up: TopUp) -> asyncio.Task[None]:
-        """Work on the top-up in the background; returns the task."""
-        task = asyncio.create_task(self._work(top_up), name=f"top-up {top_up.top_up_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
+        """Work on the top-up in the background; returns the task. Calls that repeat an order share it."""
+        key = (top_up.top_up_id, top_up.status)
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(self._work(top_up), name=f"top-up {top_up.top_up_id}")
+            task.add_done_callback(partial(self._on_task_done, key))
         return task
 
     async def _work_and_wait(self, top_up: TopUp, *, wait_seconds: float) -> TopUp:
@@ -267,14 +271,16 @@ class TopUps:
 
     async def _work(self, top_up: TopUp) -> None:
         """Advance the top-up, or wait while another worker holds its lease."""
+        pause = _SHORTEST_POLL_SECONDS
         while await self._worker.advance(top_up.organization_id, top_up.top_up_id) is None:
             current = await self._store.read(top_up.organization_id, top_up.top_up_id)
             if current.status not in IN_WORK or current.lease_expire_time is None:
                 return
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
 
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _on_task_done(self, key: tuple[UUID, TopUpStatus], task: asyncio.Task[None]) -> None:
+        del self._tasks[key]
         if not task.cancelled() and (error := task.exception()):
             # A periodic job continues the work when the lease has ended.
             _log.error("work on a top-up failed", task=task.get_name(), trace=safe_traceback(error))

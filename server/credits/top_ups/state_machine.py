@@ -330,7 +330,8 @@ def _paid(top_up: TopUp, invoice: Invoice, terms: TopUpTerms, *, now: datetime) 
     reason = _mismatch(top_up, invoice, terms) or _missing_money(top_up, invoice, terms)
     if reason:
         return replace(_moved(top_up, TopUpStatus.REVIEW, reason=reason), cancel_time=None)
-    return replace(_moved(top_up, TopUpStatus.PAID), paid_time=now, cancel_time=None)
+    paid = _moved(top_up, TopUpStatus.PAID)
+    return replace(paid, paid_time=now, cancel_time=None, invoice_total=invoice.total, tax=invoice.tax)
 
 
 def _opened(top_up: TopUp, invoice: Invoice, terms: TopUpTerms) -> TopUp:

@@ -231,7 +231,7 @@ class TopUpStore:
                         await self._credit(connection, account, after)
                     else:
                         after = review_payment(after, "balance_above_maximum")
-                if account and self.terms.freeze_disputed:
+                if account and (self.terms.freeze_disputed or after.is_frozen):
                     after = await self._freeze_or_thaw(connection, account, after)
                 if stored:
                     await self._write(connection, stored, after)
@@ -399,6 +399,12 @@ async def find_unfinished(connection: Connection, organization_id: str) -> TopUp
     cursor = await connection.execute(SQL.find_unfinished, {"organization_id": organization_id})
     row = await cursor.fetchone()
     return await find_top_up(connection, organization_id, row[0]) if row else None
+
+
+async def has_returned_overpayment(connection: Connection, organization_id: str) -> bool:
+    """Whether money of an overpaid top-up went back, and nobody has resolved what it left in the customer's balance."""
+    cursor = await connection.execute(SQL.find_returned_overpayment, {"organization_id": organization_id})
+    return await cursor.fetchone() is not None
 
 
 async def find_due_top_ups(pool: Pool, *, now: datetime, limit: int) -> list[tuple[str, UUID]]:

@@ -28,6 +28,16 @@ SELECT top_up_id
 FROM top_ups
 WHERE organization_id = %(organization_id)s AND status IN ('CREATING', 'OPEN', 'CANCELING');
 
+-- find_returned_overpayment
+-- What was paid too much for it is in the customer's balance, and some of its money went back. See docs/stripe.md.
+SELECT 1
+FROM top_ups
+WHERE organization_id = %(organization_id)s
+    AND 'OVERPAID' = ANY(flags)
+    AND flags && ARRAY['REFUNDED', 'DISPUTED']
+    AND NOT flags <@ resolved_flags
+LIMIT 1;
+
 -- find_due_top_ups
 -- Without locks: a worker claims each top-up in a transaction of its own.
 SELECT organization_id, top_up_id

@@ -38,7 +38,7 @@ from server.credits.top_ups.state_machine import (
     step_key,
     tax_objection,
 )
-from server.credits.top_ups.store import TopUpStore
+from server.credits.top_ups.store import TopUpStore, has_returned_overpayment
 from server.postgres.pool import acquire
 
 _log = structlog.get_logger(__name__)
@@ -173,11 +173,13 @@ class TopUpSteps:
         parameters = top_up.stripe_parameters["customer"]
         async with acquire(self._store.pool) as connection:
             account = (await read_accounts(connection, [top_up.organization_id]))[top_up.organization_id]
+            is_returned = await has_returned_overpayment(connection, top_up.organization_id)
         try:
             customer_id, objection = account.stripe_customer_id, ""
             if customer_id is not None:
                 if await self._stripe.update_customer(customer_id, parameters):
                     balance = await self._stripe.customer_balance(customer_id, top_up.currency_code)
+                    balance = replace(balance, is_money=balance.is_money and not is_returned)
                     objection = balance_objection(top_up, balance)
             else:
                 key = f"customer:{self._store.terms.environment}:{top_up.organization_id}:{top_up.attempt}"

@@ -45,7 +45,7 @@ async def run_until_crash(work: Coroutine[None, None, None], crash: SimulatedCra
 
 async def restart(driver: TopUpDriver, replica: Replica, crash: SimulatedCrash | None = None) -> None:
     """End everything of the old replica and start a new one, which may crash in turn."""
-    await _end(*replica.automatic._tasks, *replica.top_ups._tasks, *replica.inbox._tasks)
+    await _end(*replica.automatic._tasks, *replica.top_ups._tasks.values(), *replica.inbox._tasks)
     driver.start(failpoint=crash.failpoint if crash else None)
 
 

@@ -212,3 +212,27 @@ async def test_without_any_webhook_a_page_and_a_charge_are_still_known(driver: T
     await spend(driver, 1)
     await settle(driver)
     assert await driver.credits() == 1099
+
+
+async def test_a_cap_that_was_lowered_leaves_automatic_top_ups_on(driver: TopUpDriver) -> None:
+    """The declined top-up would expire before the next month: it is canceled, and that month orders another one."""
+    driver.clock.ahead += timedelta(days=(32 - driver.clock().day) % 31 + 5)
+    await ready(driver)
+    await spend(driver, 1)
+    await settle(driver)
+    card = (await driver.automatic.read(ACME)).row.payment_method_id
+    await driver.control(f"POST /cards/{card}/declined")
+    await spend(driver, 1000)
+    await settle(driver)
+    await enable(driver, monthly_credit_cap=1500)
+    await settle(driver)
+
+    async def is_canceled() -> bool:
+        driver.clock.ahead += timedelta(minutes=10)
+        await driver.run_jobs()
+        await settle(driver)
+        return [each.status for each in await bought(driver)] == [_S.CANCELED, _S.PAID]
+
+    await until(is_canceled)
+    view = await driver.automatic.read(ACME)
+    assert (view.state, view.row.is_enabled) == ("CAP_REACHED", True)

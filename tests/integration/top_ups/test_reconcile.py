@@ -16,6 +16,9 @@ from server.postgres.pool import acquire
 from tests.integration.top_ups.driver import TopUpDriver, purchase
 from tests.waiting import SECONDS
 
+_TOTAL = 15_000_000
+"""Of 1,000 credits, in minor units."""
+
 Lose = Callable[[TopUp], None]
 
 
@@ -185,6 +188,45 @@ async def test_a_lost_top_up_waits_for_the_end_of_the_one_before_it(driver: TopU
     assert f"top-up {second.top_up_id}" in problem
     assert "An unpaid top-up is open" in problem
     assert restored.top_up_id == second.top_up_id
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_a_part_that_an_earlier_overpayment_paid_counts(
+    driver: TopUpDriver, lose: Lose, *, is_lost: bool
+) -> None:
+    """Stripe's list does not say so: the open invoice would be voided, and the paid one go to REVIEW."""
+    first = await driver.buy()
+    await driver.invoice_action(first, "pay", amount=_TOTAL + _TOTAL // 2)
+    await driver.wait_for_status(first, TopUpStatus.PAID)
+    await driver.wait_for_events()
+    second = await driver.buy()
+    driver.sandbox.set_webhook_url(None)
+    if is_lost:
+        lose(second)
+    await _restore(driver)
+    opened = await driver.stored(second)
+    await driver.invoice_action(second, "pay")
+    await _restore(driver)
+
+    assert (opened.status, opened.failure_reason) == (TopUpStatus.OPEN, "")
+    assert (await driver.stored(second)).status is TopUpStatus.PAID
+    assert await driver.credits() == 2000
+
+
+async def test_a_request_id_that_was_used_again_is_a_problem_of_its_invoice_alone(
+    driver: TopUpDriver, lose: Lose
+) -> None:
+    ordered = purchase()
+    lost = await driver.top_ups.create(ordered, created_by="ann", wait_seconds=SECONDS)
+    lose(lost)
+    await driver.invoice_action(lost, "pay")
+    await driver.cancel(await driver.top_ups.create(ordered, created_by="ann", wait_seconds=SECONDS))
+    other = await driver.buy("other")
+    lose(other)
+    report = await _restore(driver)
+
+    assert [each.top_up_id for each in report.restored] == [other.top_up_id]
+    assert [f"top-up {lost.top_up_id}" in each for each in report.problems] == [True]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ async def _crash_after_the_invoice_was_created(driver: TopUpDriver) -> TopUp:
     replica = driver.start(failpoint=failpoint)
     buying = asyncio.create_task(driver.buy())
     await created.wait()
-    for task in (buying, *replica.top_ups._tasks):
+    for task in (buying, *replica.top_ups._tasks.values()):
         task.cancel()
     await asyncio.gather(buying, return_exceptions=True)
     driver.start()
@@ -273,3 +273,29 @@ async def test_while_the_database_is_down_no_webhook_is_accepted(driver: TopUpDr
 async def _was_refused(driver: TopUpDriver) -> bool:
     deliveries = (await driver.control("GET /deliveries?type=invoice.paid"))["deliveries"]
     return any(each["status"] == 500 for each in deliveries)
+
+
+@pytest.mark.parametrize(("fault", "options"), [("drop_after", {}), ("bad_gateway", {"executes": True})])
+async def test_a_lost_answer_to_the_removal_of_a_tax_id_keeps_the_customer(
+    driver: TopUpDriver, fault: str, options: dict[str, Any]
+) -> None:
+    """The SDK repeats it, and hears that there is no such tax id."""
+    first = await driver.buy(tax_id={"type": "id_npwp", "value": "12"})
+    await driver.cancel(first)
+    await driver.inject_fault("DELETE *tax_ids*", fault, times=1, **options)
+    second = await driver.buy(tax_id={"type": "id_npwp", "value": "13"})
+
+    assert (second.status, second.stripe_customer_id) == (_S.OPEN, first.stripe_customer_id)
+
+
+async def test_repeats_of_an_order_share_one_task_while_stripe_does_not_answer(driver: TopUpDriver) -> None:
+    fault = await driver.inject_fault("POST /v1/invoices", "hold_before")
+    ordered = purchase()
+    await driver.top_ups.create(ordered, created_by="ann", wait_seconds=0)
+    await driver.wait_until_held(fault)
+    tasks = len(asyncio.all_tasks())
+    for _ in range(20):
+        await driver.top_ups.create(ordered, created_by="ann", wait_seconds=0)
+    assert len(asyncio.all_tasks()) == tasks
+    await driver.control(f"POST /faults/{fault['id']}/release")
+    assert (await driver.top_ups.create(ordered, created_by="ann", wait_seconds=SECONDS)).status is _S.OPEN
