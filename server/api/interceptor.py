@@ -120,12 +120,20 @@ def refusing_handler(status: ErrorStatus, refused: Callable[[], None]) -> "grpc.
     """
 
     async def refuse(_requests: Any, context: Any) -> None:
-        context.set_code(status.code)
-        context.set_details(status.message)
-        context.set_trailing_metadata(status.trailing_metadata)
+        _set_status(context, status)
         refused()
 
     return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _set_status(context: Any, status: ErrorStatus) -> None:
+    """End the call with this status when its handler returns.
+
+    `context.abort` would leave the call, with its request and its error, to the garbage collector.
+    """
+    context.set_code(status.code)
+    context.set_details(status.message)
+    context.set_trailing_metadata(status.trailing_metadata)
 
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -133,9 +141,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _Handle = Callable[[Metadata, bytes, Context], Awaitable[bytes]]
 _Serve = Callable[[Metadata], "grpc.RpcMethodHandler[Any, Any]"]
 _MAXIMUM_DEADLINE_SECONDS: Final = 86_400.0
+"""A later deadline counts as none: the deadlines of gRPC exceed the range of datetime."""
 _SURELY_IN_TIME: Final = 0.98
 """Of a call's seconds: gRPC rounds the caller's up by as much as 1 % on the way."""
-"""A later deadline counts as none: the deadlines of gRPC exceed the range of datetime."""
 
 
 class Call(NamedTuple):
@@ -363,7 +371,7 @@ class Interceptor:
                     concurrency.leave(organization)
             self._ended(rpc, status, caller, request, time.monotonic() - started)
             if status is not None:
-                await context.abort(status.code, status.message, status.trailing_metadata)
+                _set_status(context, status)
             return answer
 
         return handle
@@ -439,15 +447,13 @@ def _traced(traces: Traces, rpc: MethodDescriptor, handle: _Handle, serve: _Serv
     """As `serve`, with a span for each sampled call."""
     name = f"{rpc.containing_service.full_name}/{rpc.name}"
 
-    async def handle_sampled(span: Span, metadata: Metadata, payload: bytes, context: Context) -> bytes:
+    async def handle_sampled(span: Span, metadata: Metadata, payload: bytes, context: Any) -> bytes:
         span.enter()
-        code = grpc.StatusCode.OK
+        code = grpc.StatusCode.CANCELLED
         try:
-            return await handle(metadata, payload, context)
-        except BaseException as error:
-            is_answer = isinstance(error, grpc.aio.AbortError)
-            code = context.code() if is_answer else grpc.StatusCode.CANCELLED
-            raise
+            answer = await handle(metadata, payload, context)
+            code = context.code() or grpc.StatusCode.OK
+            return answer
         finally:
             span.end_call(code.name)
 
