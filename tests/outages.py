@@ -8,13 +8,13 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-_END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+_END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
 
 
-async def end_sessions(database_url: str) -> None:
-    """End every session of the database, as a restart of PostgreSQL does."""
+async def end_sessions(database_url: str, *, but: int = 0) -> None:
+    """End every session of the database, as a restart of PostgreSQL does; not the one with the process id `but`."""
     async with await _connect_beside(database_url) as server:
-        await server.execute(_END_SESSIONS, [conninfo_to_dict(database_url)["dbname"]])
+        await server.execute(_END_SESSIONS, [conninfo_to_dict(database_url)["dbname"], but])
 
 
 @asynccontextmanager

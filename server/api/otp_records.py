@@ -2,7 +2,8 @@
 
 # ruff: noqa: N802 - a method is named as its rpc
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
@@ -38,13 +39,15 @@ from server.otps.recipients import RawDestination, RecipientResolver
 from server.otps.retention import erase_destination
 from server.otps.search import OtpSearch, search_otps
 from server.otps.send import Sender
-from server.otps.usage import read_conversions, read_usage
+from server.otps.usage import Conversion, DailyUsage, read_conversions, read_usage
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
-from server.postgres.pool import Pool, acquire
+from server.postgres.pool import Connection, Pool, read
 from server.providers.provider import Channel
 
 _LAST_ID: Final = 2**128 - 1
+_USAGE_READS_AT_ONCE: Final = 2
+"""The rest of the connections is for calls that do not count the sends of months."""
 _CHANNELS: Final = {channel.field: channel for channel in Channel}
 
 
@@ -77,6 +80,7 @@ class OtpRecords:
         self._pool = dependencies.pool
         self._crypto = dependencies.crypto
         self._recipients = dependencies.recipients
+        self._usage_reads = asyncio.Semaphore(_USAGE_READS_AT_ONCE)
         self._clock = dependencies.clock
         self._cooldown = dependencies.cooldown
         self._settings_cache = dependencies.settings.cache
@@ -85,8 +89,8 @@ class OtpRecords:
 
     async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
         """Return one OTP."""
-        async with acquire(self._pool) as connection:
-            record = await read_otp(connection, request.organization_id, UUID(request.otp_id))
+        organization_id, otp_id = request.organization_id, UUID(request.otp_id)
+        record = await read(self._pool, lambda connection: read_otp(connection, organization_id, otp_id))
         response = pb.GetOtpResponse()
         self._write_record(response.otp, record)
         return response
@@ -97,14 +101,14 @@ class OtpRecords:
         size = request.page_size or DEFAULT_PAGE_SIZE
         before, limit = UUID(int=tokens.read(request.page_token)), size + 1
         search = self._search_of(request)
-        bound = None
-        async with acquire(self._pool) as connection:
+
+        async def find(connection: Connection) -> tuple[Sequence[OtpRecord], UUID | None]:
+            own = request.organization_id
             if search == OtpSearch():
-                records = await list_otps(connection, request.organization_id, before_otp_id=before, limit=limit)
-            else:
-                records, bound = await search_otps(
-                    connection, request.organization_id, search, before_otp_id=before, limit=limit, now=self._clock()
-                )
+                return await list_otps(connection, own, before_otp_id=before, limit=limit), None
+            return await search_otps(connection, own, search, before_otp_id=before, limit=limit, now=self._clock())
+
+        records, bound = await read(self._pool, find)
         response = pb.ListOtpsResponse()
         if last := write_page(response.otps, records, self._write_record, size=size):
             bound = last.otp.otp_id
@@ -114,9 +118,8 @@ class OtpRecords:
 
     async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
         """Cancel an OTP: its code no longer works."""
-        now = self._clock()
-        async with acquire(self._pool) as connection:
-            record = await cancel_otp(connection, request.organization_id, UUID(request.otp_id), now=now)
+        organization_id, otp_id, now = request.organization_id, UUID(request.otp_id), self._clock()
+        record = await read(self._pool, lambda connection: cancel_otp(connection, organization_id, otp_id, now=now))
         response = pb.CancelOtpResponse()
         self._write_record(response.otp, record)
         return response
@@ -182,13 +185,21 @@ class OtpRecords:
     async def GetUsage(self, request: pb.GetUsageRequest, _: Call) -> pb.GetUsageResponse:
         """Return the sends per day and channel, and what became of them."""
         start, end = date.fromisoformat(request.start_date), date.fromisoformat(request.end_date)
-        async with acquire(self._pool) as connection:
+
+        async def count(
+            connection: Connection,
+        ) -> tuple[Sequence[DailyUsage], tuple[date, Sequence[Conversion]] | None]:
             days = await read_usage(connection, request.organization_id, start=start, end=end)
-            response = pb.GetUsageResponse(daily_usages=map(usage_message, days))
-            if request.with_conversions:
-                since, found = await read_conversions(connection, request.organization_id, start=start, end=end)
-                response.conversions_start_date = since.isoformat()
-                response.conversions.extend(map(conversion_message, found))
+            if not request.with_conversions:
+                return days, None
+            return days, await read_conversions(connection, request.organization_id, start=start, end=end)
+
+        async with self._usage_reads:
+            days, conversions = await read(self._pool, count, seconds=self._pool.timeouts.job)
+        response = pb.GetUsageResponse(daily_usages=map(usage_message, days))
+        if conversions:
+            response.conversions_start_date = conversions[0].isoformat()
+            response.conversions.extend(map(conversion_message, conversions[1]))
         if verified := sum(day.verified_otps for day in days):
             response.credits_per_verified_otp = sum(day.credits for day in days) / verified
         return response

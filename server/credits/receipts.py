@@ -21,7 +21,7 @@ from server.credits.ledger import DIGEST, AuditKeys
 from server.credits.merkle import MerkleTree, leaf_of
 from server.errors import ReceiptNotFound
 from server.postgres.columns import BIGINT, BYTEA, TEXT, RowSource
-from server.postgres.pool import Connection, Pool, acquire, transaction
+from server.postgres.pool import Connection, Pool, acquire, read, transaction
 from server.postgres.queries import load_queries
 
 _NAME: Final = "pulsa ledger head 1"
@@ -101,7 +101,8 @@ async def sign_days(pool: Pool, audit_keys: AuditKeys, signing_keys: SigningKeys
 async def make_receipt(pool: Pool, organization_id: str, sequence: int) -> Receipt:
     """The receipt of an entry. Raises ReceiptNotFound when there is no such entry, or its day is not signed yet."""
     values = {"organization_id": organization_id, "sequence": sequence}
-    async with acquire(pool) as connection:
+
+    async def make(connection: Connection) -> Receipt:
         found = await (await connection.execute(SQL.find_root, values)).fetchone()
         if found is None:
             raise ReceiptNotFound
@@ -111,10 +112,12 @@ async def make_receipt(pool: Pool, organization_id: str, sequence: int) -> Recei
             raise ReceiptNotFound
         entry = await (await connection.execute(SQL.read_entry, values)).fetchone()
         leaves, _ = await _read_leaves(connection, organization_id, first_sequence - 1, last_sequence)
-    tree = MerkleTree(leaves)
-    if entry is None or tree.root != root:
-        raise LookupError(f"the entries of {organization_id} were changed: run python -m server audit")
-    return Receipt(entry[0], tree.path(sequence - first_sequence), last_sequence, path, *signed)
+        tree = MerkleTree(leaves)
+        if entry is None or tree.root != root:
+            raise LookupError(f"the entries of {organization_id} were changed: run python -m server audit")
+        return Receipt(entry[0], tree.path(sequence - first_sequence), last_sequence, path, *signed)
+
+    return await read(pool, make)
 
 
 async def _next_day(pool: Pool) -> date | None:

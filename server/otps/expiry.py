@@ -8,11 +8,12 @@ organization in which nothing expires is only looked at by that statement, and w
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from server.errors import AccountBusy
 from server.events.log import EventSwitches, insert_events
 from server.ids import first_id
 from server.otps.otp import OtpKey, OtpStatus
@@ -60,31 +61,44 @@ async def tell_expired(pool: Pool, switches: EventSwitches, *, now: datetime) ->
     if switches.are_all_off:
         return 0
     told, until = 0, now - _SETTLED
+    busy: dict[str, AccountBusy] = {}
+    """The organizations of which a row stayed locked: the next run finds what they have not told."""
     while True:
-        behind = await _find_behind(pool, until - _BEHIND)
+        behind = await _find_behind(pool, until - _BEHIND, without=busy)
         oldest = min(behind.values(), default=until - _BEHIND)
-        expired, found_until = await _find_expired(pool, until, oldest=oldest)
+        expired, found_until = await _find_expired(pool, until, oldest=oldest, without=busy)
         by_shard: dict[int, list[_Span]] = defaultdict(list)
         for span in _spans(expired, behind, found_until):
             by_shard[await pool.shards.ask(span.organization_id)].append(span)
         for spans in by_shard.values():
             for step in _steps(spans):
-                told += await _write(pool, step, now=now)
+                told += await _write_free(pool, step, busy, now=now)
         if found_until == until:
-            return told
+            break
+    for error in busy.values():
+        raise error
+    return told
 
 
-async def _find_behind(pool: Pool, before: datetime) -> dict[str, datetime]:
+async def _find_behind(pool: Pool, before: datetime, *, without: Collection[str]) -> dict[str, datetime]:
     """The organizations of which nothing was written for long, and until when what expired has its events."""
-    values = {"before": before, "limit": _MOST_FOUND}
+    values = {"before": before, "limit": _MOST_FOUND, "without": [*without]}
     parse, seconds = datetime.fromisoformat, pool.timeouts.job
     found = await find_everywhere(pool, SQL.find_behind, values, parse=parse, seconds=seconds)
     return {row[0]: row[1] for row in found.rows}
 
 
-async def _find_expired(pool: Pool, until: datetime, *, oldest: datetime) -> tuple[Sequence[_Expired], datetime]:
+async def _find_expired(
+    pool: Pool, until: datetime, *, oldest: datetime, without: Collection[str]
+) -> tuple[Sequence[_Expired], datetime]:
     """The OTPs that have expired, in their order, and until when these are all of them."""
-    values = {"first_otp_id": first_id(oldest - _LONGEST_LIFE), "until": until, "limit": _MOST_FOUND}
+    values = {
+        "first_otp_id": first_id(oldest - _LONGEST_LIFE),
+        "oldest": oldest,
+        "until": until,
+        "limit": _MOST_FOUND,
+        "without": [*without],
+    }
     found = await find_everywhere(pool, SQL.find_expired, values, parse=UUID, seconds=pool.timeouts.job)
     expired = sorted(map(_expired, found.rows), key=lambda each: each.expire_time)
     if len(expired) >= _MOST_FOUND:
@@ -127,6 +141,21 @@ def _steps(spans: Sequence[_Span]) -> Iterator[Sequence[_Span]]:
             step, size = [], 0
     if step:
         yield step
+
+
+async def _write_free(pool: Pool, step: Sequence[_Span], busy: dict[str, AccountBusy], *, now: datetime) -> int:
+    """As `_write`; an organization of which a row stays locked is put into `busy`, and delays no other."""
+    spans = [span for span in step if span.organization_id not in busy]
+    own = {
+        span.organization_id: [each for each in spans if each.organization_id == span.organization_id] for span in spans
+    }
+    try:
+        return await _write(pool, spans, now=now) if spans else 0
+    except AccountBusy as error:
+        if len(own) == 1:
+            busy[spans[0].organization_id] = error
+            return 0
+    return sum([await _write_free(pool, each, busy, now=now) for each in own.values()])
 
 
 async def _write(pool: Pool, spans: Sequence[_Span], *, now: datetime) -> int:

@@ -11,14 +11,14 @@ CROSS JOIN LATERAL (
     ORDER BY otp.expire_time
     FETCH FIRST (%(limit)s) ROWS WITH TIES
 ) AS expired
-WHERE stream.is_on
+WHERE stream.is_on AND stream.expired_until >= %(oldest)s AND stream.organization_id <> ALL(%(without)s::text[])
 ORDER BY expired.expire_time
 FETCH FIRST (%(limit)s) ROWS WITH TIES;
 
 -- find_behind
 SELECT organization_id, expired_until
 FROM event_streams
-WHERE is_on AND expired_until < %(before)s
+WHERE is_on AND expired_until < %(before)s AND organization_id <> ALL(%(without)s::text[])
 ORDER BY expired_until
 LIMIT %(limit)s;
 

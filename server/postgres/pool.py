@@ -204,7 +204,7 @@ class Pool:
 
         async def probe() -> None:
             while (conninfo := await self._find_primary()) is None:
-                if self._works_since(began):
+                if self.is_available and self._works_since(began):
                     return  # only the probe finds no place, for example as PostgreSQL has too many connections
                 await asyncio.sleep(_PROBE_SECONDS)
             if replace or not self.is_available or conninfo != self._pool.conninfo:
@@ -440,6 +440,16 @@ async def measure_clock(pool: Pool) -> int:
     async with acquire(pool) as connection:
         await pool.clock.measure(partial(read_time, connection))
     return 0
+
+
+async def read(pool: Pool, work: Callable[[Connection], Awaitable[Result]], *, seconds: float | None = None) -> Result:
+    """Run idempotent work on a connection, as `acquire` gives one; repeated as `retry_transient` does."""
+
+    async def once() -> Result:
+        async with acquire(pool, seconds=seconds) as connection:
+            return await work(connection)
+
+    return await retry_transient(once)
 
 
 async def retry_transient(work: Callable[[], Awaitable[Result]]) -> Result:

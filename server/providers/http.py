@@ -1,5 +1,6 @@
 """HTTP client of the providers: POSTs a request, and tells whether a failed one may have reached the provider."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,10 @@ class HttpClient:
         except (aiohttp.ClientError, OSError) as error:
             # Including TimeoutError and TLS errors, which are OSErrors.
             return _no_reply(error, connected=attempt.connected)
+        except asyncio.CancelledError:
+            if not attempt.connected:
+                raise
+            return NoReply(OutcomeKind.UNKNOWN, "shutdown")
 
     async def close(self) -> None:
         """Close every connection."""

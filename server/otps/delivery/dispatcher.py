@@ -1,7 +1,8 @@
 """The dispatcher: runs delivery jobs, outside of any transaction, and stores their outcomes."""
 
 import asyncio
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -16,7 +17,7 @@ from server.clock import Clock
 from server.errors import AccountBusy, DatabaseUnavailable
 from server.logs import safe_traceback
 from server.otps.crypto import Crypto
-from server.otps.delivery.outbox import DeliveryJob
+from server.otps.delivery.outbox import DeliveryJob, DeliveryKey
 from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.magic_destinations import TEST_CODES, outcome_of
@@ -26,6 +27,7 @@ from server.traces import Span, shared_span
 
 _LAST_OUTCOMES_SECONDS: Final = 5.0
 """How long a drain waits for the outcomes of the calls that it cancelled."""
+_SHARE_OF_A_CHANNEL: Final = 0.8
 _JOBS_OF_A_WORKER: Final = 32
 """Then another worker goes on, as calls wait while the provider answers without waiting."""
 FRESH_FOR: Final = timedelta(seconds=1)
@@ -75,23 +77,38 @@ class Dispatcher:
         self._unsettled = 0
         """Jobs begun whose outcomes are not stored."""
         self._most_unsettled = max(concurrency, outcomes.batch_size)
-        self._queue: deque[DeliveryJob] = deque()
+        self._queues: dict[Channel, deque[DeliveryJob]] = {channel: deque() for channel in Channel}
+        """Served in turn."""
+        self._running: Counter[Channel] = Counter()
+        share = _SHARE_OF_A_CHANNEL if len(providers) > 1 else 1.0
+        self._most_running, self._most_queued = math.ceil(share * concurrency), math.ceil(share * queue)
+        """Of one channel, so that a slow provider leaves room to the others."""
         self._results: list[DeliveryResult] = []
+        self._unstored: dict[DeliveryKey, DeliveryResult] = {}
+        """Also those that are being stored, which a drain interrupts."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker_is_starting = False
         self._recorder_is_running = False
 
     def enqueue(self, jobs: Sequence[DeliveryJob]) -> int:
         """Queue as many jobs as fit, in order; returns how many."""
-        taken = jobs[: self.free_places]
-        self._queue.extend(taken)
+        before = self._queued
+        for job in jobs:
+            queue = self._queues[job.send.recipient.channel]
+            if self._queued < self._queue_limit and len(queue) < self._most_queued:
+                queue.append(job)
         self._start_worker()
-        return len(taken)
+        return self._queued - before
 
     @property
     def free_places(self) -> int:
-        """How many more jobs fit into the queue."""
-        return max(0, self._queue_limit - len(self._queue))
+        """How many more jobs fit into the queue, whichever their channel is."""
+        longest = max(map(len, self._queues.values()))
+        return max(0, min(self._queue_limit - self._queued, self._most_queued - longest))
+
+    @property
+    def _queued(self) -> int:
+        return sum(map(len, self._queues.values()))
 
     async def idle(self) -> None:
         """Wait until no job is queued or running."""
@@ -104,10 +121,12 @@ class Dispatcher:
             async with asyncio.timeout(timeout_seconds):
                 await self.idle()
         except TimeoutError:
-            _log.warning("deliveries left in the outbox", count=len(self._queue))
+            _log.warning("deliveries left in the outbox", count=self._queued)
         self._queue_limit = 0
-        self._queue.clear()
+        for queue in self._queues.values():
+            queue.clear()
         await self._cancel()
+        self._results = list(self._unstored.values())
         if self._results:
             # A cancelled call whose message may have been sent ends with an outcome: no other replica may repeat it.
             self._start(self._record)
@@ -134,14 +153,23 @@ class Dispatcher:
             self._start(self._work)
 
     def _may_begin(self) -> bool:
-        return bool(self._queue and self._free_slots and self._unsettled < self._most_unsettled)
+        return self._free_slots > 0 and self._unsettled < self._most_unsettled and self._next_channel() is not None
+
+    def _next_channel(self) -> Channel | None:
+        return next(
+            (own for own, queue in self._queues.items() if queue and self._running[own] < self._most_running), None
+        )
 
     async def _work(self) -> None:
         self._worker_is_starting = False
         for _ in range(_JOBS_OF_A_WORKER):
             if not self._may_begin():
                 return
-            job = self._queue.popleft()
+            channel = self._next_channel()
+            assert channel is not None  # noqa: S101 - `_may_begin` has found one
+            queue = self._queues[channel] = self._queues.pop(channel)  # its next turn is after the others'
+            job = queue.popleft()
+            self._running[channel] += 1
             self._free_slots -= 1
             self._unsettled += 1
             self._start_worker()
@@ -150,11 +178,13 @@ class Dispatcher:
                 span = job.send.span
                 result = await (self._run(job) if span is None else self._run_traced(job, span))
             finally:
+                self._running[channel] -= 1
                 self._free_slots += 1
                 self._unsettled -= result is None
             if result is None:
                 continue
             self._results.append(result)
+            self._unstored[result.job.key] = result
             if not self._recorder_is_running:
                 self._recorder_is_running = True
                 self._start(self._record)
@@ -225,11 +255,13 @@ class Dispatcher:
                 await self._store(batch)
         self._recorder_is_running = False
 
-    async def _store(self, results: Sequence[DeliveryResult], *, of_one_organization: bool = False) -> None:
+    async def _store(self, results: Sequence[DeliveryResult], *, alone: bool = False) -> None:
         """Store results and queue their fallbacks; retried until the database is available.
 
-        A result that is not stored would send its message again. While an account is locked, the results of its
-        organization wait by themselves; one that can never be stored is parted from the others by halves.
+        A result that is not stored would send its message again. Results that have to wait do so by themselves, in a
+        task that is `alone`, so that the recorder goes on with others: those of an organization while its account is
+        locked, and those of a shard while its worker is lost. One that can never be stored is parted from the others by
+        halves.
         """
         fallbacks: Sequence[DeliveryJob] = ()
         spans = [span for result in results if (span := result.job.send.span) is not None]
@@ -238,23 +270,26 @@ class Dispatcher:
                 with shared_span("batch of outcomes", spans, {"pulsa.batch.size": len(results)}):
                     fallbacks = await self._outcomes.record(results)
                 break
-            except AccountBusy as error:
-                if not of_one_organization:
-                    for own in self._outcomes.batches(results, by_organization=True):
-                        self._start(partial(self._store, own, of_one_organization=True))
+            except (AccountBusy, DatabaseUnavailable) as error:
+                locked = isinstance(error, AccountBusy)
+                if not locked:
+                    _log.warning("outcomes wait for the database", count=len(results))
+                parts = self._outcomes.batches(results, by_organization=True) if locked else [results]
+                if len(parts) > 1 or not alone:
+                    for part in parts:
+                        self._start(partial(self._store, part, alone=True))
                     return
-                await asyncio.sleep(error.retry_after_seconds)
-            except DatabaseUnavailable as error:
-                _log.warning("outcomes wait for the database", count=len(results))
                 await asyncio.sleep(error.retry_after_seconds)
             except Exception as error:  # noqa: BLE001 - the recorder must survive any result; the delivery stays in the outbox
                 if half := len(results) // 2:
-                    await self._store(results[:half], of_one_organization=of_one_organization)
-                    await self._store(results[half:], of_one_organization=of_one_organization)
+                    await self._store(results[:half], alone=alone)
+                    await self._store(results[half:], alone=alone)
                     return
                 _log.error("an outcome was not stored", trace=safe_traceback(error))
                 break
         self._unsettled -= len(results)
+        for result in results:
+            self._unstored.pop(result.job.key, None)
         self.enqueue(fallbacks)
 
 

@@ -3,10 +3,10 @@
 Each replica holds a short hash of every suppressed address, so that a mail to any other costs no query.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from server.clock import Clock
@@ -14,7 +14,8 @@ from server.errors import DeliveryNotFound
 from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.otp import Delivery
-from server.postgres.pool import Pool, acquire
+from server.postgres.pipeline import Row
+from server.postgres.pool import Connection, Pool, acquire, read
 from server.postgres.queries import load_queries
 from server.postgres.workers import find_everywhere
 from server.providers.provider import Message, Outcome, OutcomeKind, Provider, Subject
@@ -68,8 +69,7 @@ class Suppressions:
             delivery_id = self._crypto.open_mail_token(mail_token)
         except ValueError:
             raise DeliveryNotFound from None
-        async with acquire(self._pool) as connection:
-            row = await (await connection.execute(SQL.find_organization, {"delivery_id": delivery_id})).fetchone()
+        row = await self._find(SQL.find_organization, {"delivery_id": delivery_id})
         if row is None:
             raise DeliveryNotFound
         return row[0], delivery_id
@@ -86,8 +86,7 @@ class Suppressions:
             "now": now,
             "expire_time": now + self._period,
         }
-        async with acquire(self._pool) as connection:
-            await connection.execute(SQL.add, values)
+        await read(self._pool, lambda connection: connection.execute(SQL.add, values))
         self._hashes.add(hash((delivery.organization_id, delivery.destination_digest)))
 
     async def holds(self, organization_id: str, address: str) -> bool:
@@ -98,8 +97,7 @@ class Suppressions:
         if all(hash((organization_id, digest)) not in self._hashes for digest in digests):
             return False
         values = {"organization_id": organization_id, "digests": digests, "now": self._clock()}
-        async with acquire(self._pool) as connection:
-            row = await (await connection.execute(SQL.is_suppressed, values)).fetchone()
+        row = await self._find(SQL.is_suppressed, values)
         if row is None:  # lifted, or over
             self._hashes.difference_update(hash((organization_id, digest)) for digest in digests)
         return row is not None
@@ -116,6 +114,12 @@ class Suppressions:
         values = {"organization_id": organization_id, "digests": self._digests(address)}
         async with acquire(self._pool) as connection:
             return (await connection.execute(SQL.lift, values)).rowcount > 0
+
+    async def _find(self, query: str, values: Mapping[str, Any]) -> Row | None:
+        async def find(connection: Connection) -> Row | None:
+            return await (await connection.execute(query, values)).fetchone()
+
+        return await read(self._pool, find)
 
     def _digests(self, address: str) -> list[bytes]:
         return [digest for digest in (self._crypto.digest(address), self._crypto.other_digest(address)) if digest]

@@ -1,14 +1,16 @@
 """The dispatcher: how many messages it risks while outcomes cannot be stored, and which share a transaction."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
+from server.errors import DatabaseUnavailable
 from server.otps.delivery.dispatcher import Dispatcher
+from server.otps.delivery.outbox import DeliveryJob
 from server.otps.delivery.outcome_policy import DeliveryResult
 from server.otps.delivery.outcomes import Outcomes
 from server.otps.otp import DeliveryStatus
@@ -166,3 +168,58 @@ async def test_outcomes_are_stored_in_batches_of_one_shard(replica: Replica, sha
     outcomes = Outcomes(replica.pool, batching=batching, lease=LEASE, clock=replica.clock)
     batches = outcomes.batches([DeliveryResult(replica.job(send), accepted) for send in sends])
     assert ["".join(result.job.send.organization_id for result in batch) for batch in batches] == parts
+
+
+class OutcomesWithoutAWorker(Outcomes):
+    """As on Citus while the worker of `lost` is away."""
+
+    async def record(self, results: Sequence[DeliveryResult]) -> list[DeliveryJob]:
+        if any(result.job.send.organization_id == "lost" for result in results):
+            raise DatabaseUnavailable(retry_after_seconds=0.1)
+        return await super().record(results)
+
+
+async def test_outcomes_of_a_lost_worker_delay_no_others(pool: Pool) -> None:
+    replica = Replica(pool)
+    for organization_id in ("lost", "other"):
+        await fund(pool, 100, organization_id=organization_id)
+    batching = Batching(size=5, linger_seconds=0.0, shards=ShardOfEach())
+    outcomes = OutcomesWithoutAWorker(pool, batching=batching, lease=LEASE, clock=replica.clock)
+    console = Console(None)
+    dispatcher = Dispatcher({Channel.EMAIL: console}, CRYPTO, outcomes, concurrency=2, queue=100, clock=replica.clock)
+    dispatcher.enqueue([replica.job(await replica.send(organization_id="lost"))])
+    await until(lambda: len(console.messages) == 1)
+    others = [await replica.send(organization_id="other") for _ in range(20)]
+    dispatcher.enqueue([replica.job(each) for each in others])
+
+    async def are_stored() -> bool:
+        return {(await stored(pool, each.record.otp)).deliveries[0].status for each in others} == {SENT}
+
+    await until(are_stored)
+    await dispatcher.drain(0)
+
+
+class StuckConsole(Console):
+    """Takes every message, and answers none."""
+
+    async def deliver(self, message: Message) -> Outcome:
+        await super().deliver(message)
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+
+async def test_a_provider_that_does_not_answer_leaves_slots_and_places_to_the_other_channels(replica: Replica) -> None:
+    await fund(replica.pool, 1000)
+    mails, messages = Console(None), StuckConsole(None)
+    providers = {Channel.EMAIL: mails, Channel.SMS: messages}
+    dispatcher = Dispatcher(providers, CRYPTO, replica.outcomes, concurrency=5, queue=10, clock=replica.clock)
+    by_sms = [replica.job(await replica.send(f"+62812000000{number:02}", channel=Channel.SMS)) for number in range(20)]
+    taken = dispatcher.enqueue(by_sms)
+    await until(lambda: len(messages.messages) == 4)
+    taken += dispatcher.enqueue(by_sms[taken:])
+    by_mail = [replica.job(await replica.send()) for _ in range(2)]
+
+    assert dispatcher.enqueue(by_mail) == 2
+    await until(lambda: len(mails.messages) == 2)
+    assert (taken, dispatcher.free_places) == (12, 0)
+    await dispatcher.drain(0)

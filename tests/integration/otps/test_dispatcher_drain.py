@@ -1,10 +1,13 @@
 """Stopping a dispatcher: each job is finished or stays in the outbox; one beyond the queue limit is not enqueued."""
 
+import asyncio
+
 from server.otps.delivery.dispatcher import Dispatcher
 from server.postgres.pool import Pool, acquire
 from server.providers.console import Console
 from server.providers.provider import Channel
 from tests.integration.otps.replica import CRYPTO, Replica, count_rows, fund
+from tests.waiting import until
 
 
 async def statuses(pool: Pool) -> list[str]:
@@ -51,3 +54,24 @@ async def test_a_drain_without_time_leaves_unfinished_jobs_in_the_outbox(replica
     queued, in_outbox, everything = row
     assert queued == in_outbox >= everything - len(console.messages)
     assert len(console.messages) <= 2
+
+
+async def test_an_outcome_that_a_drain_interrupts_is_stored_in_the_end(replica: Replica) -> None:
+    """Otherwise another replica sends the message again."""
+    await fund(replica.pool, 10)
+    jobs = [replica.job(await replica.send()) for _ in range(3)]
+    console = Console(None)
+    dispatcher = Dispatcher(
+        {Channel.EMAIL: console}, CRYPTO, replica.outcomes, concurrency=4, queue=100, clock=replica.clock
+    )
+    connections = [await replica.pool.getconn() for _ in range(replica.pool.max_size)]
+    dispatcher.enqueue(jobs)
+    await until(lambda: len(console.messages) == 3)
+    draining = asyncio.create_task(dispatcher.drain(0.5))
+    await until(lambda: dispatcher.free_places == 0)  # the time is over
+    for connection in connections:
+        await replica.pool.putconn(connection)
+    await draining
+
+    assert await statuses(replica.pool) == ["SENT"] * 3
+    assert await count_rows(replica.pool, "outbox") == 0

@@ -8,13 +8,14 @@ import pytest
 
 from server.clock import utc_now
 from server.otps.delivery.reports import report_delivery
-from server.otps.otp import DeliveryStatus, OtpStatus
+from server.otps.otp import DeliveryStatus, OtpStatus, read_otp
 from server.otps.send import Accepted
-from server.postgres.pool import Pool, open_pool, transaction
+from server.postgres.pool import Pool, open_pool, read, transaction
 from server.providers.provider import OutcomeKind
 from tests.fault_proxy import BreakAt, FaultProxy, proxy_to
 from tests.integration.otps.backends import open_as_owner, wait_for_blocked_backend
 from tests.integration.otps.replica import Replica, count_rows, fund, ledger, spent, stored
+from tests.outages import end_sessions
 
 
 @dataclass
@@ -112,3 +113,12 @@ async def test_a_backend_that_is_terminated_while_it_waits_is_replaced_and_charg
     answers = await asyncio.gather(*sends, return_exceptions=True)
     assert [type(answer) for answer in answers] == [Accepted] * 10
     assert await spent(pool) == [1] * 10
+
+
+async def test_reads_are_repeated_when_their_connection_is_lost(pool: Pool, database_url: str) -> None:
+    await fund(pool, 100)
+    replica = Replica(pool)
+    otp = (await replica.send()).record.otp
+    await end_sessions(database_url)
+    found = await read(pool, lambda connection: read_otp(connection, "acme", otp.otp_id))
+    assert found.otp == otp

@@ -8,11 +8,13 @@ import pytest
 
 from server.errors import AccountBusy, TooManySends, WrongCode
 from server.events.log import EventSwitches, disable_events, enable_events
+from server.otps import expiry
 from server.otps.admission import SendLimits
 from server.otps.expiry import tell_expired
 from server.otps.otp import DeliveryStatus
 from server.postgres.pool import Pool, acquire
 from server.providers.provider import OutcomeKind
+from tests.integration.otps.backends import open_as_owner
 from tests.integration.otps.replica import ManualClock, Replica, fund, wrong
 
 Told = list[tuple[str, dict[str, Any]]]
@@ -249,3 +251,41 @@ async def test_without_events_nothing_is_told_and_no_statement_asks_for_them(
         await told_replica.verify(sent.record.otp)
         await connection.execute("ROLLBACK")
     assert await told(pool) == []
+
+
+@pytest.mark.parametrize(("most_found", "most_written"), [(10_000, 200), (3, 2), (2, 1)])
+async def test_a_locked_otp_delays_the_events_of_its_own_organization_alone(
+    pool: Pool, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, most_found: int, most_written: int
+) -> None:
+    """Whether or not all fit into one step; afterwards it has told all of them, in their order."""
+    monkeypatch.setattr(expiry, "_MOST_FOUND", most_found)
+    monkeypatch.setattr(expiry, "_MOST_WRITTEN", most_written)
+    switches, names = EventSwitches(pool), ("acme", "b", "c")
+    for name in names:
+        await enable_events(pool, name, now=clock())
+        await fund(pool, 100, organization_id=name)
+    await switches.refresh(clock())
+    replica = Replica(pool, clock=clock, switches=switches)
+    otps: dict[str, list[str]] = {name: [] for name in names}
+    locked_id = None
+    for _ in range(3):
+        for name in names:
+            otp = (await replica.send(organization_id=name)).record.otp
+            otps[name].append(str(otp.otp_id))
+            locked_id = locked_id or otp.otp_id
+        clock.advance(seconds=1)
+    clock.advance(minutes=6)
+
+    async def ended(name: str) -> list[str]:
+        return [details["otp_id"] for kind, details in await told(pool, name) if kind == "OTP_ENDED"]
+
+    async with await open_as_owner(pool) as owner, owner.transaction():
+        lock = "SELECT FROM otps WHERE organization_id = 'acme' AND otp_id = %s FOR UPDATE"
+        await owner.execute(lock, [locked_id])
+        for _ in range(2):
+            with pytest.raises(AccountBusy):
+                await tell_expired(pool, switches, now=clock())
+            assert {name: await ended(name) for name in names} == otps | {"acme": []}
+            clock.advance(minutes=3)  # then acme's stream is behind
+    await tell_expired(pool, switches, now=clock())
+    assert {name: await ended(name) for name in names} == otps

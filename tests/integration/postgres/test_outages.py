@@ -339,3 +339,20 @@ async def test_a_connection_that_is_given_up_while_it_opens_is_closed_at_once(
             await until(lambda: closed == connected)
     finally:
         gc.enable()
+
+
+async def test_a_long_statement_that_outlives_an_outage_does_not_end_the_search_for_the_database(
+    database_url: str,
+) -> None:
+    """Its connection was there before, and says nothing of new ones."""
+    async with pool_of(database_url) as pool:
+        async with no_new_sessions(database_url):
+            async with acquire(pool, seconds=pool.timeouts.job) as connection:  # as a periodic job
+                await end_sessions(database_url, but=connection.info.backend_pid)
+                with suppress(DatabaseUnavailable):
+                    async with acquire(pool) as lost:
+                        await lost.execute("SELECT 1")
+                await until(lambda: not pool.is_available)
+            await asyncio.sleep(0.6)  # two looks for the database
+            assert not pool.is_available
+        await until(lambda: pool.is_available)

@@ -109,6 +109,30 @@ async def test_a_reset_before_the_request_was_read_is_unknown(build: Build, make
     assert (outcome.kind, outcome.failure_reason) == (OutcomeKind.UNKNOWN, "connection_lost")
 
 
+async def test_a_call_that_a_shutdown_cancels_is_unknown_once_the_request_may_have_left(
+    build: Build, make_message: MakeMessage
+) -> None:
+    """Otherwise another replica would send the message again."""
+    arrived, closed = asyncio.Event(), asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        arrived.set()
+        await reader.read()
+        writer.close()
+        closed.set()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        delivering = asyncio.ensure_future(build(url, 30).deliver(make_message()))
+        await arrived.wait()
+        delivering.cancel()
+        outcome = await delivering
+        await closed.wait()
+
+    assert (outcome.kind, outcome.failure_reason) == (OutcomeKind.UNKNOWN, "shutdown")
+
+
 async def test_a_truncated_body_is_unknown(
     build: Build, sandbox: ProvidersSandbox, sandbox_url: str, make_message: MakeMessage
 ) -> None:
