@@ -9,7 +9,7 @@
 # what the first session that it ever opened to the database had reported, in_hot_standby among it. So a multi-host URL
 # that names a PgBouncer before each host finds no primary after a failover: libpq says "session is read-only" of a host
 # that takes writes. A guess would be that a restart of PostgreSQL, and with it new sessions of PgBouncer, mends that;
-# only a restart of PgBouncer does.
+# only RECONNECT on PgBouncer's console does, or a restart of PgBouncer.
 #
 # What helps: connect with target_session_attrs=any, and ask SHOW transaction_read_only, which the session answers.
 #
@@ -18,6 +18,7 @@
 #   standby: in_hot_standby is on, PgBouncer reports on; read-write refused: session is read-only
 #   promoted: in_hot_standby is off, PgBouncer reports on; read-write refused: session is read-only
 #   promoted and restarted: in_hot_standby is off, PgBouncer reports on; read-write refused: session is read-only
+#   after RECONNECT: in_hot_standby is off, PgBouncer reports off; read-write accepted
 #   after a restart of PgBouncer: in_hot_standby is off, PgBouncer reports off; read-write accepted
 #
 # Exit code 0 while the behaviour is as described, 1 when it has changed. Needs Debian 12 with apt-get.
@@ -104,7 +105,7 @@ try:
     (FOLDER / "pgbouncer.ini").write_text(
         f"[databases]\npostgres = host=127.0.0.1 port={standby}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
         f"listen_port = {pooler}\nunix_socket_dir =\nauth_type = trust\nauth_file = {FOLDER}/users\n"
-        "pool_mode = session\n")
+        "pool_mode = session\nadmin_users = postgres\n")
     bouncer = start_pgbouncer()
     version = subprocess.run(["dpkg-deb", "-f", next(FOLDER.glob("pgbouncer_*.deb")), "Version"], check=True,
                              capture_output=True, text=True).stdout.split("-")[0]
@@ -115,6 +116,10 @@ try:
     postgres("pg_ctl", "-D", data / "standby", "-w", "-m", "fast", "-o", f"{here} -p {standby}", "restart")
     time.sleep(16)  # server_login_retry
     seen.append(show("promoted and restarted"))
+    with psycopg.connect(f"host=127.0.0.1 port={pooler} user=postgres dbname=pgbouncer", autocommit=True) as console:
+        console.pgconn.exec_(b"RECONNECT")  # the console knows the simple protocol only
+    time.sleep(1)
+    seen.append(show("after RECONNECT"))
     bouncer.kill()
     bouncer.wait()
     bouncer = start_pgbouncer()
@@ -124,7 +129,8 @@ finally:
     for name in ("standby", "primary"):
         stop = [*AS_NOBODY, POSTGRES / "pg_ctl", "-D", data / name, "-m", "immediate", "stop"]
         subprocess.run(stop, check=False, cwd=FOLDER, **QUIET)
-expected = [("on", "on", False), ("off", "on", False), ("off", "on", False), ("off", "off", True)]
+expected = [("on", "on", False), ("off", "on", False), ("off", "on", False), ("off", "off", True),
+            ("off", "off", True)]
 sys.exit(0 if seen == expected else 1)
 PYTHON
 "$folder/venv/bin/python" "$folder/show.py" "$folder"
