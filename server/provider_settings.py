@@ -69,6 +69,12 @@ class Smtp(Group):
         default=50, ge=1, description="maximum connections per process; fewer if the relay refuses"
     )
     idle_seconds: float = Field(default=30, gt=0, description="seconds after which an idle connection is closed")
+    mails_per_connection: int | None = Field(
+        default=None,
+        ge=1,
+        description="mails after which a connection is closed; unset: 10 if the relay greets as Exim, which by default "
+        "keeps further ones until its next queue run, and otherwise none",
+    )
 
 
 class Whatsapp(Group):

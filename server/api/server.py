@@ -45,6 +45,7 @@ _OPTIONS: Final = (
     # A dead connection is detected within this time after a ping, so that streams do not outlive their callers.
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 20_000),  # a minute by default, whatever the time-out of keepalive is
+    ("grpc.http2.max_pings_without_data", 0),
     # Clients may ping an idle connection this often; more frequent pings are answered with GOAWAY.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -5,6 +5,7 @@ reply to it the outcome is UNKNOWN.
 """
 
 import asyncio
+import math
 import re
 import ssl
 import time
@@ -31,6 +32,8 @@ _DONE = 250
 # 421: the server closes the connection; -1: its reply was not SMTP.
 _BROKEN_CODES = frozenset({421, -1})
 _IDLE_CHECK_SECONDS = 2.0
+_MAILS_OF_EXIM = 10
+"""Exim's default of smtp_accept_queue_per_connection: of one connection it delivers no more at once."""
 _LONGEST_BOUNCE_NAME = 24  # with "+" and a token 64, which RFC 5321, section 4.5.3.1.1, allows
 _GROWTH_SECONDS = 10.0
 """Between two attempts at more connections than the relay allowed."""
@@ -141,6 +144,8 @@ class SmtpSettings:
     """The envelope's sender, which gets `+` and the mail's token before its `@`; empty: `sender`."""
     idle_seconds: float = 30.0
     """After which an idle connection is closed."""
+    mails_per_connection: int | None = None
+    """None: as many as the relay takes and delivers at once."""
     reply_to: str = ""
     """The address in Reply-To; empty, as the two below: no such header."""
     feedback_id: str = ""
@@ -158,6 +163,7 @@ class _Line(SMTP):
     """A connection to the relay. It tries one login mechanism: a wrong password counts once at the relay."""
 
     AUTH_METHODS = ("plain", "login", "cram-md5")
+    mails_left: float = math.inf
 
     @property
     def supported_auth_methods(self) -> list[str]:
@@ -203,8 +209,11 @@ class Lines:
 
     def give_back(self, line: _Line) -> None:
         """Return a connection that is still usable, after RSET."""
+        line.mails_left -= 1
         if not line.is_connected:
             self.drop(line)
+        elif line.mails_left <= 0:
+            self._end(line)
         elif not self._wake(line):
             retire = asyncio.get_running_loop().call_later(self._settings.idle_seconds, self._retire, line)
             self._idle[line] = retire
@@ -246,7 +255,10 @@ class Lines:
         try:
             # A relay whose processes are all busy accepts a connection and stays silent.
             async with asyncio.timeout(settings.timeout_seconds / 2):
-                await line.connect()
+                greeting = await line.connect()
+                line.mails_left = settings.mails_per_connection or (
+                    _MAILS_OF_EXIM if " Exim " in greeting.message else math.inf
+                )
                 if line.is_ehlo_or_helo_needed:  # without STARTTLS and a login
                     await line.ehlo()
         except BaseException as error:
@@ -299,6 +311,9 @@ class Lines:
 
     def _retire(self, line: _Line) -> None:
         del self._idle[line]
+        self._end(line)
+
+    def _end(self, line: _Line) -> None:
         task = asyncio.create_task(self._quit(line))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

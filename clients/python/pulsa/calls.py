@@ -56,11 +56,12 @@ OPTIONS: Final = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Despite its name how long a connection may take to open, TLS included: 20 s by default.
     ("grpc.min_reconnect_backoff_ms", 5000),
-    # Notices within 25 s that the server's host has fallen silent. By default no stream ever does, nor a call for 15
-    # minutes. The time-out of keepalive bounds only what follows the one of pings, which is a minute by default.
+    # Notices within 25 s that the server has fallen silent: by default a stream never does. What counts is the time-out
+    # of pings, a minute by default, and that an idle stream may send more than two of them.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5000),
     ("grpc.http2.ping_timeout_ms", 5000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 """Of a channel."""

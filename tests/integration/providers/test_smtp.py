@@ -326,6 +326,28 @@ async def test_a_relay_with_a_limit_of_mails_in_a_session_gets_a_new_session(
     assert (relay.connections, len(relay.mails)) == (4, 35)
 
 
+@pytest.mark.parametrize(
+    ("greeting", "changes", "connections"),
+    [
+        ("220 relay.example ESMTP Exim 4.96 Mon, 30 Nov 2026 08:00:00 +0000", {}, 3),
+        ("220 relay.example ESMTP Exim 4.96", {"mails_per_connection": 1000}, 1),
+        ("220 relay.example ESMTP Postfix", {}, 1),
+        ("220 relay.example ESMTP Postfix", {"mails_per_connection": 5}, 5),
+    ],
+)
+async def test_a_connection_has_no_more_mails_than_the_relay_delivers_at_once(
+    relay: Relay, templates: Templates, message: Message, greeting: str, changes: dict[str, int], connections: int
+) -> None:
+    relay.play("GREETING", *[greeting] * connections)
+    smtp = Smtp(settings(relay.port, **changes), templates, clock=utc_now)
+
+    kinds = {(await smtp.deliver(message)).kind for _ in range(25)}
+    await smtp.close()
+
+    assert kinds == {OutcomeKind.ACCEPTED}
+    assert (relay.connections, relay.quits, len(relay.mails)) == (connections, connections, 25)
+
+
 async def test_a_refusal_on_the_only_connection_is_about_the_provider(
     smtp: Smtp, relay: Relay, message: Message
 ) -> None:
