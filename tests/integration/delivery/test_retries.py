@@ -142,7 +142,7 @@ async def test_a_backlog_waits_in_the_database_and_not_in_memory(
 
     statuses = {(await harness.deliveries(one))[0].status for one in sent}
     charged = sum([not (await harness.deliveries(one))[0].refunded for one in sent])
-    assert (most, statuses <= {SENT, FAILED}) == (5, True)
+    assert (most, statuses <= {SENT, FAILED}) == (4, True)  # the fifth place is for other channels
     assert charged == sum(call.provider == "twilio" for call in stand_ins.sandbox.received) - 120
     assert await harness.credits() == 300 - 3 * charged
 
@@ -160,4 +160,4 @@ async def test_one_organizations_backlog_leaves_queue_places_for_another(
     await harness.take_over(after=LEASE)
 
     assert (await harness.deliveries(quiet))[0].status is SENT
-    assert len(stand_ins.relay.mails) == 10
+    assert len(stand_ins.relay.mails) == 8  # two places are for other channels

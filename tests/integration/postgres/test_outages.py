@@ -5,7 +5,7 @@ import gc
 import logging
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import psycopg
 import pytest
@@ -345,14 +345,15 @@ async def test_a_long_statement_that_outlives_an_outage_does_not_end_the_search_
     database_url: str,
 ) -> None:
     """Its connection was there before, and says nothing of new ones."""
-    async with pool_of(database_url) as pool:
+    async with pool_of(database_url) as pool, AsyncExitStack() as job:
+        connection = await job.enter_async_context(acquire(pool, seconds=pool.timeouts.job))
         async with no_new_sessions(database_url):
-            async with acquire(pool, seconds=pool.timeouts.job) as connection:  # as a periodic job
-                await end_sessions(database_url, but=connection.info.backend_pid)
-                with suppress(DatabaseUnavailable):
-                    async with acquire(pool) as lost:
-                        await lost.execute("SELECT 1")
-                await until(lambda: not pool.is_available)
+            await end_sessions(database_url, but=connection.info.backend_pid)
+            with suppress(DatabaseUnavailable):
+                async with acquire(pool) as lost:
+                    await lost.execute("SELECT 1")
+            await until(lambda: not pool.is_available)
+            await job.aclose()
             await asyncio.sleep(0.6)  # two looks for the database
             assert not pool.is_available
         await until(lambda: pool.is_available)

@@ -1,11 +1,11 @@
 """What an organization does for automatic top-ups: it saves a card on Stripe's page, agrees, and spends."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from server.credits.top_ups.automatic import SETTINGS, AutomaticTopUp, Consent
+from server.credits.top_ups.automatic import SETTINGS, AutomaticTopUp, Consent, next_month
 from server.credits.top_ups.automatic_service import AutomaticTopUpView
 from server.credits.top_ups.cards import CardSetupOrder, save_card
 from server.credits.top_ups.state_machine import TopUp
@@ -65,6 +65,11 @@ async def settle(driver: TopUpDriver) -> None:
     """Return once everything that runs in the background has ended."""
     await driver.automatic.close()
     await driver.top_ups.close()
+
+
+def to_day_of_next_month(driver: TopUpDriver, day: int) -> None:
+    """Put the clock to a day of the next month."""
+    driver.clock.ahead += next_month(driver.clock()) - driver.clock() + timedelta(days=day - 1)
 
 
 async def bought(driver: TopUpDriver, organization_id: str = ACME) -> list[TopUp]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.credits.top_ups.state_machine import TopUpStatus
-from tests.integration.top_ups.cards import add_card, bought, enable, open_page, settle, spend
+from tests.integration.top_ups.cards import add_card, bought, enable, open_page, settle, spend, to_day_of_next_month
 from tests.integration.top_ups.driver import ACME, BAD_ANSWERS, TopUpDriver
 from tests.integration.top_ups.failpoints import SimulatedCrash, restart
 from tests.waiting import until
@@ -216,7 +216,7 @@ async def test_without_any_webhook_a_page_and_a_charge_are_still_known(driver: T
 
 async def test_a_cap_that_was_lowered_leaves_automatic_top_ups_on(driver: TopUpDriver) -> None:
     """The declined top-up would expire before the next month: it is canceled, and that month orders another one."""
-    driver.clock.ahead += timedelta(days=(32 - driver.clock().day) % 31 + 5)
+    to_day_of_next_month(driver, 6)
     await ready(driver)
     await spend(driver, 1)
     await settle(driver)
@@ -236,3 +236,7 @@ async def test_a_cap_that_was_lowered_leaves_automatic_top_ups_on(driver: TopUpD
     await until(is_canceled)
     view = await driver.automatic.read(ACME)
     assert (view.state, view.row.is_enabled) == ("CAP_REACHED", True)
+    await driver.control(f"POST /cards/{card}/works")
+    await enable(driver, monthly_credit_cap=2000)
+    await settle(driver)
+    assert [each.status for each in await bought(driver)] == [_S.PAID, _S.CANCELED, _S.PAID]

@@ -24,6 +24,7 @@ from tests.integration.top_ups.cards import (
     settle,
     spend,
     switch_off,
+    to_day_of_next_month,
 )
 from tests.integration.top_ups.driver import ACME, TopUpDriver
 from tests.waiting import until
@@ -166,7 +167,7 @@ async def test_a_charge_beyond_the_cap_of_its_month_waits(driver: TopUpDriver) -
     await ready(driver, monthly_credit_cap=1999)
     await spend(driver, 1)
     await settle(driver)
-    driver.clock.ahead += timedelta(days=40)
+    to_day_of_next_month(driver, 28)  # the invoice is due in the month after
     [card] = (await driver.control("GET /cards"))["cards"]
     await driver.control(f"POST /cards/{card['id']}/declined")
     await spend(driver, 1099)
@@ -184,6 +185,7 @@ async def test_a_charge_beyond_the_cap_of_its_month_waits(driver: TopUpDriver) -
 
 
 async def test_a_cap_below_what_waits_to_be_charged_is_told(driver: TopUpDriver) -> None:
+    to_day_of_next_month(driver, 28)
     await ready(driver, credits=99, monthly_credit_cap=2000)
     [card] = (await driver.control("GET /cards"))["cards"]
     await driver.control(f"POST /cards/{card['id']}/declined")
