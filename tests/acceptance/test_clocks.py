@@ -122,12 +122,12 @@ async def test_the_lease_of_a_replica_whose_clock_stepped_ends_in_its_time(
 ) -> None:
     lease = {"lease_seconds": 9}
     async with Relay() as relay:
-        relay.play("CONTENT", HANG)
+        relay.play("DATA", HANG)  # once its content has left, a mail that is cancelled has an outcome
         machine = Machine()
         async with replica(database_url, tmp_path, relay, machine, drain_seconds=0, delivery=lease) as one:
             await one.grant(1)
             machine.ahead = step
             await one.send(email="ann@mail.example", ttl={"seconds": 600})
-            await relay.reached("CONTENT")
+            await relay.reached("DATA")
         async with replica(database_url, tmp_path, relay, Machine(), delivery=lease):
             await until(lambda: recipients(relay) == {"ann@mail.example": 1})
