@@ -42,7 +42,7 @@ from server.otps.send import Sender
 from server.otps.usage import Conversion, DailyUsage, read_conversions, read_usage
 from server.otps.verify import Verifier
 from server.postgres.batcher import Batching
-from server.postgres.pool import Connection, Pool, read
+from server.postgres.pool import Connection, Pool, run_idempotent
 from server.providers.provider import Channel
 
 _LAST_ID: Final = 2**128 - 1
@@ -90,7 +90,7 @@ class OtpRecords:
     async def GetOtp(self, request: pb.GetOtpRequest, _: Call) -> pb.GetOtpResponse:
         """Return one OTP."""
         organization_id, otp_id = request.organization_id, UUID(request.otp_id)
-        record = await read(self._pool, lambda connection: read_otp(connection, organization_id, otp_id))
+        record = await run_idempotent(self._pool, lambda connection: read_otp(connection, organization_id, otp_id))
         response = pb.GetOtpResponse()
         self._write_record(response.otp, record)
         return response
@@ -108,7 +108,7 @@ class OtpRecords:
                 return await list_otps(connection, own, before_otp_id=before, limit=limit), None
             return await search_otps(connection, own, search, before_otp_id=before, limit=limit, now=self._clock())
 
-        records, bound = await read(self._pool, find)
+        records, bound = await run_idempotent(self._pool, find)
         response = pb.ListOtpsResponse()
         if last := write_page(response.otps, records, self._write_record, size=size):
             bound = last.otp.otp_id
@@ -119,7 +119,9 @@ class OtpRecords:
     async def CancelOtp(self, request: pb.CancelOtpRequest, _: Call) -> pb.CancelOtpResponse:
         """Cancel an OTP: its code no longer works."""
         organization_id, otp_id, now = request.organization_id, UUID(request.otp_id), self._clock()
-        record = await read(self._pool, lambda connection: cancel_otp(connection, organization_id, otp_id, now=now))
+        record = await run_idempotent(
+            self._pool, lambda connection: cancel_otp(connection, organization_id, otp_id, now=now)
+        )
         response = pb.CancelOtpResponse()
         self._write_record(response.otp, record)
         return response
@@ -195,7 +197,7 @@ class OtpRecords:
             return days, await read_conversions(connection, request.organization_id, start=start, end=end)
 
         async with self._usage_reads:
-            days, conversions = await read(self._pool, count, seconds=self._pool.timeouts.job)
+            days, conversions = await run_idempotent(self._pool, count, seconds=self._pool.timeouts.job)
         response = pb.GetUsageResponse(daily_usages=map(usage_message, days))
         if conversions:
             response.conversions_start_date = conversions[0].isoformat()

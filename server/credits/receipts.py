@@ -21,7 +21,7 @@ from server.credits.ledger import DIGEST, AuditKeys
 from server.credits.merkle import MerkleTree, leaf_of
 from server.errors import ReceiptNotFound
 from server.postgres.columns import BIGINT, BYTEA, TEXT, RowSource
-from server.postgres.pool import Connection, Pool, acquire, read, transaction
+from server.postgres.pool import Connection, Pool, acquire, run_idempotent, transaction
 from server.postgres.queries import load_queries
 
 _NAME: Final = "pulsa ledger head 1"
@@ -117,7 +117,7 @@ async def make_receipt(pool: Pool, organization_id: str, sequence: int) -> Recei
             raise LookupError(f"the entries of {organization_id} were changed: run python -m server audit")
         return Receipt(entry[0], tree.path(sequence - first_sequence), last_sequence, path, *signed)
 
-    return await read(pool, make)
+    return await run_idempotent(pool, make)
 
 
 async def _next_day(pool: Pool) -> date | None:

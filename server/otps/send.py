@@ -66,7 +66,15 @@ from server.postgres.batcher import attempt
 from server.postgres.columns import byteas, texts, times
 from server.postgres.lanes import LOCKED, Locked
 from server.postgres.pipeline import Executor, Pipeline, Rows
-from server.postgres.pool import Pool, acquire, execute_alone, pipelined_transaction, read, retry_transient, transaction
+from server.postgres.pool import (
+    Pool,
+    acquire,
+    execute_alone,
+    pipelined_transaction,
+    retry_transient,
+    run_idempotent,
+    transaction,
+)
 from server.postgres.queries import load_queries
 from server.providers.provider import Channel
 from server.providers.sms_segments import segments
@@ -186,7 +194,7 @@ class Sender:
         Raises OtpNotFound, DestinationUnreadable, and what `prepare` raises.
         """
         organization_id, otp_id = request.organization_id, request.otp_id
-        otp_record = await read(self._pool, lambda connection: read_otp(connection, organization_id, otp_id))
+        otp_record = await run_idempotent(self._pool, lambda connection: read_otp(connection, organization_id, otp_id))
         settings = self._settings.of(request.organization_id)
         if request.destination is None:
             recipient = self._last_recipient(otp_record, settings)
@@ -226,7 +234,7 @@ class Sender:
         """The answer to a repeated request_id: the first delivery, and the OTP's current record."""
         delivery = replayed.delivery
         organization_id, otp_id = delivery.organization_id, delivery.otp_id
-        otp_record = await read(self._pool, lambda connection: read_otp(connection, organization_id, otp_id))
+        otp_record = await run_idempotent(self._pool, lambda connection: read_otp(connection, organization_id, otp_id))
         return Accepted(otp_record, delivery, replayed.low_balance, replayed=True)
 
     async def find_repeat(self, request: SendRequest | ResendRequest) -> Accepted | None:

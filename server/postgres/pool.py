@@ -443,7 +443,7 @@ async def measure_clock(pool: Pool) -> int:
 
 
 async def read(pool: Pool, work: Callable[[Connection], Awaitable[Result]], *, seconds: float | None = None) -> Result:
-    """Run idempotent work on a connection, as `acquire` gives one; repeated as `retry_transient` does."""
+    """Run idempotent work, such as a read, on a connection of `acquire`, and repeat it as `retry_transient` does."""
 
     async def once() -> Result:
         async with acquire(pool, seconds=seconds) as connection:

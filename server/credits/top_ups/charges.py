@@ -70,9 +70,8 @@ class Charges:
             row, now = await lock_automatic(connection, top_up.organization_id), self._store.clock()
             if not self.is_due(before):
                 return None
-            after = replace(before, charge_time=None)
             if row is None or not may_charge(row, before) or TopUpFlag.PARTLY_PAID in before.flags:
-                pass
+                after = replace(before, charge_time=None)
             elif accounts[top_up.organization_id].suspend_time is not None:
                 after = replace(before, charge_time=now + self._store.terms.charge_pause)
             elif await refuse_over_cap(connection, row, before.credits, now=now):

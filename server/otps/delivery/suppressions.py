@@ -15,7 +15,7 @@ from server.ids import new_id
 from server.otps.crypto import Crypto
 from server.otps.otp import Delivery
 from server.postgres.pipeline import Row
-from server.postgres.pool import Connection, Pool, acquire, read
+from server.postgres.pool import Connection, Pool, acquire, run_idempotent
 from server.postgres.queries import load_queries
 from server.postgres.workers import find_everywhere
 from server.providers.provider import Message, Outcome, OutcomeKind, Provider, Subject
@@ -86,7 +86,7 @@ class Suppressions:
             "now": now,
             "expire_time": now + self._period,
         }
-        await read(self._pool, lambda connection: connection.execute(SQL.add, values))
+        await run_idempotent(self._pool, lambda connection: connection.execute(SQL.add, values))
         self._hashes.add(hash((delivery.organization_id, delivery.destination_digest)))
 
     async def holds(self, organization_id: str, address: str) -> bool:
@@ -119,7 +119,7 @@ class Suppressions:
         async def find(connection: Connection) -> Row | None:
             return await (await connection.execute(query, values)).fetchone()
 
-        return await read(self._pool, find)
+        return await run_idempotent(self._pool, find)
 
     def _digests(self, address: str) -> list[bytes]:
         return [digest for digest in (self._crypto.digest(address), self._crypto.other_digest(address)) if digest]

@@ -10,7 +10,7 @@ from server.clock import utc_now
 from server.otps.delivery.reports import report_delivery
 from server.otps.otp import DeliveryStatus, OtpStatus, read_otp
 from server.otps.send import Accepted
-from server.postgres.pool import Pool, open_pool, read, transaction
+from server.postgres.pool import Pool, open_pool, run_idempotent, transaction
 from server.providers.provider import OutcomeKind
 from tests.fault_proxy import BreakAt, FaultProxy, proxy_to
 from tests.integration.otps.backends import open_as_owner, wait_for_blocked_backend
@@ -120,5 +120,5 @@ async def test_reads_are_repeated_when_their_connection_is_lost(pool: Pool, data
     replica = Replica(pool)
     otp = (await replica.send()).record.otp
     await end_sessions(database_url)
-    found = await read(pool, lambda connection: read_otp(connection, "acme", otp.otp_id))
+    found = await run_idempotent(pool, lambda connection: read_otp(connection, "acme", otp.otp_id))
     assert found.otp == otp
