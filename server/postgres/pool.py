@@ -442,7 +442,9 @@ async def measure_clock(pool: Pool) -> int:
     return 0
 
 
-async def read(pool: Pool, work: Callable[[Connection], Awaitable[Result]], *, seconds: float | None = None) -> Result:
+async def run_idempotent(
+    pool: Pool, work: Callable[[Connection], Awaitable[Result]], *, seconds: float | None = None
+) -> Result:
     """Run idempotent work, such as a read, on a connection of `acquire`, and repeat it as `retry_transient` does."""
 
     async def once() -> Result:
