@@ -36,7 +36,10 @@ class Channel(Group):
         default=5, ge=1, description="consecutive failures that open a provider's circuit breaker"
     )
     cooldown_seconds: float = Field(
-        default=30, gt=0, description="seconds until an open circuit breaker tries the provider again"
+        default=30,
+        gt=0,
+        description="maximum seconds until an open circuit breaker tries the provider again; 1, 2, 4 and so on while "
+        "it cannot be reached",
     )
 
 

@@ -38,6 +38,7 @@ SECONDS = Histogram(
 
 # Meta's spam limit, which every further attempt makes worse: opens the breaker after one failure.
 _OPENS_IMMEDIATELY = frozenset({"whatsapp_131048"})
+_FIRST_PAUSE_SECONDS: Final = 1.0
 # Such an answer shows that the provider works.
 _WORKS = frozenset({Subject.DESTINATION, Subject.ROUTE})
 
@@ -49,7 +50,11 @@ class BreakerSettings:
     failures_to_open: int = 5
     """Failures in a row after which it opens: outcomes about our account or the provider that are not ACCEPTED."""
     cooldown_seconds: float = 30.0
-    """After this one message is sent as a probe. The provider's Retry-After applies if it is longer."""
+    """After this one message is sent as a probe. The provider's Retry-After applies if it is longer.
+
+    While a provider cannot be reached, a probe loses nothing: the first is sent after a second, and the pause doubles
+    up to this. A burst of connections that are not opened in time is such a failure too.
+    """
 
 
 class Breaker:
@@ -64,6 +69,7 @@ class Breaker:
         self._cause: Outcome | None = None
         self._probe_time = 0.0
         self._probing = False
+        self._pause_seconds = 0.0
 
     def refusal(self) -> Outcome | None:
         """The outcome without calling the provider; None when it may be called: `record` or `abandon` must follow.
@@ -103,7 +109,15 @@ class Breaker:
         self._probing = False
 
     def _open(self, cause: Outcome) -> None:
-        cooldown_seconds = max(self._settings.cooldown_seconds, cause.retry_after_seconds or 0.0)
+        now, longest = self._clock(), self._settings.cooldown_seconds
+        if self._cause is None or now >= self._probe_time:  # not another call that began before it opened
+            self._pause_seconds = min(longest, 2 * self._pause_seconds or _FIRST_PAUSE_SECONDS)
+        loses_nothing = (
+            cause.kind is OutcomeKind.NOT_SENT
+            and cause.about is Subject.PROVIDER
+            and cause.failure_reason not in _OPENS_IMMEDIATELY
+        )
+        cooldown_seconds = max(self._pause_seconds if loses_nothing else longest, cause.retry_after_seconds or 0.0)
         if self._cause is None:
             _log.error(
                 "provider stopped: it failed too often",
@@ -114,13 +128,14 @@ class Breaker:
                 cooldown_seconds=cooldown_seconds,
             )
         self._cause = cause
-        self._probe_time = self._clock() + cooldown_seconds
+        self._probe_time = max(self._probe_time, now + cooldown_seconds)
 
     def _close(self) -> None:
         if self._cause is not None:
             _log.warning("provider works again", provider=self._provider_name)
         self._cause = None
         self._failures = 0
+        self._pause_seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True)

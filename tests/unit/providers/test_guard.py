@@ -44,21 +44,21 @@ async def send(guarded: Guard, message: Message, times: int = 1) -> Outcome:
     return await guarded.deliver(message)
 
 
-@pytest.mark.parametrize("failure", [DOWN, LOST])
+@pytest.mark.parametrize(("failure", "pause"), [(DOWN, 1), (LOST, 30)])
 async def test_after_failures_in_a_row_a_provider_is_not_asked_until_a_probe_succeeds(
-    failure: Outcome, make_message: MakeMessage
+    failure: Outcome, pause: float, make_message: MakeMessage
 ) -> None:
     provider, clock = ProviderDouble(failure, failure, failure), Clock()
     guarded = guard(provider, clock)
     with capture_logs() as logs:
         await send(guarded, make_message(), times=3)
-        clock.now += 10
+        clock.now += pause / 3
         refused = await send(guarded, make_message(), times=20)
-        clock.now += 20
+        clock.now += pause
         probe = await guarded.deliver(make_message())
 
     assert (refused.kind, refused.failure_reason) == (OutcomeKind.NOT_SENT, "circuit_open")
-    assert refused.retry_after_seconds == 20
+    assert refused.retry_after_seconds == pytest.approx(max(pause * 2 / 3, 1))
     assert probe == ACCEPTED
     assert provider.calls == 4
     assert [entry["event"] for entry in logs] == ["provider stopped: it failed too often", "provider works again"]
@@ -89,6 +89,26 @@ async def test_a_failed_probe_opens_the_breaker_again_without_a_second_alert(
 
     assert provider.calls == 4
     assert len(logs) == 1
+
+
+async def test_the_pause_between_probes_doubles_while_the_provider_cannot_be_reached(make_message: MakeMessage) -> None:
+    """Also when many calls fail at once, as a burst of connections does."""
+    provider, clock = ProviderDouble(*[DOWN] * 100), Clock()
+    guarded = guard(provider, clock)
+    provider.may_answer.clear()
+    burst = [asyncio.create_task(guarded.deliver(make_message())) for _ in range(10)]
+    await provider.until_asked(10)
+    provider.may_answer.set()
+    await asyncio.wait(burst)
+    began, probes = clock.now, []
+    while clock.now < began + 125:
+        calls = provider.calls
+        await guarded.deliver(make_message())
+        if provider.calls > calls:
+            probes.append(clock.now - began)
+        clock.now += 0.5
+
+    assert probes == [1, 3, 7, 15, 31, 61, 91, 121]
 
 
 async def test_only_one_probe_is_made_at_a_time_and_a_canceled_one_allows_the_next(make_message: MakeMessage) -> None:
