@@ -72,7 +72,7 @@ def test_calls_go_to_all_addresses_of_a_name(server: ScriptedServer, address: st
         for _ in range(10):
             pulsa.credits.GetBalance(REQUEST)
     grpc_server.stop(None).wait()
-    assert len(server.requests) - before == 5
+    assert 4 <= len(server.requests) - before <= 6
 
 
 @pytest.mark.parametrize(

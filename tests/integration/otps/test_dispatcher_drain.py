@@ -67,7 +67,7 @@ async def test_an_outcome_that_a_drain_interrupts_is_stored_in_the_end(replica: 
     connections = [await replica.pool.getconn() for _ in range(replica.pool.max_size)]
     dispatcher.enqueue(jobs)
     await until(lambda: len(console.messages) == 3)
-    draining = asyncio.create_task(dispatcher.drain(0.5))
+    draining = asyncio.create_task(dispatcher.drain(3))
     await until(lambda: dispatcher.free_places == 0)  # the time is over
     for connection in connections:
         await replica.pool.putconn(connection)
