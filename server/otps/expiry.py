@@ -146,12 +146,12 @@ def _steps(spans: Sequence[_Span]) -> Iterator[Sequence[_Span]]:
 async def _write_free(pool: Pool, step: Sequence[_Span], busy: dict[str, AccountBusy], *, now: datetime) -> int:
     """As `_write`; an organization of which a row stays locked is put into `busy`, and delays no other."""
     spans = [span for span in step if span.organization_id not in busy]
-    own = {
-        span.organization_id: [each for each in spans if each.organization_id == span.organization_id] for span in spans
-    }
+    own: dict[str, list[_Span]] = defaultdict(list)
     try:
         return await _write(pool, spans, now=now) if spans else 0
     except AccountBusy as error:
+        for span in spans:
+            own[span.organization_id].append(span)
         if len(own) == 1:
             busy[spans[0].organization_id] = error
             return 0

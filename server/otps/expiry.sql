@@ -1,4 +1,5 @@
 -- find_expired
+-- Not of a stream that is further behind: it is on a worker that was away when find_behind asked, and comes next time.
 -- Each stream's OTPs by their key. FETCH keeps PostgreSQL from reading the OTPs of all organizations first, and what
 -- expired at the time of the last row is complete.
 SELECT stream.organization_id, stream.expired_until, expired.expire_time, expired.otp_id

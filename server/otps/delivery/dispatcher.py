@@ -153,9 +153,12 @@ class Dispatcher:
             self._start(self._work)
 
     def _may_begin(self) -> bool:
-        return self._free_slots > 0 and self._unsettled < self._most_unsettled and self._next_channel() is not None
+        return self._next_channel() is not None
 
     def _next_channel(self) -> Channel | None:
+        """The channel of the next job, if one may begin."""
+        if not self._free_slots or self._unsettled >= self._most_unsettled:
+            return None
         return next(
             (own for own, queue in self._queues.items() if queue and self._running[own] < self._most_running), None
         )
@@ -163,10 +166,9 @@ class Dispatcher:
     async def _work(self) -> None:
         self._worker_is_starting = False
         for _ in range(_JOBS_OF_A_WORKER):
-            if not self._may_begin():
-                return
             channel = self._next_channel()
-            assert channel is not None  # noqa: S101 - `_may_begin` has found one
+            if channel is None:
+                return
             queue = self._queues[channel] = self._queues.pop(channel)  # its next turn is after the others'
             job = queue.popleft()
             self._running[channel] += 1
